@@ -1,0 +1,3 @@
+"""cliproxy: an LLM gateway that you can hand your provider keys to."""
+
+__version__ = "0.1.0"
