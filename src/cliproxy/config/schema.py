@@ -1,0 +1,199 @@
+"""The configuration as types: frozen, every unknown key an error, every default safe.
+
+`Settings` is what every process gets; it holds no secret (an inline `auth.encryption.key` is taken out by `config.load` and travels
+to the vault as the master key, never in here). It crosses processes as MessagePack (`encode_settings`/`decode_settings`).
+The specification's own YAML blocks are accepted as they stand.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+SpecAction = Literal["notify_admin", "block_ip", "disable_provider", "lockdown"]
+
+
+class _Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A block of the configuration."""
+
+
+class Tls(_Block):
+    """`server.tls`. Suite names are IANA's (TLS 1.2); TLS 1.3 suites are always on."""
+
+    enabled: bool = False
+    cert_file: str = ""
+    key_file: str = ""
+    min_version: Literal["1.2", "1.3"] = "1.2"
+    cipher_suites: tuple[str, ...] = ()
+
+
+class IpAllowlist(_Block):
+    """A non-empty, enabled allowlist means: everyone else is denied."""
+
+    enabled: bool = True
+    allowed_ips: tuple[str, ...] = ()
+
+
+class ServerSecurity(_Block):
+    """`server.security`: the longest matching prefix decides, an exact tie denies."""
+
+    ip_allowlist: IpAllowlist = IpAllowlist()
+    ip_denylist: tuple[str, ...] = ()
+
+
+class AddressRate(_Block):
+    """`server.rate_limit`: the token bucket of one client address (/64 for IPv6)."""
+
+    requests_per_second: float = 10.0
+    burst: int = 20
+
+
+class ServerLimits(_Block):
+    """`server.limits`: bounds of what a client may make us hold. Bytes, seconds, counts."""
+
+    max_head_bytes: int = 16 * 1024
+    max_headers: int = 100
+    max_body_bytes: int = 8 * 1024 * 1024
+    max_connections: int = 4096
+    max_connections_per_address: int = 256
+    head_timeout_seconds: float = 10.0
+    body_timeout_seconds: float = 30.0
+    idle_timeout_seconds: float = 75.0
+    drain_timeout_seconds: float = 30.0
+    keepalive_comment_seconds: float = 15.0
+    stalled_reader_seconds: float = 60.0
+
+
+class Server(_Block):
+    """`server`: where we listen and what a client may do there."""
+
+    listen: tuple[str, ...] = ("127.0.0.1", "::1")
+    port: int = 8317
+    workers: int = 1
+    behind_tls_proxy: bool = False
+    tls: Tls = Tls()
+    security: ServerSecurity = ServerSecurity()
+    rate_limit: AddressRate = AddressRate()
+    limits: ServerLimits = ServerLimits()
+
+
+class Encryption(_Block):
+    """`auth.encryption`, after `key` was taken out."""
+
+    enabled: bool = True
+
+
+class KeyDefaults(_Block):
+    """`auth.key_limits`: the limits of a client key that names none of its own. 0 means no limit."""
+
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    concurrency: int = 64
+
+
+class Auth(_Block):
+    """`auth`."""
+
+    encryption: Encryption = Encryption()
+    key_limits: KeyDefaults = KeyDefaults()
+
+
+class Requests(_Block):
+    """`requests`: what a chat request may ask for. `max_tokens` is the specification's cap; `on_excess` says what happens above it."""
+
+    max_tokens: int = 4096
+    on_excess: Literal["reject", "clamp"] = "reject"
+
+
+class ProviderRate(_Block):
+    """`providers.<name>.rate_limit`. 0 means no limit."""
+
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+
+
+class ProviderTimeouts(_Block):
+    """Seconds. `idle` is the longest silence inside an answer, `total` the longest answer."""
+
+    connect: float = 10.0
+    first_byte: float = 120.0
+    idle: float = 120.0
+    total: float = 1800.0
+
+
+class Provider(_Block):
+    """`providers.<name>`. `base_url` ends before the endpoint's path (`https://api.example.com/v1`).
+
+    `kind` left out: `echo` for the name `echo`, else `openai_compatible`. `auth: none` is for origins that want no credential.
+    A provider without `base_url` can be named and limited, but no model can be routed to it.
+    """
+
+    kind: Literal["", "openai_compatible", "echo"] = ""
+    base_url: str = ""
+    plain_http: bool = False
+    private_network: bool = False
+    ca_file: str = ""
+    auth: Literal["bearer", "none"] = "bearer"
+    models: tuple[str, ...] = ()
+    concurrency: int = 0
+    rate_limit: ProviderRate = ProviderRate()
+    timeouts: ProviderTimeouts = ProviderTimeouts()
+
+
+class ModelRoute(_Block):
+    """`models.<public name>`: where the model of that name is."""
+
+    provider: str
+    model: str
+
+
+class AuditSettings(_Block):
+    """`audit`: how long a call may wait for the auditor before it is refused, and when a log segment is full."""
+
+    deadline_seconds: float = 5.0
+    segment_bytes: int = 64 * 1024 * 1024
+    unauthenticated_bytes_per_hour: int = 4 * 1024 * 1024
+
+
+class Sandbox(_Block):
+    """`sandbox`. `off` is refused on Linux unless the command line says `--unsafe-no-sandbox`."""
+
+    mode: Literal["enforce", "off"] = "enforce"
+    uid_base: int = 64200
+
+
+class Alert(_Block):
+    """One of `alerts`. Checked here; evaluated by the alert engine when that is there (a warning says so until then)."""
+
+    name: str
+    condition: str
+    duration: str
+    action: SpecAction
+
+
+class Settings(_Block):
+    """The whole configuration, without secrets. `models` holds every public name after `config.load` added `providers.*.models`."""
+
+    server: Server = Server()
+    auth: Auth = Auth()
+    requests: Requests = Requests()
+    providers: dict[str, Provider] = {}
+    models: dict[str, ModelRoute] = {}
+    audit: AuditSettings = AuditSettings()
+    sandbox: Sandbox = Sandbox()
+    alerts: tuple[Alert, ...] = ()
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Settings)
+
+
+def encode_settings(settings: Settings) -> bytes:
+    """Return `settings` as MessagePack, for `decode_settings` in another process of the same build."""
+    return _encoder.encode(settings)
+
+
+def decode_settings(data: bytes) -> Settings:
+    """Return the settings in `data`; raises `msgspec.ValidationError` on anything else."""
+    return _decoder.decode(data)

@@ -1,0 +1,323 @@
+"""The messages that cross between our processes, grouped by edge (DESIGN §2). An edge's union says who may send what.
+
+Bulk data of calls between worker and egress goes over `ipc.mux`; everything here travels one to a packet over `ipc.channel`.
+Lists are paged by their senders so that each packet stays below `MAX_CONTROL_MESSAGE_BYTES`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cliproxy.secret import Secret
+
+POLICY_KEYS_PER_PACKET = 64
+LIST_ITEMS_PER_PAGE = 64
+
+
+class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True, kw_only=True):
+    """A message: its class name is its tag."""
+
+
+# --- policy feed: vault -> egress -> workers -------------------------------------------------------------------------
+
+
+class KeyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A client key as the policy feed carries it.
+
+    `digest` is SHA-256(SHA-256(key)), 32 bytes. `models` are public names, `("*",)` for all; `networks` CIDR blocks, empty for anywhere.
+    `expires_at` in seconds since the epoch, 0 for never. Limits of 0 mean none.
+    """
+
+    id: str
+    digest: bytes
+    name: str
+    models: tuple[str, ...]
+    networks: tuple[str, ...] = ()
+    expires_at: int = 0
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    concurrency: int = 0
+
+
+class PolicyRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What holds for everybody: blocked networks (CIDR), lockdown (no calls at all), providers that are off."""
+
+    blocked: tuple[str, ...] = ()
+    lockdown: bool = False
+    disabled_providers: tuple[str, ...] = ()
+
+
+class PolicyBegin(_Message):
+    """A whole snapshot follows: `PolicyKeys` packets, then `PolicyEnd` with the same number. It replaces everything at `PolicyEnd`."""
+
+    number: int
+
+
+class PolicyKeys(_Message):
+    """Part of a snapshot."""
+
+    keys: tuple[KeyRecord, ...]
+
+
+class PolicyEnd(_Message):
+    """The snapshot is whole and in force."""
+
+    number: int
+    rules: PolicyRules
+
+
+class PolicyChange(_Message):
+    """Update `number` (the one before was `number - 1`): keys added or changed, ids revoked, and the rules if they changed."""
+
+    number: int
+    keys: tuple[KeyRecord, ...] = ()
+    revoked: tuple[str, ...] = ()
+    rules: PolicyRules | None = None
+
+
+# --- egress-vault ----------------------------------------------------------------------------------------------------
+
+
+class Grant(_Message):
+    """A credential for use: only egress gets it, and only for `origin` (`https://host:port`), which is part of the sealed record."""
+
+    id: str
+    provider: str
+    origin: str
+    secret: Secret
+
+
+class GrantsEnd(_Message):
+    """Every credential that there is has been granted."""
+
+    count: int
+
+
+class Withdraw(_Message):
+    """The credential is gone: forget it."""
+
+    id: str
+
+
+class VaultAlive(_Message):
+    """Once a second: the vault serves, and this is the newest policy number."""
+
+    number: int
+
+
+class EgressHello(_Message):
+    """Egress (re)connected. The vault answers with a policy snapshot and all grants."""
+
+    build: str
+
+
+class PolicyAck(_Message):
+    """Policy `number` is in force in egress and in `workers` of `of_workers`; `streams_ended` calls were cancelled by it. Sent when all have
+    acknowledged, or after one second with those that had."""
+
+    number: int
+    workers: int
+    of_workers: int
+    streams_ended: int
+
+
+class LastUse(_Message):
+    """Key ids and when each was last used (seconds since the epoch); at most once in ten seconds."""
+
+    keys: dict[str, int]
+
+
+VaultToEgress = PolicyBegin | PolicyKeys | PolicyEnd | PolicyChange | Grant | GrantsEnd | Withdraw | VaultAlive
+EgressToVault = EgressHello | PolicyAck | LastUse
+
+
+# --- admin-vault -----------------------------------------------------------------------------------------------------
+
+
+class _Request(_Message):
+    """`request` pairs an answer with its request; `operator` names who asked (`uid:1000`), for the audit log."""
+
+    request: int
+    operator: str
+
+
+class CreateKey(_Request):
+    """Store a client key. The command that shows it made it; only `digest` gets here. `id` and times are the vault's."""
+
+    digest: bytes
+    name: str
+    models: tuple[str, ...]
+    networks: tuple[str, ...] = ()
+    expires_at: int = 0
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    concurrency: int = 0
+
+
+class RevokeKey(_Request):
+    """Revoke by id or by name."""
+
+    key: str
+
+
+class ListKeys(_Request):
+    """One page of keys with an id greater than `after`."""
+
+    after: str = ""
+
+
+class AddCredential(_Request):
+    """`sealed` was sealed to the vault's public key (`vault.crypto.seal_to`); the origin comes from the vault's own settings."""
+
+    provider: str
+    label: str
+    sealed: bytes
+
+
+class RemoveCredential(_Request):
+    """Remove by id."""
+
+    id: str
+
+
+class ListCredentials(_Request):
+    """One page of credentials with an id greater than `after`."""
+
+    after: str = ""
+
+
+class SetRules(_Request):
+    """Replace the rules that hold for everybody."""
+
+    rules: PolicyRules
+
+
+class GetRules(_Request):
+    """The rules in force."""
+
+
+class GetVaultStatus(_Request):
+    """Counts, epoch, key term, public key."""
+
+
+class KeyInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be shown of a key. Times in seconds since the epoch, 0 for never."""
+
+    id: str
+    name: str
+    models: tuple[str, ...]
+    networks: tuple[str, ...]
+    created_at: int
+    expires_at: int
+    revoked_at: int
+    last_used_at: int
+    requests_per_minute: int
+    tokens_per_minute: int
+    concurrency: int
+
+
+class CredentialInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be shown of a credential: never any part of the secret."""
+
+    id: str
+    provider: str
+    label: str
+    origin: str
+    created_at: int
+
+
+class KeyCreated(_Message):
+    request: int
+    key: KeyInfo
+
+
+class KeyRevoked(_Message):
+    """`egress` says whether egress acknowledged within its second; without a running gateway it is False and nothing was needed."""
+
+    request: int
+    id: str
+    serving: bool
+    egress: bool
+    workers: int
+    of_workers: int
+    streams_ended: int
+
+
+class KeyPage(_Message):
+    """`more`: ask again with the last id."""
+
+    request: int
+    keys: tuple[KeyInfo, ...]
+    more: bool
+
+
+class CredentialPage(_Message):
+    request: int
+    credentials: tuple[CredentialInfo, ...]
+    more: bool
+
+
+class CredentialAdded(_Message):
+    request: int
+    credential: CredentialInfo
+
+
+class RulesInForce(_Message):
+    request: int
+    rules: PolicyRules
+
+
+class VaultStatus(_Message):
+    """`public_key` is the raw X25519 key that commands seal to."""
+
+    request: int
+    vault_id: str
+    epoch: int
+    root: bytes
+    records: int
+    key_term: int
+    policy_number: int
+    public_key: bytes
+
+
+class Done(_Message):
+    request: int
+
+
+class Refused(_Message):
+    """The request was not carried out. `message` is one line for the operator, with the cure."""
+
+    request: int
+    message: str
+
+
+AdminToVault = CreateKey | RevokeKey | ListKeys | AddCredential | RemoveCredential | ListCredentials | SetRules | GetRules | GetVaultStatus
+VaultToAdmin = KeyCreated | KeyRevoked | KeyPage | CredentialPage | CredentialAdded | RulesInForce | VaultStatus | Done | Refused
+
+
+# --- egress-dialer ---------------------------------------------------------------------------------------------------
+
+
+class Dial(_Message):
+    """Connect to an origin of the dialer's own table. There is no way to name an address."""
+
+    dial: int
+    origin: str
+
+
+class Dialled(_Message):
+    """The connected socket comes along as a descriptor. `address` is for the log."""
+
+    dial: int
+    address: str
+
+
+class DialFailed(_Message):
+    """`reason` is one of: `not_enrolled`, `resolve`, `forbidden_address`, `refused`, `timeout`, `unreachable`, `busy`."""
+
+    dial: int
+    reason: str
+
+
+EgressToDialer = Dial
+DialerToEgress = Dialled | DialFailed
