@@ -18,7 +18,7 @@ class _Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """A block of the configuration."""
 
 
-class Tls(_Block):
+class Tls(_Block, frozen=True):
     """`server.tls`. Suite names are IANA's (TLS 1.2); TLS 1.3 suites are always on."""
 
     enabled: bool = False
@@ -28,28 +28,28 @@ class Tls(_Block):
     cipher_suites: tuple[str, ...] = ()
 
 
-class IpAllowlist(_Block):
+class IpAllowlist(_Block, frozen=True):
     """A non-empty, enabled allowlist means: everyone else is denied."""
 
     enabled: bool = True
     allowed_ips: tuple[str, ...] = ()
 
 
-class ServerSecurity(_Block):
+class ServerSecurity(_Block, frozen=True):
     """`server.security`: the longest matching prefix decides, an exact tie denies."""
 
     ip_allowlist: IpAllowlist = IpAllowlist()
     ip_denylist: tuple[str, ...] = ()
 
 
-class AddressRate(_Block):
+class AddressRate(_Block, frozen=True):
     """`server.rate_limit`: the token bucket of one client address (/64 for IPv6)."""
 
     requests_per_second: float = 10.0
     burst: int = 20
 
 
-class ServerLimits(_Block):
+class ServerLimits(_Block, frozen=True):
     """`server.limits`: bounds of what a client may make us hold. Bytes, seconds, counts."""
 
     max_head_bytes: int = 16 * 1024
@@ -65,7 +65,7 @@ class ServerLimits(_Block):
     stalled_reader_seconds: float = 60.0
 
 
-class Server(_Block):
+class Server(_Block, frozen=True):
     """`server`: where we listen and what a client may do there."""
 
     listen: tuple[str, ...] = ("127.0.0.1", "::1")
@@ -78,13 +78,13 @@ class Server(_Block):
     limits: ServerLimits = ServerLimits()
 
 
-class Encryption(_Block):
+class Encryption(_Block, frozen=True):
     """`auth.encryption`, after `key` was taken out."""
 
     enabled: bool = True
 
 
-class KeyDefaults(_Block):
+class KeyDefaults(_Block, frozen=True):
     """`auth.key_limits`: the limits of a client key that names none of its own. 0 means no limit."""
 
     requests_per_minute: int = 0
@@ -92,28 +92,28 @@ class KeyDefaults(_Block):
     concurrency: int = 64
 
 
-class Auth(_Block):
+class Auth(_Block, frozen=True):
     """`auth`."""
 
     encryption: Encryption = Encryption()
     key_limits: KeyDefaults = KeyDefaults()
 
 
-class Requests(_Block):
+class Requests(_Block, frozen=True):
     """`requests`: what a chat request may ask for. `max_tokens` is the specification's cap; `on_excess` says what happens above it."""
 
     max_tokens: int = 4096
     on_excess: Literal["reject", "clamp"] = "reject"
 
 
-class ProviderRate(_Block):
+class ProviderRate(_Block, frozen=True):
     """`providers.<name>.rate_limit`. 0 means no limit."""
 
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
 
 
-class ProviderTimeouts(_Block):
+class ProviderTimeouts(_Block, frozen=True):
     """Seconds. `idle` is the longest silence inside an answer, `total` the longest answer."""
 
     connect: float = 10.0
@@ -122,7 +122,7 @@ class ProviderTimeouts(_Block):
     total: float = 1800.0
 
 
-class Provider(_Block):
+class Provider(_Block, frozen=True):
     """`providers.<name>`. `base_url` ends before the endpoint's path (`https://api.example.com/v1`).
 
     `kind` left out: `echo` for the name `echo`, else `openai_compatible`. `auth: none` is for origins that want no credential.
@@ -141,14 +141,14 @@ class Provider(_Block):
     timeouts: ProviderTimeouts = ProviderTimeouts()
 
 
-class ModelRoute(_Block):
+class ModelRoute(_Block, frozen=True):
     """`models.<public name>`: where the model of that name is."""
 
     provider: str
     model: str
 
 
-class AuditSettings(_Block):
+class AuditSettings(_Block, frozen=True):
     """`audit`: how long a call may wait for the auditor before it is refused, and when a log segment is full."""
 
     deadline_seconds: float = 5.0
@@ -156,14 +156,14 @@ class AuditSettings(_Block):
     unauthenticated_bytes_per_hour: int = 4 * 1024 * 1024
 
 
-class Sandbox(_Block):
+class Sandbox(_Block, frozen=True):
     """`sandbox`. `off` is refused on Linux unless the command line says `--unsafe-no-sandbox`."""
 
     mode: Literal["enforce", "off"] = "enforce"
     uid_base: int = 64200
 
 
-class Alert(_Block):
+class Alert(_Block, frozen=True):
     """One of `alerts`. Checked here; evaluated by the alert engine when that is there (a warning says so until then)."""
 
     name: str
@@ -172,7 +172,7 @@ class Alert(_Block):
     action: SpecAction
 
 
-class Settings(_Block):
+class Settings(_Block, frozen=True):
     """The whole configuration, without secrets. `models` holds every public name after `config.load` added `providers.*.models`."""
 
     server: Server = Server()

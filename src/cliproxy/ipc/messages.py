@@ -47,26 +47,26 @@ class PolicyRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     disabled_providers: tuple[str, ...] = ()
 
 
-class PolicyBegin(_Message):
+class PolicyBegin(_Message, frozen=True):
     """A whole snapshot follows: `PolicyKeys` packets, then `PolicyEnd` with the same number. It replaces everything at `PolicyEnd`."""
 
     number: int
 
 
-class PolicyKeys(_Message):
+class PolicyKeys(_Message, frozen=True):
     """Part of a snapshot."""
 
     keys: tuple[KeyRecord, ...]
 
 
-class PolicyEnd(_Message):
+class PolicyEnd(_Message, frozen=True):
     """The snapshot is whole and in force."""
 
     number: int
     rules: PolicyRules
 
 
-class PolicyChange(_Message):
+class PolicyChange(_Message, frozen=True):
     """Update `number` (the one before was `number - 1`): keys added or changed, ids revoked, and the rules if they changed."""
 
     number: int
@@ -78,7 +78,7 @@ class PolicyChange(_Message):
 # --- egress-vault ----------------------------------------------------------------------------------------------------
 
 
-class Grant(_Message):
+class Grant(_Message, frozen=True):
     """A credential for use: only egress gets it, and only for `origin` (`https://host:port`), which is part of the sealed record."""
 
     id: str
@@ -87,31 +87,31 @@ class Grant(_Message):
     secret: Secret
 
 
-class GrantsEnd(_Message):
+class GrantsEnd(_Message, frozen=True):
     """Every credential that there is has been granted."""
 
     count: int
 
 
-class Withdraw(_Message):
+class Withdraw(_Message, frozen=True):
     """The credential is gone: forget it."""
 
     id: str
 
 
-class VaultAlive(_Message):
+class VaultAlive(_Message, frozen=True):
     """Once a second: the vault serves, and this is the newest policy number."""
 
     number: int
 
 
-class EgressHello(_Message):
+class EgressHello(_Message, frozen=True):
     """Egress (re)connected. The vault answers with a policy snapshot and all grants."""
 
     build: str
 
 
-class PolicyAck(_Message):
+class PolicyAck(_Message, frozen=True):
     """Policy `number` is in force in egress and in `workers` of `of_workers`; `streams_ended` calls were cancelled by it. Sent when all have
     acknowledged, or after one second with those that had."""
 
@@ -121,7 +121,7 @@ class PolicyAck(_Message):
     streams_ended: int
 
 
-class LastUse(_Message):
+class LastUse(_Message, frozen=True):
     """Key ids and when each was last used (seconds since the epoch); at most once in ten seconds."""
 
     keys: dict[str, int]
@@ -134,14 +134,14 @@ EgressToVault = EgressHello | PolicyAck | LastUse
 # --- admin-vault -----------------------------------------------------------------------------------------------------
 
 
-class _Request(_Message):
+class _Request(_Message, frozen=True):
     """`request` pairs an answer with its request; `operator` names who asked (`uid:1000`), for the audit log."""
 
     request: int
     operator: str
 
 
-class CreateKey(_Request):
+class CreateKey(_Request, frozen=True):
     """Store a client key. The command that shows it made it; only `digest` gets here. `id` and times are the vault's."""
 
     digest: bytes
@@ -154,19 +154,19 @@ class CreateKey(_Request):
     concurrency: int = 0
 
 
-class RevokeKey(_Request):
+class RevokeKey(_Request, frozen=True):
     """Revoke by id or by name."""
 
     key: str
 
 
-class ListKeys(_Request):
+class ListKeys(_Request, frozen=True):
     """One page of keys with an id greater than `after`."""
 
     after: str = ""
 
 
-class AddCredential(_Request):
+class AddCredential(_Request, frozen=True):
     """`sealed` was sealed to the vault's public key (`vault.crypto.seal_to`); the origin comes from the vault's own settings."""
 
     provider: str
@@ -174,29 +174,29 @@ class AddCredential(_Request):
     sealed: bytes
 
 
-class RemoveCredential(_Request):
+class RemoveCredential(_Request, frozen=True):
     """Remove by id."""
 
     id: str
 
 
-class ListCredentials(_Request):
+class ListCredentials(_Request, frozen=True):
     """One page of credentials with an id greater than `after`."""
 
     after: str = ""
 
 
-class SetRules(_Request):
+class SetRules(_Request, frozen=True):
     """Replace the rules that hold for everybody."""
 
     rules: PolicyRules
 
 
-class GetRules(_Request):
+class GetRules(_Request, frozen=True):
     """The rules in force."""
 
 
-class GetVaultStatus(_Request):
+class GetVaultStatus(_Request, frozen=True):
     """Counts, epoch, key term, public key."""
 
 
@@ -226,12 +226,12 @@ class CredentialInfo(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
 
 
-class KeyCreated(_Message):
+class KeyCreated(_Message, frozen=True):
     request: int
     key: KeyInfo
 
 
-class KeyRevoked(_Message):
+class KeyRevoked(_Message, frozen=True):
     """`egress` says whether egress acknowledged within its second; without a running gateway it is False and nothing was needed."""
 
     request: int
@@ -243,7 +243,7 @@ class KeyRevoked(_Message):
     streams_ended: int
 
 
-class KeyPage(_Message):
+class KeyPage(_Message, frozen=True):
     """`more`: ask again with the last id."""
 
     request: int
@@ -251,23 +251,23 @@ class KeyPage(_Message):
     more: bool
 
 
-class CredentialPage(_Message):
+class CredentialPage(_Message, frozen=True):
     request: int
     credentials: tuple[CredentialInfo, ...]
     more: bool
 
 
-class CredentialAdded(_Message):
+class CredentialAdded(_Message, frozen=True):
     request: int
     credential: CredentialInfo
 
 
-class RulesInForce(_Message):
+class RulesInForce(_Message, frozen=True):
     request: int
     rules: PolicyRules
 
 
-class VaultStatus(_Message):
+class VaultStatus(_Message, frozen=True):
     """`public_key` is the raw X25519 key that commands seal to."""
 
     request: int
@@ -280,11 +280,11 @@ class VaultStatus(_Message):
     public_key: bytes
 
 
-class Done(_Message):
+class Done(_Message, frozen=True):
     request: int
 
 
-class Refused(_Message):
+class Refused(_Message, frozen=True):
     """The request was not carried out. `message` is one line for the operator, with the cure."""
 
     request: int
@@ -298,21 +298,21 @@ VaultToAdmin = KeyCreated | KeyRevoked | KeyPage | CredentialPage | CredentialAd
 # --- egress-dialer ---------------------------------------------------------------------------------------------------
 
 
-class Dial(_Message):
+class Dial(_Message, frozen=True):
     """Connect to an origin of the dialer's own table. There is no way to name an address."""
 
     dial: int
     origin: str
 
 
-class Dialled(_Message):
+class Dialled(_Message, frozen=True):
     """The connected socket comes along as a descriptor. `address` is for the log."""
 
     dial: int
     address: str
 
 
-class DialFailed(_Message):
+class DialFailed(_Message, frozen=True):
     """`reason` is one of: `not_enrolled`, `resolve`, `forbidden_address`, `refused`, `timeout`, `unreachable`, `busy`."""
 
     dial: int
