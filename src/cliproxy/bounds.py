@@ -14,7 +14,10 @@ STREAM_WINDOW_BYTES = 256 * KIB  # DESIGN §2: credit per stream
 STREAM_GRANT_BYTES = 64 * KIB  # credit goes back in pieces of at least this
 MAX_DESCRIPTORS_PER_MESSAGE = 4
 MAX_STREAMS_PER_CHANNEL = 4096
-MAX_CHANNEL_BACKLOG_BYTES = 16 * MIB  # unsent bytes before a channel stops taking more
+CHANNEL_HIGH_WATER_BYTES = 1 * MIB  # unsent bytes above which upstream reading pauses
+POLICY_GRACE_SECONDS = 30.0  # DESIGN §2: known keys go on that long when the policy feed is silent
+MAX_WORKER_BACKLOG_BYTES = 16 * MIB  # unsent bytes towards egress above which a worker answers 503 instead of queueing
+MAX_CHANNEL_BACKLOG_BYTES = 64 * MIB  # unsent bytes above which the peer counts as dead and the channel is closed
 
 # --- ingress -------------------------------------------------------------------------------------------------------
 
@@ -31,5 +34,19 @@ MAX_CHANNEL_BACKLOG_BYTES = 16 * MIB  # unsent bytes before a channel stops taki
 # --- audit ---------------------------------------------------------------------------------------------------------
 
 # --- supervisor ----------------------------------------------------------------------------------------------------
+MAX_WORKERS = 32  # processes that serve; more than the cores of one machine helps nobody
+MAX_DRAINING_GENERATIONS = 4  # DESIGN §2: old workers that still finish their streams
+MAX_LISTENERS = 8  # listening sockets of one gateway (addresses in `server.listen`)
+MAX_BOOT_BYTES = 4 * MIB  # boot record or settings; thousands of models are well below 1 MiB
 
 # --- config, cli ---------------------------------------------------------------------------------------------------
+MAX_CONFIG_BYTES = MIB  # a thousand providers fit; nginx and HAProxy files of that size are generated ones
+MAX_CONFIG_NODES = 100_000  # keys and values after aliases are expanded: no "billion laughs"
+MAX_CONFIG_DEPTH = 16  # the schema needs 6
+MAX_CONFIG_NAME_CHARS = 200  # a model's or an alert's name
+MAX_COMMAND_LINE_BYTES = 16 * KIB  # one request on the control socket
+MAX_REPLY_LINE_BYTES = 512 * KIB  # one answer: a page of 64 keys with their models and networks
+MAX_CONTROL_CONNECTIONS = 16  # commands at once on the control socket
+CONTROL_IDLE_SECONDS = 30.0  # a connection on the control socket that asks nothing
+CONTROL_REQUEST_SECONDS = 20.0  # from a request on the control socket to its answer
+CONTROL_REQUESTS_PER_SECOND = 200.0  # of all connections of the control socket together

@@ -1,0 +1,195 @@
+"""How every child process begins and ends.
+
+    1. signals of the service manager ignored: only the supervisor stops a child
+    2. boot record read from its sealed memfd; the role must be the module's own
+    3. descriptors that were not handed over are closed, empty slots occupied
+    4. `prepare(boot)`: every module imported, database and files opened
+    5. the lockdown of the role (`sandbox.ritual`)
+    6. an import hook that raises
+    7. `body(boot, prepared, control)`
+
+A child never returns from here and never runs interpreter shutdown: it leaves with `os._exit` (uvloop would call `socketpair`, and a locked
+process would die of it). When the control channel closes, it leaves. An unexpected error is told by type and place only: its text could
+hold a secret.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, NoReturn, TypeVar
+
+from cliproxy.errors import EXIT_CONFIG, ChannelError, CliproxyError, ConfigError, SandboxError, VaultError
+from cliproxy.ipc.channel import ChannelClosed
+from cliproxy.ipc.control import Control as _Control
+from cliproxy.ipc.control import Down, Order, Up
+from cliproxy.processes import topology
+from cliproxy.processes.boot import Boot, decode_boot, is_sealed, read_sealed
+from cliproxy.processes.slots import is_open, vacate
+from cliproxy.processes.topology import BOOT_FD, CONTROL_FD, STDERR_FD
+from cliproxy.sandbox import ritual
+from cliproxy.sandbox.roles import PROFILES
+
+__all__ = ["Boot", "Control", "Down", "Order", "Up", "read_boot", "run_locked"]
+
+P = TypeVar("P")
+
+EXIT_SOFTWARE: Final = 70  # sysexits.h EX_SOFTWARE
+_MAX_PLACES: Final = 6  # innermost frames of an unexpected error that go on the line
+_MAX_LINE_BYTES: Final = 2000
+
+
+class Control(_Control):
+    """The child's end of the control channel. A `REPLACE` is on its slot before the body sees it."""
+
+    def __init__(self, sock: socket.socket, *, replaceable: frozenset[int]) -> None:
+        super().__init__(sock)
+        self._replaceable = replaceable
+
+    def _on_receipt(self, order: Order) -> Order:
+        if order.kind is not Down.REPLACE:
+            return order
+        (received,) = order.descriptors
+        try:
+            if order.argument not in self._replaceable:
+                raise ChannelError(f"slot {order.argument} is not replaceable")
+            os.dup2(received, order.argument, inheritable=False)
+        finally:
+            os.close(received)
+        return Order(order.kind, order.argument)
+
+
+def say(line: str) -> None:
+    """Write one line to stderr, without the interpreter's buffers; never raises."""
+    try:
+        os.write(STDERR_FD, line.replace("\n", " ").encode("utf-8", "backslashreplace")[:_MAX_LINE_BYTES] + b"\n")
+    except OSError:
+        pass
+
+
+def describe(error: BaseException) -> str:
+    """Return one line about `error` that holds no secret: our own errors and the kernel's say what they say, others their type and place."""
+    if isinstance(error, CliproxyError):
+        return str(error)
+    kind = type(error).__name__
+    if isinstance(error, OSError) and error.strerror is not None:
+        kind = f"{kind}: {error.strerror}" + (f" ({error.filename})" if isinstance(error.filename, str) else "")
+    elif isinstance(error, ImportError):
+        kind = f"{kind}: {error}"
+    places: list[str] = []
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None:
+        places.append(f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return f"{kind} at {' > '.join(places[-_MAX_PLACES:])}"
+
+
+def exit_code(error: BaseException) -> int:
+    """Return 78 for what the operator mends (configuration, kernel, sealed store), else 70."""
+    return EXIT_CONFIG if isinstance(error, ConfigError | SandboxError | VaultError) else EXIT_SOFTWARE
+
+
+def read_boot(role: str) -> Boot:
+    """Return the boot record at `BOOT_FD`. Raises `ChannelError` when it is not sealed or meant for another role."""
+    if not is_sealed(BOOT_FD):
+        raise ChannelError("the boot record is not sealed")
+    boot = decode_boot(read_sealed(BOOT_FD))
+    if boot.role != role:
+        raise ChannelError(f"the boot record is for {boot.role!r}, not {role!r}")
+    return boot
+
+
+def main(role: str, *, prepare: Callable[[Boot], P], body: Callable[[Boot, P, Control], None]) -> NoReturn:
+    """Read the boot record and run `role`: what each role module calls as `__main__`."""
+    try:
+        boot = read_boot(role)
+    except BaseException as error:  # noqa: BLE001 - the one way out of the process
+        say(f"cliproxy: {role}: {describe(error)}")
+        os._exit(exit_code(error))
+    run_locked(boot, prepare=prepare, body=body)
+
+
+def run_locked(boot: Boot, *, prepare: Callable[[Boot], P], body: Callable[[Boot, P, Control], None]) -> NoReturn:
+    """Prepare, lock down, run the body, leave. Exit codes: 0 when the body returns or the supervisor is gone, 78 or 70 (`exit_code`) on errors."""
+    try:
+        _ignore_signals()
+        handed = _occupy_slots(boot.role)
+        prepared = prepare(boot)
+        _lock_down(boot, handed)
+        body(boot, prepared, Control(socket.socket(fileno=CONTROL_FD), replaceable=topology.replaceable(boot.role)))
+    except BaseException as error:  # noqa: BLE001 - the one way out of the process
+        if isinstance(error, ChannelClosed) and _is_supervisor_gone():
+            os._exit(0)
+        say(f"cliproxy: {boot.name}: {describe(error)}")
+        os._exit(exit_code(error))
+    os._exit(0)
+
+
+def _ignore_signals() -> None:
+    # A service manager may send SIGTERM to the whole control group, a terminal SIGINT to the process group: the supervisor drains us instead.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _occupy_slots(role: str) -> frozenset[int]:
+    """Close what is no slot, put the placeholder on empty slots, and return all numbers that must stay."""
+    expected = topology.all_slots(role)
+    for number in _open_descriptors():
+        if number > STDERR_FD and number not in expected:
+            os.close(number)
+    os.set_inheritable(CONTROL_FD, False)
+    for slot in topology.CHANNELS[role]:
+        if is_open(slot):
+            os.set_inheritable(slot, False)
+        else:
+            vacate(slot)
+    return expected | {0, 1, STDERR_FD}
+
+
+def _open_descriptors() -> Sequence[int]:
+    with os.scandir("/proc/self/fd") as entries:
+        listed = [int(entry.name) for entry in entries]
+    return [number for number in listed if is_open(number)]  # the listing's own descriptor is closed by now
+
+
+def _lock_down(boot: Boot, handed: frozenset[int]) -> None:
+    if boot.sandbox:
+        # What prepare opened (database, event loop, trust store) stays too: it is the role's own code, and step 3 closed all that was inherited.
+        keep = frozenset(_open_descriptors()) | handed
+        ritual.lock_down(
+            PROFILES[boot.role],
+            keep=keep,
+            ancillary=topology.ancillary(boot.role),
+            replaceable=topology.replaceable(boot.role),
+            uid=boot.uid,
+            gid=boot.gid,
+            parent_pid=boot.supervisor_pid,
+        )
+    sys.meta_path.insert(0, _NoLateImports())
+
+
+def _is_supervisor_gone() -> bool:
+    """Whether the far end of the control channel is closed."""
+    peer = socket.socket(fileno=CONTROL_FD)
+    try:
+        return peer.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        peer.detach()
+
+
+class _NoLateImports:
+    """A locked process cannot open files: a late import is a defect, told on stderr, and the importer gets ImportError instead of a kill."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        say(f"cliproxy: late import of {name} in a locked process")
+        raise ImportError(f"{name} was not imported before the lockdown", name=name)

@@ -1,0 +1,50 @@
+"""A child's view of its slots: is there a channel, give it up, move it away.
+
+A slot stays occupied from the first moment to the last: `/dev/null` sits where there is no channel.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import stat
+
+from cliproxy.processes.topology import FIRST_FREE_FD, NULL_FD
+
+
+def is_open(number: int) -> bool:
+    """Whether `number` is a descriptor of this process at all."""
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def is_socket(number: int) -> bool:
+    """Whether a socket is on `number` (and not the placeholder)."""
+    try:
+        return stat.S_ISSOCK(os.fstat(number).st_mode)
+    except OSError:
+        return False
+
+
+def vacate(slot: int) -> None:
+    """Close what is on `slot` and keep the number occupied. Works in a locked process on replaceable slots."""
+    os.dup2(NULL_FD, slot, inheritable=False)
+
+
+def take(slot: int) -> socket.socket:
+    """Return the channel on `slot` at a number of its own and vacate the slot: for transports that close their descriptor themselves.
+
+    Not for channels that carry descriptors: those work on their fixed number only.
+    """
+    moved = fcntl.fcntl(slot, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE_FD)
+    vacate(slot)
+    return socket.socket(fileno=moved)
+
+
+def channel(slot: int) -> socket.socket:
+    """Return the channel on `slot`, which stays there. Let go of it with `detach()` and `vacate(slot)`, never with `close()`."""
+    return socket.socket(fileno=slot)

@@ -1,0 +1,176 @@
+"""Who talks to whom: the one table of roles, slots and edges.
+
+A slot is a fixed descriptor number of a role; its number is its name everywhere (`REPLACE`'s argument too), so that the filters of the
+sandbox can name descriptors. An edge is a socketpair that the supervisor makes between two slots. What is not in `EDGES` has no channel:
+there is no worker-vault and no worker-admin.
+
+A slot is never a free number: the child library puts /dev/null on those that were not given (`slots.vacate`), because a descriptor received
+over a channel takes the lowest free number and must not land where the next `REPLACE` will strike.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from typing import Final
+
+from cliproxy.bounds import MAX_DRAINING_GENERATIONS, MAX_LISTENERS, MAX_WORKERS
+
+SUPERVISOR: Final = "supervisor"
+WORKER: Final = "worker"
+EGRESS: Final = "egress"
+DIALER: Final = "dialer"
+VAULT: Final = "vault"
+AUDITOR: Final = "auditor"
+ADMIN: Final = "admin"
+
+# In this order they are started; its index is added to `sandbox.uid_base` when started as root. The order is part of the on-disk state (file
+# owners): append, never reorder.
+ROLES: Final = (AUDITOR, VAULT, DIALER, EGRESS, WORKER, ADMIN)
+SERVING_ROLES: Final = frozenset(ROLES)
+COMMAND_ROLES: Final = frozenset({AUDITOR, VAULT, ADMIN})  # a command without a running gateway
+
+NULL_FD: Final = 0  # stdin, /dev/null: what `vacate` puts on an empty slot
+STDERR_FD: Final = 2
+CONTROL_FD: Final = 3
+BOOT_FD: Final = 4
+AUDIT_FD: Final = 5
+
+# Old generations drain while the new one serves, so egress and auditor have room for all of them.
+WORKER_SLOTS: Final = MAX_WORKERS * (1 + MAX_DRAINING_GENERATIONS)
+FIRST_WORKER_FD: Final = 16
+FIRST_FREE_FD: Final = FIRST_WORKER_FD + WORKER_SLOTS  # `slots.take` moves a channel to here or above
+
+
+class WorkerSlots:
+    """Descriptors of a worker. `LISTEN_FDS`: those that are sockets are listening ones, in the order of `server.listen`."""
+
+    AUDIT_FD: Final = AUDIT_FD
+    EGRESS_FD: Final = 6  # SOCK_STREAM, ipc.mux
+    LIMITS_FD: Final = 7  # memfd, ADDRESS_TABLE_BYTES of zeros at first: the address buckets that all workers share
+    LISTEN_FDS: Final = tuple(range(8, 8 + MAX_LISTENERS))
+
+
+class EgressSlots:
+    """Descriptors of egress. `WORKER_FDS[n]` is the worker in slot n."""
+
+    AUDIT_FD: Final = AUDIT_FD
+    VAULT_FD: Final = 6
+    DIALER_FD: Final = 7  # carries descriptors: connected sockets
+    WORKER_FDS: Final = tuple(range(FIRST_WORKER_FD, FIRST_WORKER_FD + WORKER_SLOTS))  # SOCK_STREAM, ipc.mux
+
+
+class DialerSlots:
+    """Descriptors of the dialer."""
+
+    AUDIT_FD: Final = AUDIT_FD
+    EGRESS_FD: Final = 6  # carries descriptors: connected sockets
+
+
+class VaultSlots:
+    """Descriptors of the vault. The log-signing key goes to the auditor over `AUDIT_FD`, again after each REPLACE of it."""
+
+    AUDIT_FD: Final = AUDIT_FD
+    EGRESS_FD: Final = 6
+    ADMIN_FD: Final = 7
+    MASTER_KEY_FD: Final = 8  # sealed memfd, 32 bytes: read with pread, a restarted vault reads it again
+
+
+class AuditorSlots:
+    """Descriptors of the auditor: the far ends of everybody's `AUDIT_FD`, the log, and the edge on which admin asks."""
+
+    VAULT_FD: Final = 6
+    EGRESS_FD: Final = 7
+    DIALER_FD: Final = 8
+    SEGMENT_FD: Final = 9  # O_APPEND: the newest segment of logs/
+    CHECKPOINTS_FD: Final = 10  # O_APPEND
+    ADMIN_FD: Final = 11  # admin's events
+    ADMIN_QUERY_FD: Final = 12  # admin's questions
+    SUPERVISOR_FD: Final = 13
+    WORKER_FDS: Final = tuple(range(FIRST_WORKER_FD, FIRST_WORKER_FD + WORKER_SLOTS))
+
+
+class AdminSlots:
+    """Descriptors of admin."""
+
+    AUDIT_FD: Final = AUDIT_FD
+    VAULT_FD: Final = 6
+    AUDITOR_FD: Final = 7
+    LISTEN_FD: Final = 8  # run/control.sock, bound and listening
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One end of an edge. `workers`: the slot is a range with one number for each worker slot."""
+
+    role: str
+    slot: int
+    workers: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A socketpair between two slots. `carries`: descriptors may be sent over it, so the filter allows sendmsg and recvmsg there."""
+
+    name: str
+    a: End
+    b: End
+    kind: socket.SocketKind = socket.SOCK_SEQPACKET
+    carries: bool = False
+
+
+EDGES: Final = (
+    Edge("worker-egress", End(WORKER, WorkerSlots.EGRESS_FD), End(EGRESS, FIRST_WORKER_FD, workers=True), kind=socket.SOCK_STREAM),
+    Edge("egress-dialer", End(EGRESS, EgressSlots.DIALER_FD), End(DIALER, DialerSlots.EGRESS_FD), carries=True),
+    Edge("egress-vault", End(EGRESS, EgressSlots.VAULT_FD), End(VAULT, VaultSlots.EGRESS_FD)),
+    Edge("admin-vault", End(ADMIN, AdminSlots.VAULT_FD), End(VAULT, VaultSlots.ADMIN_FD)),
+    Edge("admin-auditor", End(ADMIN, AdminSlots.AUDITOR_FD), End(AUDITOR, AuditorSlots.ADMIN_QUERY_FD)),
+    Edge("worker-audit", End(WORKER, AUDIT_FD), End(AUDITOR, FIRST_WORKER_FD, workers=True)),
+    Edge("egress-audit", End(EGRESS, AUDIT_FD), End(AUDITOR, AuditorSlots.EGRESS_FD)),
+    Edge("dialer-audit", End(DIALER, AUDIT_FD), End(AUDITOR, AuditorSlots.DIALER_FD)),
+    Edge("vault-audit", End(VAULT, AUDIT_FD), End(AUDITOR, AuditorSlots.VAULT_FD)),
+    Edge("admin-audit", End(ADMIN, AUDIT_FD), End(AUDITOR, AuditorSlots.ADMIN_FD)),
+    Edge("supervisor-audit", End(SUPERVISOR, AUDIT_FD), End(AUDITOR, AuditorSlots.SUPERVISOR_FD)),
+)
+
+# Descriptors that are no channel: files, listening sockets, memfds.
+FILES: Final[dict[str, tuple[int, ...]]] = {
+    WORKER: (WorkerSlots.LIMITS_FD, *WorkerSlots.LISTEN_FDS),
+    EGRESS: (),
+    DIALER: (),
+    VAULT: (VaultSlots.MASTER_KEY_FD,),
+    AUDITOR: (AuditorSlots.SEGMENT_FD, AuditorSlots.CHECKPOINTS_FD),
+    ADMIN: (AdminSlots.LISTEN_FD,),
+}
+
+
+def _channels(role: str) -> dict[int, Edge]:
+    channels: dict[int, Edge] = {}
+    for edge in EDGES:
+        for end in (edge.a, edge.b):
+            if end.role == role:
+                channels.update(dict.fromkeys(range(end.slot, end.slot + (WORKER_SLOTS if end.workers else 1)), edge))
+    return channels
+
+
+CHANNELS: Final[dict[str, dict[int, Edge]]] = {role: _channels(role) for role in (*ROLES, SUPERVISOR)}
+
+
+def all_slots(role: str) -> frozenset[int]:
+    """Return every number that `role` may be handed beyond stdin, stdout, stderr."""
+    return frozenset({CONTROL_FD, BOOT_FD, *CHANNELS[role], *FILES[role]})
+
+
+def ancillary(role: str) -> frozenset[int]:
+    """Return the descriptors of `role` over which descriptors may travel: the control channel and the edges that carry."""
+    return frozenset({CONTROL_FD, *(slot for slot, edge in CHANNELS[role].items() if edge.carries)})
+
+
+def replaceable(role: str) -> frozenset[int]:
+    """Return the numbers that `dup2` may target after the lockdown: the channels and, in the auditor, the log segment."""
+    return frozenset({*CHANNELS[role], *((AuditorSlots.SEGMENT_FD,) if role == AUDITOR else ())})
+
+
+def uid_offset(role: str) -> int:
+    """Return what is added to `sandbox.uid_base` for `role` when the gateway was started as root."""
+    return ROLES.index(role)
