@@ -19,19 +19,46 @@ POLICY_GRACE_SECONDS = 30.0  # DESIGN §2: known keys go on that long when the p
 MAX_WORKER_BACKLOG_BYTES = 16 * MIB  # unsent bytes towards egress above which a worker answers 503 instead of queueing
 MAX_CHANNEL_BACKLOG_BYTES = 64 * MIB  # unsent bytes above which the peer counts as dead and the channel is closed
 
+# --- dataplane -----------------------------------------------------------------------------------------------------
+MAX_TALLY_ENTRIES = 256  # addresses that a worker's authentication tally tells apart in one second
+
 # --- ingress -------------------------------------------------------------------------------------------------------
 
 # --- limits --------------------------------------------------------------------------------------------------------
 
 # --- translators ---------------------------------------------------------------------------------------------------
 
+# --- providers -----------------------------------------------------------------------------------------------------
+MAX_BASE_URL_CHARS = 2048
+MAX_HOST_CHARS = 253  # RFC 1035 §3.1: 255 octets on the wire
+
 # --- egress --------------------------------------------------------------------------------------------------------
+MAX_CREDENTIAL_BYTES = 4096  # half of Apache's line limit; service tokens (JWT) reach 2 KiB
+MIN_GUARDED_SECRET_BYTES = 8  # a shorter secret would be "found" in ordinary text; such a credential is refused
+MAX_RESPONSE_HEAD_BYTES = 64 * KIB  # nginx allows 4 to 8 KiB, curl 300 KiB; providers send some 3 KiB
+MAX_RESPONSE_HEADERS = 128
+MAX_RESPONSE_TRAILERS = 16
+MAX_INTERIM_RESPONSES = 8  # 1xx before the answer
+MAX_RESPONSE_BYTES = 64 * MIB  # on the wire; an embeddings answer of 2,048 inputs is 60 MB
+MAX_ERROR_BODY_BYTES = 64 * KIB  # of a provider's error; what is longer is not read
+MAX_ERROR_MESSAGE_CHARS = 512
+MAX_KEPT_HEADER_BYTES = 512  # one response header that we pass on
+MAX_RETRY_AFTER_SECONDS = 86400
+MAX_JOINED_REQUEST_BYTES = 64 * KIB  # head and body are copied into one buffer up to here
+MAX_CONNECTIONS_PER_PROVIDER = 512
+MAX_UPSTREAM_CONNECTIONS = 2048  # of all providers; half of a common descriptor limit of 4096
+MAX_WAITING_PER_PROVIDER = 1024  # calls that wait for a connection
+MAX_DIALS_PER_SECOND = 512.0
+UPSTREAM_IDLE_SECONDS = 55.0  # nginx and most load balancers close after 60 to 75; be first
+SWEEP_SECONDS = 1.0  # deadlines are looked at this often
 
 # --- dialer --------------------------------------------------------------------------------------------------------
 
 # --- vault ---------------------------------------------------------------------------------------------------------
 
 # --- audit ---------------------------------------------------------------------------------------------------------
+MAX_AUDIT_TEXT = 512  # characters in one text field of an event
+MAX_UNACKNOWLEDGED_BYTES = 4 * MIB  # what a sender keeps of what the auditor has not made durable yet, to send it again to the next auditor
 
 # --- supervisor ----------------------------------------------------------------------------------------------------
 MAX_WORKERS = 32  # processes that serve; more than the cores of one machine helps nobody

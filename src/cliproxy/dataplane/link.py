@@ -1,0 +1,209 @@
+"""The worker's end of the worker-egress edge: which calls are under way, their credit, the policy feed, and whether egress is there.
+
+A call gets exactly one ending: an answer that is final, END, or ABORT. When the channel goes, every open call gets an ABORT of ours;
+nothing that may have left is sent again.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_STREAMS_PER_CHANNEL, MAX_WORKER_BACKLOG_BYTES, STREAM_GRANT_BYTES
+from cliproxy.errors import ChannelError, Unavailable
+from cliproxy.ipc.mux import TO_WORKER, Abort, Answer, Call, Hello, Kind, MuxChannel, Readiness
+from cliproxy.ipc.policy_feed import PolicyFeed
+
+CREDIT = struct.Struct("<I")
+POLICY_ACK = struct.Struct("<q")
+NO_EGRESS = Abort(status=503, kind="unavailable_error", code="egress_unavailable", message="The gateway lost its connection to the provider side; try again in a moment.", retry_after=1.0)
+
+
+class CallOwner(Protocol):
+    """Who waits for a call's answer."""
+
+    def on_answer(self, answer: Answer) -> None:
+        """The head, with the first bytes of the body; all of it when `answer.final`."""
+
+    def on_data(self, data: bytes) -> None:
+        """More of the body."""
+
+    def on_end(self) -> None:
+        """The body is whole."""
+
+    def on_abort(self, abort: Abort) -> None:
+        """The call failed; nothing more comes."""
+
+
+class EgressLink:
+    """All calls of one worker. `policy` is public: the exchange asks it."""
+
+    def __init__(self, *, build: str, generation: int, violation: Callable[[ChannelError], None], policy_applied: Callable[[tuple[str, ...]], None]) -> None:
+        self._build = build
+        self._generation = generation
+        self._violation = violation
+        self._policy_applied = policy_applied
+        self.policy = PolicyFeed()
+        self.readiness: Readiness | None = None
+        self._readiness_at = 0.0
+        self._channel: MuxChannel | None = None
+        self._calls: dict[int, CallOwner] = {}
+        self._next_stream = 1
+        self._call_encoder = msgspec.msgpack.Encoder()
+        self._answers = msgspec.msgpack.Decoder(Answer)
+        self._aborts = msgspec.msgpack.Decoder(Abort)
+        self._hellos = msgspec.msgpack.Decoder(Hello)
+        self._readinesses = msgspec.msgpack.Decoder(Readiness)
+        self.build_mismatch = False
+
+    # --- the channel ---
+
+    def attach(self) -> MuxChannel:
+        """Return the protocol for a new channel to egress, and introduce ourselves on it. The old one must be gone."""
+        channel = MuxChannel(self, peer="egress", accepts=TO_WORKER)
+        self._channel = channel
+        channel.queue(Kind.HELLO, 0, self._call_encoder.encode(Hello(build=self._build, generation=self._generation)))
+        return channel
+
+    def frame_handlers(self) -> dict[Kind, Callable[[int, bytes], None]]:
+        return {
+            Kind.HELLO: self._on_hello,
+            Kind.ANSWER: self._on_answer,
+            Kind.DATA: self._on_data,
+            Kind.END: self._on_end,
+            Kind.ABORT: self._on_abort,
+            Kind.POLICY: self._on_policy,
+            Kind.READINESS: self._on_readiness,
+        }
+
+    def turn_ended(self) -> None:
+        """Nothing to do: the server writes what its connections collected at the end of the turn."""
+
+    def channel_paused(self, paused: bool) -> None:
+        """`send` looks at the channel itself."""
+
+    def channel_lost(self, error: ChannelError | None) -> None:
+        self._channel = None
+        self.readiness = None
+        if error is not None:
+            self._violation(error)
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            call.on_abort(NO_EGRESS)
+
+    def close(self) -> None:
+        """Drop the channel (its peer was replaced); open calls are aborted."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+
+    # --- calls ---
+
+    @property
+    def open_calls(self) -> int:
+        """How many calls have no ending yet."""
+        return len(self._calls)
+
+    def is_ready(self, now: float) -> bool:
+        """Whether egress, vault and auditor all said within three seconds that they serve."""
+        heard = self.readiness
+        return heard is not None and heard.auditor and now - self._readiness_at <= 3.0 and heard.vault_age <= 3.0 and self.policy.is_fresh(now)
+
+    def send(self, owner: CallOwner, call: Call, body: bytes) -> int:
+        """Send `call`, whose body is inline when small (then `body` is `call.body`), else follows. Returns the stream's number.
+
+        Raises `Unavailable` when there is no channel, too many calls, or egress does not keep up.
+        """
+        channel = self._channel
+        if channel is None or not channel.is_open:
+            raise Unavailable(NO_EGRESS.message, code=NO_EGRESS.code)
+        if len(self._calls) >= MAX_STREAMS_PER_CHANNEL or channel.backlog > MAX_WORKER_BACKLOG_BYTES:
+            raise Unavailable("The gateway has more calls under way than it takes; try again in a moment.", code="overloaded")
+        stream = self._next_stream
+        self._next_stream = stream + 1 if stream < 0xFFFFFFFF else 1
+        self._calls[stream] = owner
+        channel.queue(Kind.CALL, stream, self._call_encoder.encode(call))
+        if not call.body:
+            for start in range(0, len(body), MAX_DATA_FRAME_BYTES):
+                channel.queue(Kind.DATA, stream, body[start : start + MAX_DATA_FRAME_BYTES])
+            channel.queue(Kind.END, stream, b"")
+        return stream
+
+    def cancel(self, stream: int) -> None:
+        """Nobody waits for the answer any more."""
+        if self._calls.pop(stream, None) is not None and self._channel is not None:
+            self._channel.queue(Kind.CANCEL, stream, b"")
+
+    def grant(self, stream: int, count: int) -> None:
+        """Let egress send `count` more bytes of the answer."""
+        if self._channel is not None:
+            self._channel.queue(Kind.CREDIT, stream, CREDIT.pack(count))
+
+    # --- frames ---
+
+    def _on_hello(self, stream: int, payload: bytes) -> None:
+        if self._hellos.decode(payload).build != self._build:
+            self.build_mismatch = True
+            raise ChannelError("egress is of another build")
+
+    def _on_answer(self, stream: int, payload: bytes) -> None:
+        owner = self._calls.get(stream)
+        if owner is None:
+            return  # cancelled while it was on its way
+        answer = self._answers.decode(payload)
+        if answer.final:
+            del self._calls[stream]
+        owner.on_answer(answer)
+
+    def _on_data(self, stream: int, payload: bytes) -> None:
+        owner = self._calls.get(stream)
+        if owner is not None:
+            owner.on_data(payload)
+
+    def _on_end(self, stream: int, payload: bytes) -> None:
+        owner = self._calls.pop(stream, None)
+        if owner is not None:
+            owner.on_end()
+
+    def _on_abort(self, stream: int, payload: bytes) -> None:
+        owner = self._calls.pop(stream, None)
+        if owner is not None:
+            owner.on_abort(self._aborts.decode(payload))
+
+    def _on_policy(self, stream: int, payload: bytes) -> None:
+        ended = self.policy.apply(self.policy.decode(payload))
+        if ended is None:
+            return
+        self._policy_applied(ended)
+        assert self._channel is not None
+        self._channel.queue(Kind.POLICY_ACK, 0, POLICY_ACK.pack(self.policy.number))
+
+    def _on_readiness(self, stream: int, payload: bytes) -> None:
+        self.readiness = self._readinesses.decode(payload)
+        self._readiness_at = time.monotonic()
+        self.policy.heard(vault_age=self.readiness.vault_age, now=self._readiness_at)
+
+
+class Credit:
+    """What the worker owes egress in credit for one call: bytes that the client's connection has taken, granted in pieces."""
+
+    __slots__ = ("_owed",)
+
+    def __init__(self) -> None:
+        self._owed = 0
+
+    def consumed(self, count: int, *, paused: bool) -> int:
+        """Note `count` bytes passed on; return what to grant now: nothing while the client does not read."""
+        self._owed += count
+        if paused or self._owed < STREAM_GRANT_BYTES:
+            return 0
+        return self.resumed()
+
+    def resumed(self) -> int:
+        """The client reads again: return what is owed."""
+        owed, self._owed = self._owed, 0
+        return owed

@@ -1,0 +1,232 @@
+"""The worker-egress edge: many calls over one stream socket, in frames whose length is checked before a byte is kept.
+
+A frame is `payload length (u32), kind (u8), stream (u32)`, little-endian, then the payload. Who may send what is a table: `TO_EGRESS` and
+`TO_WORKER`; a kind outside the receiver's table, a length above the bound or a payload that does not decode closes the channel.
+
+All frames of one loop turn leave in one write (`queue` collects, the loop's next turn writes): a write each made streams eight times dearer
+(DESIGN §7). Flow control is by credit: a sender of DATA holds at most `STREAM_WINDOW_BYTES` unacknowledged bytes a stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Protocol
+
+import msgspec
+
+from cliproxy.bounds import CHANNEL_HIGH_WATER_BYTES, MAX_CHANNEL_BACKLOG_BYTES, MAX_FRAME_BYTES
+from cliproxy.errors import ChannelError
+
+HEADER = struct.Struct("<IBI")
+HEADER_BYTES = HEADER.size
+
+
+class Kind(IntEnum):
+    """Frame kinds. Stream 0 is the channel itself."""
+
+    HELLO = 0
+    CALL = 1
+    DATA = 2
+    END = 3
+    CANCEL = 4
+    CREDIT = 5
+    POLICY = 6
+    POLICY_ACK = 7
+    ANSWER = 8
+    ABORT = 9
+    READINESS = 10
+
+
+TO_EGRESS = frozenset({Kind.HELLO, Kind.CALL, Kind.DATA, Kind.END, Kind.CANCEL, Kind.CREDIT, Kind.POLICY_ACK})
+TO_WORKER = frozenset({Kind.HELLO, Kind.ANSWER, Kind.DATA, Kind.END, Kind.ABORT, Kind.POLICY, Kind.READINESS})
+
+
+class _Payload(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """A payload, encoded as an array."""
+
+
+class Hello(_Payload, frozen=True):
+    """The first frame in each direction: the sender's build id and configuration generation."""
+
+    build: str
+    generation: int
+
+
+class Call(_Payload, frozen=True):
+    """A call for egress to authorise and send.
+
+    `proof` is SHA-256 of the client key. `body` has a hole at `hole`, where egress puts the upstream's model name; when `body_bytes` is
+    greater than `len(body)`, the rest follows in DATA frames and END. `max_tokens` and `n` are what the worker read; egress reads again.
+    """
+
+    endpoint: int
+    proof: bytes
+    request_id: str
+    address: str
+    model: str
+    max_tokens: int
+    n: int
+    stream: bool
+    estimate: int
+    hole: int
+    body_bytes: int
+    body: bytes
+
+
+class Answer(_Payload, frozen=True):
+    """The head of an answer and as much of its body as there is. `final`: that is all. `sse`: an event stream, else JSON."""
+
+    status: int
+    sse: bool
+    final: bool
+    upstream_id: str
+    retry_after: float
+    body: bytes
+
+
+class Abort(_Payload, frozen=True):
+    """The call failed before or inside its answer. The worker words it in the client's dialect."""
+
+    status: int
+    kind: str
+    code: str
+    message: str
+    retry_after: float
+
+
+class Readiness(_Payload, frozen=True):
+    """Once a second: ages in seconds of what egress last heard of the vault and whether the auditor takes events."""
+
+    policy_number: int
+    vault_age: float
+    auditor: bool
+
+
+class Receiver(Protocol):
+    """Who gets a channel's frames."""
+
+    def frame_handlers(self) -> dict[Kind, Callable[[int, bytes], None]]:
+        """One function for each kind that the peer may send; called with the stream and the payload."""
+
+    def turn_ended(self) -> None:
+        """All frames that arrived together have been handled."""
+
+    def channel_lost(self, error: ChannelError | None) -> None:
+        """The channel is closed; `error` says what the peer did wrong, `None` that it is gone."""
+
+    def channel_paused(self, paused: bool) -> None:
+        """The peer does not keep up (or does again)."""
+
+
+class MuxChannel(asyncio.Protocol):
+    """One end of the worker-egress edge, as an asyncio protocol on a connected stream socket."""
+
+    def __init__(self, receiver: Receiver, *, peer: str, accepts: frozenset[Kind]) -> None:
+        handlers = receiver.frame_handlers()
+        if set(handlers) != set(accepts):
+            raise ValueError("the receiver's handlers are not the table of what its peer may send")
+        self._receiver = receiver
+        self._handlers: list[Callable[[int, bytes], None] | None] = [handlers.get(Kind(k)) if k in accepts else None for k in range(max(Kind) + 1)]
+        self.peer = peer
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._rest = b""
+        self._out: list[bytes] = []
+        self._flush_due = False
+        self._error: ChannelError | None = None
+        self.paused = False
+
+    # --- asyncio.Protocol ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=CHANNEL_HIGH_WATER_BYTES)
+
+    def data_received(self, data: bytes) -> None:
+        if self._rest:
+            data = self._rest + data
+        end = len(data)
+        start = 0
+        handlers = self._handlers
+        unpack = HEADER.unpack_from
+        try:
+            while end - start >= HEADER_BYTES:
+                length, kind, stream = unpack(data, start)
+                if length > MAX_FRAME_BYTES:
+                    raise ChannelError(f"{self.peer} announced a frame of {length} bytes")
+                stop = start + HEADER_BYTES + length
+                if stop > end:
+                    break
+                handler = handlers[kind] if kind < len(handlers) else None
+                if handler is None:
+                    raise ChannelError(f"{self.peer} sent a frame of kind {kind}, which it may not")
+                handler(stream, data[start + HEADER_BYTES : stop])
+                start = stop
+        except (ChannelError, msgspec.DecodeError) as error:
+            self.fail(error if isinstance(error, ChannelError) else ChannelError(f"{self.peer} sent a payload that does not decode"))
+            return
+        self._rest = data[start:] if start < end else b""
+        self._receiver.turn_ended()
+
+    def pause_writing(self) -> None:
+        self.paused = True
+        self._receiver.channel_paused(True)
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        self._receiver.channel_paused(False)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._out.clear()
+        self._receiver.channel_lost(self._error)
+
+    # --- sending ---
+
+    def queue(self, kind: Kind, stream: int, payload: bytes) -> None:
+        """Send a frame with this loop turn's write. Frames to a closed channel are dropped; `channel_lost` has told the owner."""
+        out = self._out
+        out.append(HEADER.pack(len(payload), kind, stream))
+        out.append(payload)
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what was queued."""
+        self._flush_due = False
+        out = self._out
+        if not out:
+            return
+        self._out = []
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        transport.write(b"".join(out))
+        if self.paused and transport.get_write_buffer_size() > MAX_CHANNEL_BACKLOG_BYTES:
+            self.fail(ChannelError(f"{self.peer} does not read its channel"))
+
+    def fail(self, error: ChannelError) -> None:
+        """Close at once and tell the owner why."""
+        if self._error is None:
+            self._error = error
+        self.close()
+
+    def close(self) -> None:
+        """Close at once; what was queued is lost."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def backlog(self) -> int:
+        """Bytes written and not yet taken by the kernel."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether frames can be sent."""
+        return self._transport is not None and not self._transport.is_closing()
