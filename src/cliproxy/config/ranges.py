@@ -1,0 +1,49 @@
+"""The range of every number in the configuration: one row per key; `*` stands for a name. A test asserts that no number lacks a row."""
+
+from __future__ import annotations
+
+from cliproxy.bounds import KIB, MIB
+
+MINUTE = 60.0
+HOUR = 3600.0
+DAY = 86400.0
+_COUNT = (0, 1_000_000_000)  # 0: no limit
+
+RANGES: dict[str, tuple[float, float]] = {
+    "server.port": (1, 65535),
+    "server.workers": (1, 32),
+    "server.rate_limit.requests_per_second": (0.001, 1_000_000),
+    "server.rate_limit.burst": (1, 1_000_000),
+    "server.limits.max_head_bytes": (KIB, 256 * KIB),
+    "server.limits.max_headers": (8, 1000),
+    "server.limits.max_body_bytes": (KIB, 64 * MIB),
+    "server.limits.max_connections": (1, 65_536),
+    "server.limits.max_connections_per_address": (1, 65_536),
+    "server.limits.head_timeout_seconds": (0.1, 10 * MINUTE),
+    "server.limits.body_timeout_seconds": (0.1, HOUR),
+    "server.limits.idle_timeout_seconds": (0.1, HOUR),
+    "server.limits.drain_timeout_seconds": (0.1, HOUR),
+    "server.limits.keepalive_comment_seconds": (0.1, HOUR),
+    "server.limits.stalled_reader_seconds": (0.1, HOUR),
+    "auth.key_limits.requests_per_minute": _COUNT,
+    "auth.key_limits.tokens_per_minute": _COUNT,
+    "auth.key_limits.concurrency": (0, 65_536),
+    "requests.max_tokens": (1, 100_000_000),
+    "providers.*.concurrency": (0, 65_536),
+    "providers.*.rate_limit.requests_per_minute": _COUNT,
+    "providers.*.rate_limit.tokens_per_minute": _COUNT,
+    "providers.*.timeouts.connect": (0.1, 10 * MINUTE),
+    "providers.*.timeouts.first_byte": (0.1, HOUR),
+    "providers.*.timeouts.idle": (0.1, HOUR),
+    "providers.*.timeouts.total": (0.1, DAY),
+    "audit.deadline_seconds": (0.05, 5 * MINUTE),
+    "audit.segment_bytes": (64 * KIB, 4096 * MIB),
+    "audit.unauthenticated_bytes_per_hour": (16 * KIB, 4096 * MIB),
+    "sandbox.uid_base": (1000, 2_000_000_000),
+}
+
+
+def range_of(path: tuple[str | int, ...]) -> tuple[float, float]:
+    """Return the inclusive range of the number at `path`. Raises `KeyError` for a number without a row."""
+    parts = ["*" if index == 1 and path[0] in ("providers", "models") else str(part) for index, part in enumerate(path)]
+    return RANGES[".".join(parts)]

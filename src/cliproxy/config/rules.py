@@ -1,0 +1,211 @@
+"""What the types cannot say: the meaning of the configuration, checked key by key.
+
+`Judge.settings` returns the settings with what is implied written out (a provider's kind, `providers.*.models` merged into `models`), or
+raises `ConfigError` with the line of the key at fault. What is allowed but deserves a word ends in `warnings`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import msgspec
+
+from cliproxy.bounds import MAX_CONFIG_NAME_CHARS
+from cliproxy.config.addresses import Complaint, complaint_about_base_url, complaint_about_listener, complaint_about_network, host_of, is_loopback
+from cliproxy.config.document import Mapping
+from cliproxy.config.ranges import range_of
+from cliproxy.config.schema import ModelRoute, Provider, Settings
+from cliproxy.config.shape import Path, find, line_of, name_of
+from cliproxy.errors import ConfigError
+
+CIPHER_SUITES = frozenset(  # TLS 1.2 with forward secrecy and authenticated encryption (RFC 9325 §4.2)
+    f"TLS_ECDHE_{certificate}_WITH_{cipher}"
+    for certificate in ("RSA", "ECDSA")
+    for cipher in ("AES_128_GCM_SHA256", "AES_256_GCM_SHA384", "CHACHA20_POLY1305_SHA256")
+)
+ALERT_METRICS = frozenset({"auth_failures", "rate_limit_violations", "suspicious_activity", "blocked_ips"})  # the specification's counters
+_CONDITION = re.compile(r"([a-z_]{1,64}) (>|>=|<|<=|==) ([0-9]{1,12}(?:\.[0-9]{1,6})?)")
+_DURATION = re.compile(r"[1-9][0-9]{0,5}[smhd]")
+_PROVIDER_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:/@+-]*[A-Za-z0-9])?")
+
+
+class Judge:
+    """Checks the settings of one file."""
+
+    def __init__(self, root: Mapping, *, file: str) -> None:
+        self._root = root
+        self._file = file
+        self._warnings: list[str] = []
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Single lines, in the order of the file's blocks."""
+        return tuple(self._warnings)
+
+    def settings(self, settings: Settings, *, sandbox_may_be_off: bool) -> Settings:
+        """Return `settings` with what is implied written out."""
+        for path, number in _numbers(settings, ()):
+            self._range(path, number)
+        self._server(settings)
+        if not settings.auth.encryption.enabled:
+            self._refuse(("auth", "encryption", "enabled"), "stored credentials are always encrypted", cure="write true or remove the line")
+        providers = {name: self._provider(name, provider) for name, provider in settings.providers.items()}
+        models = self._models(settings.models, providers)
+        self._sandbox(settings, may_be_off=sandbox_may_be_off)
+        self._alerts(settings)
+        return msgspec.structs.replace(settings, providers=providers, models=models)
+
+    def _range(self, path: Path, number: float) -> None:
+        low, high = range_of(path)
+        if not low <= number <= high:
+            self._refuse(path, f"{number:g} is out of range", cure=f"write a number from {low:.10g} to {high:.10g}")
+
+    def _server(self, settings: Settings) -> None:
+        server = settings.server
+        listen = ("server", "listen")
+        if not server.listen:
+            self._refuse(listen, "there is no address to listen on", cure='write "127.0.0.1" or remove the key')
+        for index, address in enumerate(server.listen):
+            self._judge((*listen, index), complaint_about_listener(address))
+            if address in server.listen[:index]:
+                self._refuse((*listen, index), "this address stands twice", cure="remove one")
+        self._tls(settings)
+        exposed = [index for index, address in enumerate(server.listen) if not is_loopback(address)]
+        if exposed and not server.tls.enabled:
+            if not server.behind_tls_proxy:
+                self._refuse(
+                    (*listen, exposed[0]),
+                    "client keys would cross the network in clear",
+                    cure="set server.tls, or server.behind_tls_proxy: true if a proxy in front ends TLS",
+                )
+            self._warn(("server", "behind_tls_proxy"), "plain HTTP is served beyond loopback; make sure that only the TLS proxy can reach the port")
+        security = ("server", "security")
+        for index, text in enumerate(server.security.ip_allowlist.allowed_ips):
+            self._judge((*security, "ip_allowlist", "allowed_ips", index), complaint_about_network(text))
+        for index, text in enumerate(server.security.ip_denylist):
+            self._judge((*security, "ip_denylist", index), complaint_about_network(text))
+        allowlist = (*security, "ip_allowlist")
+        if find(self._root, allowlist) is not None and server.security.ip_allowlist.enabled and not server.security.ip_allowlist.allowed_ips:
+            self._refuse(allowlist, "an enabled allowlist without addresses says nothing", cure="add allowed_ips, write enabled: false, or remove the block")
+
+    def _tls(self, settings: Settings) -> None:
+        tls = settings.server.tls
+        path = ("server", "tls")
+        for key, value in (("cert_file", tls.cert_file), ("key_file", tls.key_file)):
+            if tls.enabled and not value:
+                self._refuse((*path, key), "TLS is enabled without this file", cure="give its path")
+            if value:
+                self._absolute((*path, key), value)
+        for index, suite in enumerate(tls.cipher_suites):
+            if suite not in CIPHER_SUITES:
+                self._refuse(
+                    (*path, "cipher_suites", index), "this cipher suite is not known or not safe", cure="choose from " + ", ".join(sorted(CIPHER_SUITES))
+                )
+        if tls.cipher_suites and tls.min_version == "1.3":
+            self._warn((*path, "cipher_suites"), "these suites are TLS 1.2's: with min_version 1.3 they are never used")
+
+    def _provider(self, name: str, provider: Provider) -> Provider:
+        path = ("providers", name)
+        if not _PROVIDER_NAME.fullmatch(name):
+            self._refuse(path, "this is no name for a provider", cure="use 1 to 64 of a-z 0-9 . _ - (a letter or digit at both ends)")
+        kind = provider.kind or ("echo" if name == "echo" else "openai_compatible")
+        if kind == "echo":
+            for key in ("base_url", "plain_http", "private_network", "ca_file", "auth"):
+                if getattr(provider, key) != getattr(Provider(), key):
+                    self._refuse((*path, key), "the echo provider answers by itself and takes no such key", cure="remove it, or write kind: openai_compatible")
+        if provider.base_url:
+            self._judge((*path, "base_url"), complaint_about_base_url(provider.base_url, plain_http=provider.plain_http))
+            if provider.base_url.startswith("http:") and not is_loopback(host_of(provider.base_url)):
+                self._warn((*path, "plain_http"), "the credential and the prompts cross this network in clear")
+        elif kind != "echo":
+            if provider.models:
+                self._refuse((*path, "models"), "a provider with models needs a base_url", cure="add base_url: https://…")
+            self._warn(path, "without base_url no model can be routed to this provider; its limits are kept")
+        if provider.ca_file:
+            self._absolute((*path, "ca_file"), provider.ca_file)
+        return msgspec.structs.replace(provider, kind=kind, base_url=provider.base_url.rstrip("/"))
+
+    def _models(self, models: dict[str, ModelRoute], providers: dict[str, Provider]) -> dict[str, ModelRoute]:
+        merged: dict[str, ModelRoute] = {}
+        for name, route in models.items():
+            path: Path = ("models", name)
+            self._model_name(path, name)
+            self._model_name((*path, "model"), route.model)
+            provider = providers.get(route.provider)
+            if provider is None:
+                known = ", ".join(sorted(providers)) or "none"
+                self._refuse((*path, "provider"), "there is no provider of this name", cure=f"add it under providers (known: {known})")
+            if provider.kind != "echo" and not provider.base_url:
+                self._refuse((*path, "provider"), "this provider has no base_url", cure=f"add providers.{route.provider}.base_url: https://…")
+            merged[name] = route
+        for provider_name, provider in providers.items():
+            for index, name in enumerate(provider.models):
+                path = ("providers", provider_name, "models", index)
+                self._model_name(path, name)
+                if name in merged:
+                    self._refuse(
+                        path, f"a model of this name is already at provider {merged[name].provider}", cure="give one of them another name under models"
+                    )
+                merged[name] = ModelRoute(provider=provider_name, model=name)
+        if not merged:
+            self._warnings.append(f"{self._file}: models: there is no model, so every call is answered 404")
+        return merged
+
+    def _model_name(self, path: Path, name: str) -> None:
+        if len(name) > MAX_CONFIG_NAME_CHARS or not _MODEL_NAME.fullmatch(name):
+            self._refuse(
+                path, "this is no name for a model", cure=f"use 1 to {MAX_CONFIG_NAME_CHARS} of A-Z a-z 0-9 . _ : / @ + - (a letter or digit at both ends)"
+            )
+
+    def _sandbox(self, settings: Settings, *, may_be_off: bool) -> None:
+        if settings.sandbox.mode == "off":
+            path = ("sandbox", "mode")
+            if not may_be_off:
+                self._refuse(path, "the sandbox is not switched off by a file alone", cure="write enforce, or start with --unsafe-no-sandbox")
+            self._warn(path, "the processes are NOT locked down")
+
+    def _alerts(self, settings: Settings) -> None:
+        for index, alert in enumerate(settings.alerts):
+            path = ("alerts", index)
+            if not alert.name or len(alert.name) > MAX_CONFIG_NAME_CHARS:
+                self._refuse((*path, "name"), "the name is empty or too long", cure=f"use 1 to {MAX_CONFIG_NAME_CHARS} characters")
+            condition = _CONDITION.fullmatch(alert.condition)
+            if condition is None:
+                self._refuse((*path, "condition"), "this is no condition", cure="write it as `auth_failures > 100`")
+            if condition.group(1) not in ALERT_METRICS:
+                self._refuse((*path, "condition"), "this metric is not known", cure="choose from " + ", ".join(sorted(ALERT_METRICS)))
+            if not _DURATION.fullmatch(alert.duration):
+                self._refuse((*path, "duration"), "this is no duration", cure="write a number and s, m, h or d, as in 5m")
+            if any(alert.name == other.name for other in settings.alerts[:index]):
+                self._refuse((*path, "name"), "an alert of this name stands above", cure="give it another name")
+        if settings.alerts:
+            self._warn(("alerts",), "alert rules are checked, but not evaluated yet")
+
+    def _absolute(self, path: Path, value: str) -> None:
+        if not value.startswith("/"):
+            self._refuse(path, "this path is not absolute", cure="write it from / on")
+
+    def _judge(self, path: Path, complaint: Complaint | None) -> None:
+        if complaint is not None:
+            self._refuse(path, complaint[0], cure=complaint[1])
+
+    def _refuse(self, path: Path, problem: str, *, cure: str) -> NoReturn:
+        raise ConfigError(problem, cure=cure, file=self._file, line=line_of(self._root, path), key=name_of(path))
+
+    def _warn(self, path: Path, text: str) -> None:
+        self._warnings.append(f"{self._file}:{line_of(self._root, path)}: {name_of(path)}: {text}")
+
+
+def _numbers(value: Any, path: Path) -> Iterator[tuple[Path, float]]:
+    """Yield every number of `value` with its path."""
+    if isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            yield from _numbers(getattr(value, name), (*path, name))
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _numbers(item, (*path, name))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield path, value
