@@ -23,8 +23,24 @@ MAX_CHANNEL_BACKLOG_BYTES = 64 * MIB  # unsent bytes above which the peer counts
 MAX_TALLY_ENTRIES = 256  # addresses that a worker's authentication tally tells apart in one second
 
 # --- ingress -------------------------------------------------------------------------------------------------------
+MAX_CHUNK_LINE_BYTES = 10  # eight hexadecimal digits and CRLF; a longer size is an overflow attempt (CVE-2013-2028)
+MAX_CHUNKS_PER_BODY = 16 * KIB  # a Python turn per chunk: 16 ms of CPU; real clients send 8 KiB or more a chunk
+MAX_CONTENT_LENGTH_DIGITS = 15  # below 2^53
+BODY_PIECES_PER_JOIN = 1024  # pieces of a body are joined in lots of these, so that single bytes don't cost 40 each
+PIPELINE_BYTES = 64 * KIB  # unread bytes behind the request in flight before reading stops
+MAX_UNSENT_BYTES = 1 * MIB  # held for a client that does not read, then the connection is aborted; 4 stream windows
+WRITE_HIGH_WATER_BYTES = 64 * KIB  # asyncio's default
+MAX_HELD_BODY_BYTES = 256 * MIB  # bodies of all connections of a worker together; 503 above
+MIN_READER_BYTES = 4 * KIB  # a paused client that takes less than this in `stalled_reader_seconds` is aborted
+LINGER_SECONDS = 2.0  # after an error answer input is discarded this long, so that a reset does not overtake the answer (RFC 9112 §9.6)
+LINGER_BYTES = 16 * MIB
+DRAIN_IDLE_SECONDS = 1.0  # an idle connection of a draining worker may still send one request, which is answered with Connection: close
+SWEEP_SECONDS = 1.0  # DESIGN §7: one sweep over the deadlines each second
 
 # --- limits --------------------------------------------------------------------------------------------------------
+SHARED_RATE_SETS = 65_536  # address buckets of a machine: 65,536 sets of 4 ways of 16 bytes are 4 MiB
+SHARED_RATE_WAYS = 4
+MAX_RATE_KEYS = 65_536  # buckets in memory of one process; the least recently used one goes first
 
 # --- translators ---------------------------------------------------------------------------------------------------
 
@@ -33,6 +49,10 @@ MAX_BASE_URL_CHARS = 2048
 MAX_HOST_CHARS = 253  # RFC 1035 §3.1: 255 octets on the wire
 
 # --- egress --------------------------------------------------------------------------------------------------------
+MAX_WHOLE_ANSWER_BYTES = 32 * MIB  # an embeddings answer of 2,048 inputs x 3,072 floats is 25 MiB
+MAX_ERROR_BODY_BYTES = 64 * KIB  # of a provider's error, which is parsed and rewritten
+MAX_REQUEST_BYTES_PER_WORKER = 128 * MIB  # bodies that egress holds for one worker until they are whole
+MAX_OUTCOMES_WAITING = 16384  # outcomes that the auditor has not taken; more, and no new call is
 MAX_CREDENTIAL_BYTES = 4096  # half of Apache's line limit; service tokens (JWT) reach 2 KiB
 MIN_GUARDED_SECRET_BYTES = 8  # a shorter secret would be "found" in ordinary text; such a credential is refused
 MAX_RESPONSE_HEAD_BYTES = 64 * KIB  # nginx allows 4 to 8 KiB, curl 300 KiB; providers send some 3 KiB
@@ -55,6 +75,27 @@ SWEEP_SECONDS = 1.0  # deadlines are looked at this often
 # --- dialer --------------------------------------------------------------------------------------------------------
 
 # --- vault ---------------------------------------------------------------------------------------------------------
+MAX_SYMLINKS_IN_PATH = 8  # links that root made, on the way to a file of ours; Linux itself gives up at 40
+MAX_ENVELOPE_BYTES = MIB  # one sealed record
+MASTER_KEY_BYTES = 32  # AES-256
+MAX_MASTER_KEY_FILE_BYTES = 256  # 64 hexadecimal digits and white space
+MAX_VAULT_IDENTITY_BYTES = 512  # auths/vault.pub: one line
+MAX_CLIENT_KEYS = 100_000  # 40 MiB of index in the vault, 1,600 packets of policy
+MAX_CREDENTIALS = 1000
+MAX_CREDENTIAL_SECRET_BYTES = 8 * KIB  # nginx's limit of one header line
+MAX_LABEL_CHARS = 128  # name of a client key, label of a credential
+MAX_MODEL_CHARS = 200  # a public model name, as in the configuration
+MAX_KEY_MODELS = 64  # model names in one client key
+MAX_KEY_NETWORKS = 64  # CIDR blocks in one client key
+MAX_BLOCKED_NETWORKS = 1024  # CIDR blocks in the rules for everybody; 43 bytes each still fit one packet
+MAX_DISABLED_PROVIDERS = 64
+MAX_PACKED_BYTES = 40 * KIB  # keys or list items that go into one packet before the next is begun; one more item still fits the packet
+MERKLE_BUCKETS = 1024  # 100,000 records give 100 to a bucket: 10 µs to hash one again
+REVOKE_WAIT_SECONDS = 1.2  # egress answers after one second with the workers that had acknowledged (DESIGN §2)
+VAULT_ALIVE_SECONDS = 1.0
+LAST_USE_FLUSH_SECONDS = 60.0  # last-use times are written once a minute, not per call
+ADMIN_REQUESTS_PER_SECOND = 200.0  # the control socket passes at most as many
+EGRESS_MESSAGES_PER_SECOND = 200.0  # hellos, acknowledgements, last use: a handful in normal times
 
 # --- audit ---------------------------------------------------------------------------------------------------------
 MAX_AUDIT_TEXT = 512  # characters in one text field of an event
