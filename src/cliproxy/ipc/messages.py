@@ -295,6 +295,30 @@ AdminToVault = CreateKey | RevokeKey | ListKeys | AddCredential | RemoveCredenti
 VaultToAdmin = KeyCreated | KeyRevoked | KeyPage | CredentialPage | CredentialAdded | RulesInForce | VaultStatus | Done | Refused
 
 
+# --- vault-auditor ---------------------------------------------------------------------------------------------------
+# Spoken once on the vault's audit channel, before the first event, and again with each new auditor; afterwards `audit.client` has the channel.
+
+
+class LogKey(_Message, frozen=True):
+    """The log's signing key: an Ed25519 seed (32 bytes). The vault keeps it sealed."""
+
+    secret: Secret
+
+
+class Anchor(_Message, frozen=True):
+    """What the log knows of the vault: the last `vault_commit`, and the `vault_intent` that came after it, if one did. Epochs are 0 and roots
+    empty when there is none."""
+
+    epoch: int
+    root: bytes
+    pending_epoch: int
+    pending_root: bytes
+
+
+VaultToAuditor = LogKey
+AuditorToVault = Anchor
+
+
 # --- egress-dialer ---------------------------------------------------------------------------------------------------
 
 
