@@ -287,7 +287,6 @@ VALID_URLS = {
     "loopback IPv6": "http://[::1]:9000/v1",
     "loopback IPv6 without port": "http://[::1]/v1",
     "address": "https://192.0.2.7/v1",
-    "underscore": "https://a_b.example",
 }
 
 

@@ -7,13 +7,11 @@ hexadecimal IPv4, no zone, no user, no query, no dot segments.
 from __future__ import annotations
 
 import ipaddress
-import re
-from urllib.parse import urlsplit
+
+from cliproxy.errors import ConfigError
+from cliproxy.providers.origin import parse_base_url
 
 Complaint = tuple[str, str]
-
-_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
-_URL_CHARACTERS = re.compile(r"[A-Za-z0-9._~:/\[\]-]+")
 
 
 def complaint_about_network(text: str) -> Complaint | None:
@@ -59,50 +57,22 @@ def is_loopback(host: str) -> bool:
 
 def complaint_about_base_url(text: str, *, plain_http: bool) -> Complaint | None:
     """Judge a provider's `base_url`. Plain HTTP only to loopback or where `plain_http` says so."""
-    example = "write it as https://api.example.com/v1"
-    if not _URL_CHARACTERS.fullmatch(text):
-        if "@" in text:
-            return "a URL here has no user or password", "remove them; a credential is added with `cliproxy credentials add`"
-        if "?" in text or "#" in text:
-            return "a URL here has no query and no fragment", example
-        return "this URL has characters that a base URL never needs", example + " (a name outside ASCII in its xn-- form)"
+    if "@" in text.split("://", 1)[-1].split("/", 1)[0]:
+        return "a URL here has no user or password", "remove them; a credential is added with `cliproxy credentials add`"
+    if "?" in text or "#" in text:
+        return "a URL here has no query and no fragment", "write it like https://api.example.com/v1"
     try:
-        parts = urlsplit(text)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        return "this is no URL", example
-    if parts.scheme not in ("https", "http") or not text.startswith(f"{parts.scheme}://"):
-        return "this is no http or https URL", example
-    if not host or not _is_host(host, bracketed=parts.netloc.startswith("[")):
-        return "the host of this URL is neither a name nor a plain IP address", example
-    if port == 0 or parts.netloc.endswith(":"):
-        return "the port of this URL is not between 1 and 65535", "correct it or leave it out"
-    segments = parts.path.split("/")[1:]
-    if any(segment in (".", "..") for segment in segments) or "//" in parts.path:
-        return "the path of this URL has empty or dot segments", example
-    if parts.scheme == "http" and not plain_http and not is_loopback(host):
+        origin, _ = parse_base_url(text)
+    except ConfigError as error:
+        return error.problem, error.cure
+    if ":" in origin.host and ipaddress.IPv6Address(origin.host).ipv4_mapped is not None:
+        return "the host is an IPv4 address written as IPv6", "write the four decimal numbers"
+    if not origin.tls and not plain_http and not origin.names_loopback():
         return "plain HTTP would send the credential in clear", "write https://, or plain_http: true if that network is trusted"
     return None
 
 
-def host_of(base_url: str) -> str:
-    """Return the host of a URL that `complaint_about_base_url` had nothing against, without brackets."""
-    return urlsplit(base_url).hostname or ""
-
-
-def _is_host(host: str, *, bracketed: bool) -> bool:
-    if bracketed:
-        try:
-            address = ipaddress.IPv6Address(host)
-        except ValueError:
-            return False
-        return address.scope_id is None and address.ipv4_mapped is None
-    labels = host.split(".")
-    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        return False
-    if re.fullmatch(r"[0-9]+|0[xX][0-9A-Fa-f]*", labels[-1]):  # WHATWG URL: a last label of digits makes it an IPv4 address
-        try:
-            ipaddress.IPv4Address(host)
-        except ValueError:
-            return False
-    return True
+def sends_in_clear(base_url: str) -> bool:
+    """Does a URL that `complaint_about_base_url` had nothing against send prompts over a network without TLS?"""
+    origin, _ = parse_base_url(base_url)
+    return not origin.tls and not origin.names_loopback()

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from cliproxy.bounds import MAX_CONFIG_NAME_CHARS
-from cliproxy.config.addresses import Complaint, complaint_about_base_url, complaint_about_listener, complaint_about_network, host_of, is_loopback
+from cliproxy.config.addresses import Complaint, complaint_about_base_url, complaint_about_listener, complaint_about_network, is_loopback, sends_in_clear
 from cliproxy.config.document import Mapping
 from cliproxy.config.ranges import range_of
 from cliproxy.config.schema import ModelRoute, Provider, Settings
@@ -118,7 +118,7 @@ class Judge:
                     self._refuse((*path, key), "the echo provider answers by itself and takes no such key", cure="remove it, or write kind: openai_compatible")
         if provider.base_url:
             self._judge((*path, "base_url"), complaint_about_base_url(provider.base_url, plain_http=provider.plain_http))
-            if provider.base_url.startswith("http:") and not is_loopback(host_of(provider.base_url)):
+            if sends_in_clear(provider.base_url):
                 self._warn((*path, "plain_http"), "the credential and the prompts cross this network in clear")
         elif kind != "echo":
             if provider.models:
