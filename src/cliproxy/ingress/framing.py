@@ -1,0 +1,316 @@
+"""Where one request ends and the next begins: bytes of a connection to `RawRequest`, or `FramingError`.
+
+What always holds:
+- Whatever is ambiguous is refused, never repaired: an accepted request reads the same for every implementation of RFC 9112 (smuggling needs two
+  readings). llhttp decides where a body ends; the policy here judges the raw bytes first and checks that llhttp saw the same target and end.
+- The verdict depends on the bytes alone, not on how they were cut into packets. After an error nothing more is read.
+- Head bytes, header count, body bytes, chunk count and held bytes are bounded. No clock and no socket in here: deadlines are the server's.
+
+llhttp 9 (httptools 0.9) on its own accepts, and this refuses: HTTP/0.9, RTSP and ICE lines, blank lines before a request, more than one space in
+the request line, absolute-form and `*` targets, fragments, padded lengths, `gzip, chunked`, chunked in HTTP/1.0, chunk extensions, zero-padded
+chunk sizes of any length, trailers, missing and repeated Host, repeated credentials.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+from typing import Final
+
+import httptools
+import msgspec
+
+from cliproxy.bounds import BODY_PIECES_PER_JOIN, MAX_CHUNK_LINE_BYTES, MAX_CHUNKS_PER_BODY
+from cliproxy.errors import FramingError
+from cliproxy.ingress.head import METHODS, REQUEST_LINE, Head, parse_head, refuse
+
+
+class RawRequest(msgspec.Struct, frozen=True, gc=False):
+    """One framed request: nothing is authenticated or decoded yet.
+
+    `path` is the raw path without query, `query` the raw bytes after `?`, or None. Header values are stripped of blanks, None when absent.
+    `keep_alive` says whether the connection may carry another request. Its representation shows no header, query or body.
+    """
+
+    method: bytes
+    path: bytes
+    query: bytes | None
+    authorization: bytes | None
+    api_key: bytes | None
+    content_type: bytes | None
+    accept: bytes | None
+    body: bytes
+    keep_alive: bool
+
+    def __repr__(self) -> str:
+        return f"RawRequest({self.method!r}, {self.path!r}, {len(self.body)} bytes)"
+
+    def __rich_repr__(self) -> list[tuple[str, object]]:  # msgspec's own would show the credentials
+        return [("method", self.method), ("path", self.path)]
+
+
+class Phase(IntEnum):
+    """What the next byte belongs to. BETWEEN: no byte of a request has come yet."""
+
+    BETWEEN = 0
+    HEAD = 1
+    BODY = 2
+    BROKEN = 3
+
+
+_CHUNK_SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,8}")
+_BARE_LF: Final = re.compile(rb"(?:^|[^\r])\n")
+_FIRST_BYTES: Final = frozenset(method[0] for method in METHODS)
+
+# What the next byte of a chunked body belongs to.
+_CHUNK_LINE, _CHUNK_DATA, _CHUNK_END, _CHUNK_LAST = range(4)
+
+
+class Framer:
+    """The framing of one connection. Feed it bytes, then ask `next_request` until it says None.
+
+    `phase` tells which deadline applies. `wants_continue` is true after a head with `Expect: 100-continue` was accepted and none of its body has
+    come; the server answers 100 and clears it. `held` is the number of body bytes held for the request that is not whole yet.
+    """
+
+    __slots__ = (
+        "_at",
+        "_buffer",
+        "_chunk_step",
+        "_chunked",
+        "_chunks",
+        "_complete",
+        "_head",
+        "_host",
+        "_joined",
+        "_max_body_bytes",
+        "_max_head_bytes",
+        "_max_headers",
+        "_missing",
+        "_parser",
+        "_parser_keeps",
+        "_parts",
+        "_targets",
+        "held",
+        "on_body",
+        "on_url",
+        "phase",
+        "wants_continue",
+    )
+
+    def __init__(self, *, max_head_bytes: int, max_headers: int, max_body_bytes: int) -> None:
+        self._max_head_bytes = max_head_bytes
+        self._max_headers = max_headers
+        self._max_body_bytes = max_body_bytes
+        self._buffer = b""
+        self._at = 0  # of a head that is not whole: how far the search for its end went
+        self._parts: list[bytes] = []
+        self._joined = 0  # that many of the parts are joined lots
+        self._targets: list[bytes] = []
+        # Read by httptools when the parser is made: appending in C spares a Python frame per call (DESIGN §7).
+        self.on_body = self._parts.append
+        self.on_url = self._targets.append
+        self._complete = False
+        self._parser_keeps = False
+        self._parser = httptools.HttpRequestParser(self)
+        self._host: bytes | None = None  # the last valid one: clients repeat it
+        self._head: Head | None = None
+        self._chunked = False
+        self._chunk_step = _CHUNK_LINE
+        self._chunks = 0
+        self._missing = 0  # bytes of the body, or of the chunk, still to come
+        self.phase = Phase.BETWEEN
+        self.wants_continue = False
+        self.held = 0
+
+    @property
+    def unread(self) -> int:
+        """Bytes that were fed and belong to no request yet."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes of the connection. After an error they are dropped."""
+        if self.phase is Phase.BROKEN:
+            return
+        self._buffer = self._buffer + data if self._buffer else data
+
+    def close(self) -> None:
+        """Let go of everything; parser and framer refer to each other."""
+        self.phase = Phase.BROKEN
+        self._buffer = b""
+        self._parts.clear()
+        self._head = None
+        del self._parser
+
+    def on_message_complete(self) -> None:
+        """Called by llhttp at the end of a body; only in here does `should_keep_alive` tell the truth (DESIGN §7)."""
+        self._complete = True
+        self._parser_keeps = self._parser.should_keep_alive()
+
+    def next_request(self) -> RawRequest | None:
+        """Return the next whole request, or None when more bytes are needed.
+
+        Raises `FramingError` with 400, 413, 415, 417 or 431; from then on the connection is BROKEN and this returns None.
+        """
+        if not self._buffer or self.phase is Phase.BROKEN:
+            return None
+        try:
+            if self.phase is not Phase.BODY:
+                end = self._buffer.find(b"\r\n\r\n", self._at, self._max_head_bytes)
+                if end < 0:
+                    self._judge_prefix()
+                    return None
+                self._at = 0
+                self._open(end)
+            if self._chunked:
+                whole = self._read_chunks()
+            else:
+                whole = self._read_length()
+            return self._finish() if whole else None
+        except httptools.HttpParserError as error:  # HttpParserUpgrade is one too
+            self.close()
+            raise FramingError("The request is not valid HTTP/1.1.") from error
+        except FramingError:
+            self.close()
+            raise
+
+    # --- the head ---
+
+    def _judge_prefix(self) -> None:
+        """Refuse what cannot become a head, so that nobody waits for the deadline to learn it. Same verdict as on the whole head."""
+        self.phase = Phase.HEAD
+        prefix = self._buffer[: self._max_head_bytes]
+        if prefix[0] not in _FIRST_BYTES or _BARE_LF.search(prefix, max(0, self._at - 1)):
+            refuse("The request line or a header line is not valid HTTP/1.1.")
+        line_end = prefix.find(b"\r\n")
+        if line_end >= 0 and not REQUEST_LINE.fullmatch(prefix, 0, line_end):
+            refuse("The request line is not valid HTTP/1.1.")
+        if len(prefix) >= self._max_head_bytes:
+            refuse(f"The request head is longer than {self._max_head_bytes} bytes.", status=431)
+        self._at = max(0, len(prefix) - 3)
+
+    def _open(self, end: int) -> None:
+        """Judge the head that ends at `end`, then show it to llhttp."""
+        buffer = self._buffer
+        head = parse_head(buffer[:end], max_headers=self._max_headers, max_body_bytes=self._max_body_bytes, known_host=self._host)
+        self._head = head
+        self._host = head.host
+        self._missing = length = head.length
+        self._chunked = chunked = head.chunked
+        self._complete = False
+        end += 4
+        if len(buffer) == end + length and not chunked:
+            # Nearly always: the packet is the request. One call, no copy.
+            self._parser.feed_data(buffer)
+            self.held = length
+            self._missing = 0
+            self._buffer = b""
+        else:
+            self._parser.feed_data(buffer[:end])
+            self._buffer = buffer[end:]
+            self._chunk_step = _CHUNK_LINE
+            self._chunks = 0
+            self.wants_continue = head.expects_continue and not self._buffer
+        target = head.path if head.query is None else head.path + b"?" + head.query
+        if self._targets != [target] or (self._complete and (self._missing or chunked)):
+            refuse("The request is ambiguous.")
+        self._targets.clear()
+        self.phase = Phase.BODY
+
+    # --- the body ---
+
+    def _read_length(self) -> bool:
+        """Give llhttp what belongs to a body of known length; True when it is whole."""
+        if self._missing:
+            buffer = self._buffer
+            if len(buffer) <= self._missing:
+                piece, self._buffer = buffer, b""
+            else:
+                piece, self._buffer = buffer[: self._missing], buffer[self._missing :]
+            self._missing -= len(piece)
+            self.held += len(piece)
+            self._parser.feed_data(piece)
+            self._join()
+        if self._complete is not (self._missing == 0):
+            refuse("The request is ambiguous.")
+        return self._complete
+
+    def _read_chunks(self) -> bool:
+        """Judge the chunk lines, then give llhttp what was judged; True when the last chunk came."""
+        buffer = self._buffer
+        at = 0
+        whole = False
+        available = len(buffer)
+        while at < available:
+            if self._chunk_step is _CHUNK_DATA:
+                taken = min(self._missing, available - at)
+                at += taken
+                self.held += taken
+                self._missing -= taken
+                if self._missing == 0:
+                    self._chunk_step = _CHUNK_END
+            elif self._chunk_step is _CHUNK_LINE:
+                line_end = buffer.find(b"\r\n", at, at + MAX_CHUNK_LINE_BYTES)
+                if line_end < 0:
+                    if available - at >= MAX_CHUNK_LINE_BYTES:
+                        refuse("A chunk size is not valid.")
+                    break
+                if not _CHUNK_SIZE.fullmatch(buffer, at, line_end):
+                    refuse("A chunk size is not valid.")  # signs, prefixes, blanks, extensions
+                self._missing = int(buffer[at:line_end], 16)
+                self._chunks += 1
+                if self.held + self._missing > self._max_body_bytes:
+                    refuse(f"The request body is longer than {self._max_body_bytes} bytes.", status=413)
+                if self._chunks > MAX_CHUNKS_PER_BODY:
+                    refuse(f"The request body has more than {MAX_CHUNKS_PER_BODY} chunks.", status=413)
+                at = line_end + 2
+                self._chunk_step = _CHUNK_DATA if self._missing else _CHUNK_LAST
+            else:
+                if not b"\r\n".startswith(buffer[at : at + 2]):
+                    refuse("A chunk does not end where its size says, or trailers follow the body.")
+                if available - at < 2:
+                    break
+                at += 2
+                if self._chunk_step is _CHUNK_LAST:
+                    whole = True
+                    break
+                self._chunk_step = _CHUNK_LINE
+        if at:
+            self._parser.feed_data(buffer[:at])
+            self._buffer = buffer[at:]
+            self._join()
+        if self._complete is not whole:
+            refuse("The request is ambiguous.")
+        return whole
+
+    def _join(self) -> None:
+        """Keep the number of pieces of a body small: an object per byte would cost forty."""
+        parts = self._parts
+        if len(parts) - self._joined >= BODY_PIECES_PER_JOIN:
+            parts[self._joined :] = [b"".join(parts[self._joined :])]
+            self._joined += 1
+
+    def _finish(self) -> RawRequest:
+        parts = self._parts
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        head = self._head
+        if head is None or len(body) != self.held:
+            refuse("The request is ambiguous.")
+        parts.clear()
+        self._head = None
+        self._joined = 0
+        self.held = 0
+        self._missing = 0
+        self.wants_continue = False
+        self.phase = Phase.HEAD if self._buffer else Phase.BETWEEN
+        return RawRequest(
+            head.method,
+            head.path,
+            head.query,
+            head.authorization,
+            head.api_key,
+            head.content_type,
+            head.accept,
+            body,
+            head.keep_alive and self._parser_keeps,
+        )
