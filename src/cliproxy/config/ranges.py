@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cliproxy.bounds import KIB, MIB
+from cliproxy.bounds import KIB, MAX_WORKERS, MIB
 
 MINUTE = 60.0
 HOUR = 3600.0
@@ -11,7 +11,7 @@ _COUNT = (0, 1_000_000_000)  # 0: no limit
 
 RANGES: dict[str, tuple[float, float]] = {
     "server.port": (1, 65535),
-    "server.workers": (1, 32),
+    "server.workers": (1, MAX_WORKERS),
     "server.rate_limit.requests_per_second": (0.001, 1_000_000),
     "server.rate_limit.burst": (1, 1_000_000),
     "server.limits.max_head_bytes": (KIB, 256 * KIB),

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from cliproxy.bounds import MAX_CONFIG_NAME_CHARS
+from cliproxy.bounds import MAX_CONFIG_NAME_CHARS, MAX_LISTENERS
 from cliproxy.config.addresses import Complaint, complaint_about_base_url, complaint_about_listener, complaint_about_network, is_loopback, sends_in_clear
 from cliproxy.config.document import Mapping
 from cliproxy.config.ranges import range_of
@@ -68,6 +68,8 @@ class Judge:
         listen = ("server", "listen")
         if not server.listen:
             self._refuse(listen, "there is no address to listen on", cure='write "127.0.0.1" or remove the key')
+        if len(server.listen) > MAX_LISTENERS:
+            self._refuse(listen, f"there are more than {MAX_LISTENERS} addresses to listen on", cure='write "0.0.0.0" or "::" for all of this machine')
         for index, address in enumerate(server.listen):
             self._judge((*listen, index), complaint_about_listener(address))
             if address in server.listen[:index]:
