@@ -196,7 +196,7 @@ INVALID = {
     "empty list": ("server:\n  listen:\n", 2, "server.listen"),
     "missing key": ("models:\n  a:\n    provider: echo\n", 3, "models.a.model"),
     "unknown choice": ("requests:\n  on_excess: drop\n", 2, "requests.on_excess"),
-    "port 0": ("server:\n  port: 0\n", 2, "server.port"),
+    "port below 0": ("server:\n  port: -1\n", 2, "server.port"),
     "port 65536": ("server:\n  port: 65536\n", 2, "server.port"),
     "workers 0": ("server:\n  workers: 0\n", 2, "server.workers"),
     "workers 33": ("server:\n  workers: 33\n", 2, "server.workers"),

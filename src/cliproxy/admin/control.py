@@ -72,20 +72,23 @@ class ControlSocket:
         """The number of connections."""
         return len(self._connections)
 
-    def on_ready(self, descriptor: int, *, now: float) -> None:
-        """Something can be read, written or has ended on `descriptor`; unknown ones are ignored."""
+    def on_ready(self, descriptor: int, *, now: float, ended: bool) -> None:
+        """`descriptor` can be read or written, or has `ended` (POLLHUP, POLLERR); unknown ones are ignored.
+
+        A command that is under way when its peer goes away goes on: it may be durable already.
+        """
         if descriptor == self._listener.fileno():
             self._accept(now)
             return
         connection = self._connections.get(descriptor)
         if connection is None:
             return
-        if connection.outbox:
+        if ended and connection.ticket:
+            self._close(connection)
+        elif connection.outbox:
             self._flush(connection)
-        if descriptor in self._connections and not connection.closing and not connection.ticket and not connection.outbox:
+        elif not connection.closing and not connection.ticket:
             self._read(connection, now)
-        elif descriptor in self._connections and connection.ticket:
-            self._notice_end(connection)
 
     def answer(self, ticket: int, reply: Reply, *, now: float) -> None:
         """Send `reply` to whoever asked under `ticket`; if they are gone, or waited too long, nothing happens."""
@@ -144,17 +147,6 @@ class ControlSocket:
         connection.heard = now
         connection.inbox += data
         self._take_command(connection, now)
-
-    def _notice_end(self, connection: _Connection) -> None:
-        """Close if the peer is gone while its command is under way. The command goes on: it may be durable already."""
-        try:
-            gone = connection.sock.recv(1, socket.MSG_PEEK) == b""
-        except BlockingIOError:
-            return
-        except OSError:
-            gone = True
-        if gone:
-            self._close(connection)
 
     def _take_command(self, connection: _Connection, now: float) -> None:
         end = connection.inbox.find(b"\n", 0, MAX_COMMAND_LINE_BYTES + 1)

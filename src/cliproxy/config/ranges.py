@@ -10,7 +10,7 @@ DAY = 86400.0
 _COUNT = (0, 1_000_000_000)  # 0: no limit
 
 RANGES: dict[str, tuple[float, float]] = {
-    "server.port": (1, 65535),
+    "server.port": (0, 65535),  # 0: any free one
     "server.workers": (1, MAX_WORKERS),
     "server.rate_limit.requests_per_second": (0.001, 1_000_000),
     "server.rate_limit.burst": (1, 1_000_000),
