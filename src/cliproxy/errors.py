@@ -10,7 +10,9 @@
     │   │   └── UnsupportedFeature   400: valid, but the target cannot express it
     │   └── RateLimited          429, with the seconds to wait
     ├── UpstreamError            the provider's fault: 502 or 504
+    │   └── ProviderRefusal      the provider answered with an error; mapped to 400, 404, 413, 429, 502 or 504
     ├── Unavailable              our own trouble: 503, never 401
+    │   └── ForeignOrigin        a credential was about to go where it is not sealed for
     ├── ConfigError              the operator's fault: file, line, key, cure; exit code 78
     ├── SandboxError             the kernel lacks or refused a lockdown step; exit code 78
     ├── VaultError               the sealed store
@@ -121,6 +123,15 @@ class UpstreamError(CliproxyError):
         self.code = code
 
 
+class ProviderRefusal(UpstreamError):
+    """The provider answered with `provider_status`. `status` is what the client gets; `retry_after` in seconds, if the provider said."""
+
+    def __init__(self, message: str, *, status: int, code: str, provider_status: int, retry_after: float | None) -> None:
+        super().__init__(message, status=status, code=code)
+        self.provider_status = provider_status
+        self.retry_after = retry_after
+
+
 class Unavailable(CliproxyError):
     """503: trouble of our own (no policy, no audit, no egress, draining). Never an excuse for a 401."""
 
@@ -132,6 +143,14 @@ class Unavailable(CliproxyError):
         self.message = message
         self.code = code
         self.retry_after = retry_after
+
+
+class ForeignOrigin(Unavailable):
+    """A credential is sealed for another origin than the one it was to be used for. Nothing was sent."""
+
+    def __init__(self, credential: str) -> None:
+        super().__init__("The provider's credential is enrolled for another origin.", code="credential_origin")
+        self.credential = credential
 
 
 class ConfigError(CliproxyError):

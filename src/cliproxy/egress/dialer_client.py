@@ -1,0 +1,105 @@
+"""Egress's end of the edge to the dialer: ask for an origin, get a connected socket.
+
+At most one answer per question; an answer to no question, or a descriptor where none belongs, closes the channel. When the dialer is gone
+every pending question fails, and new ones fail until the supervisor hands over a new channel. We ask at half the rate at which the dialer
+would take us for broken, so that a dead provider under load costs its own calls and not the channel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+
+from cliproxy.bounds import MAX_DIALS_PER_SECOND, MAX_PENDING_DIALS
+from cliproxy.errors import ChannelError
+from cliproxy.ipc.channel import ChannelClosed, PacketChannel
+from cliproxy.ipc.messages import Dial, DialerToEgress, DialFailed, Dialled
+
+Done = Callable[[socket.socket | None, str], None]
+
+_RATE = MAX_DIALS_PER_SECOND / 2
+
+
+class DialerClient:
+    """Asks for connections. `violated` is called with a reason when the dialer broke the protocol, before the channel is closed."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, *, violated: Callable[[str], None]) -> None:
+        self._loop = loop
+        self._violated = violated
+        self._pending: dict[int, Done] = {}
+        self._next = 0
+        self._allowance = _RATE
+        self._refilled = loop.time()
+        self._channel: PacketChannel[DialerToEgress] | None = None
+        self._open(sock)
+
+    def replace(self, sock: socket.socket) -> None:
+        """Use a new channel, after the dialer was restarted; what was asked over the old one fails."""
+        self._close()
+        self._open(sock)
+
+    def dial(self, origin: str, done: Done) -> bool:
+        """Ask for a connection to `origin`; `done(sock, "")` or `done(None, reason)` is called later. `False`: it can't be asked now."""
+        now = self._loop.time()
+        self._allowance = min(_RATE, self._allowance + (now - self._refilled) * _RATE)
+        self._refilled = now
+        if self._channel is None or self._allowance < 1.0 or len(self._pending) >= MAX_PENDING_DIALS:
+            return False
+        self._allowance -= 1.0
+        self._next += 1
+        try:
+            if not self._channel.send(Dial(dial=self._next, origin=origin)):
+                return False
+        except ChannelError:
+            self._loop.call_soon(self._close)
+            return False
+        self._pending[self._next] = done
+        return True
+
+    def close(self) -> None:
+        """Close the channel; pending questions fail."""
+        self._close()
+
+    def _open(self, sock: socket.socket) -> None:
+        self._channel = PacketChannel(sock, incoming=DialerToEgress, peer="dialer", per_second=MAX_DIALS_PER_SECOND)
+        self._loop.add_reader(self._channel.fileno(), self._readable)
+
+    def _close(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            self._loop.remove_reader(channel.fileno())
+            channel.abandon()
+        pending, self._pending = self._pending, {}
+        for done in pending.values():
+            done(None, "dialer_gone")
+
+    def _readable(self) -> None:
+        channel = self._channel
+        try:
+            while channel is not None and channel is self._channel:
+                received = channel.receive_with_descriptors()
+                if received is None:
+                    return
+                self._take(*received)
+        except ChannelClosed:
+            self._close()
+        except ChannelError as error:
+            self._violated(str(error))
+            self._close()
+
+    def _take(self, message: DialerToEgress, descriptors: list[int]) -> None:
+        done = self._pending.pop(message.dial, None)
+        if done is None or len(descriptors) != isinstance(message, Dialled):
+            for descriptor in descriptors:
+                os.close(descriptor)
+            if done is not None:
+                done(None, "dialer_gone")
+            raise ChannelError("the dialer answered what was not asked, or with the wrong descriptors")
+        if isinstance(message, DialFailed):
+            done(None, message.reason)
+        else:
+            # Family and type given, so that Python does not ask the kernel for them.
+            family = socket.AF_INET6 if ":" in message.address else socket.AF_INET
+            done(socket.socket(family, socket.SOCK_STREAM, 0, fileno=descriptors[0]), "")
