@@ -43,6 +43,23 @@ SHARED_RATE_WAYS = 4
 MAX_RATE_KEYS = 65_536  # buckets in memory of one process; the least recently used one goes first
 
 # --- translators ---------------------------------------------------------------------------------------------------
+SMALL_JSON_BYTES = 16 * KIB  # bodies up to here are not counted: at worst 5,461 empty lists, 2 ms
+MAX_JSON_CONTAINERS = 32_768  # arrays and objects of one body; 1,000 messages with 128 large tools have 10,000. 0.25 µs and 72 bytes each
+MAX_CHAT_VALUES = 131_072  # commas of a chat body
+MAX_EMBEDDINGS_VALUES = 524_288  # OpenAI takes 300,000 tokens a request, each of which may be a number of its own
+MAX_EVENT_BYTES = MIB  # one server-sent event; a delta of audio is some 100 KiB
+MAX_MODEL_NAME_CHARS = 256
+MAX_FUNCTION_NAME_CHARS = 128  # OpenAI documents 64; Anthropic and Gemini 128
+MAX_IDENTIFIER_CHARS = 512  # `user`, `prompt_cache_key` and other names that clients make up
+MAX_KEYWORD_CHARS = 64  # values of open enumerations (`service_tier`), which grow faster than gateways are updated
+MAX_CHOICES = 128  # OpenAI: `n`
+MAX_TOOLS = 128  # OpenAI: `tools`, `functions`
+MAX_STOP_SEQUENCES = 4  # OpenAI: `stop`
+MAX_METADATA_ENTRIES = 16  # OpenAI: `metadata`, with keys of 64 and values of 512 characters
+MAX_LOGIT_BIASES = 1024
+MAX_EMBEDDING_INPUTS = 2048  # OpenAI: `input`
+MAX_EMBEDDING_DIMENSIONS = 65_536  # no model has more than 12,288
+MAX_TOKEN_COUNT = 2**53 - 1  # of one answer, as a provider reports it: what JSON's numbers hold exactly
 
 # --- providers -----------------------------------------------------------------------------------------------------
 MAX_BASE_URL_CHARS = 2048
@@ -52,6 +69,9 @@ MAX_HOST_CHARS = 253  # RFC 1035 §3.1: 255 octets on the wire
 MAX_WHOLE_ANSWER_BYTES = 32 * MIB  # an embeddings answer of 2,048 inputs x 3,072 floats is 25 MiB
 MAX_ERROR_BODY_BYTES = 64 * KIB  # of a provider's error, which is parsed and rewritten
 MAX_REQUEST_BYTES_PER_WORKER = 128 * MIB  # bodies that egress holds for one worker until they are whole
+MAX_ADMISSION_ENTRIES = 100_000  # keys and providers whose limits egress counts at once
+AUDIT_POLL_SECONDS = 0.05  # how often egress takes in the auditor's acknowledgements
+MAX_VAULT_MESSAGES_PER_SECOND = 20_000  # a snapshot of a million keys is 16,000 packets
 POLICY_ACK_SECONDS = 1.0  # a revocation is in force on every worker within it, or the command says on which it is
 MAX_ESTIMATE_FLOOR_TOKENS = 4096  # prompt tokens reserved at least, from the body's length
 MAX_OUTCOMES_WAITING = 16384  # outcomes that the auditor has not taken; more, and no new call is
@@ -109,6 +129,23 @@ MAX_WORKERS = 32  # processes that serve; more than the cores of one machine hel
 MAX_DRAINING_GENERATIONS = 4  # DESIGN §2: old workers that still finish their streams
 MAX_LISTENERS = 8  # listening sockets of one gateway (addresses in `server.listen`)
 MAX_BOOT_BYTES = 4 * MIB  # boot record or settings; thousands of models are well below 1 MiB
+WORKER_NUMBERS = MAX_WORKERS * (1 + MAX_DRAINING_GENERATIONS)
+MAX_START_DEATHS = 5  # DESIGN §2: before the first READY
+START_SECONDS = 30.0  # from spawn to READY; ten times what a busy one-core machine needs
+RESTART_FIRST_SECONDS = 0.1  # recovers well within 2 s
+RESTART_LONGEST_SECONDS = 30.0  # DESIGN §2
+STABLE_SECONDS = 30.0  # served that long: the next death is the first again
+STOP_SECONDS = 5.0  # from STOP to SIGKILL
+STOP_NOW_SECONDS = 1.0  # the same after a second signal
+DRAIN_GRACE_SECONDS = 2.0  # beyond the drain timeout, for the worker to end by itself
+LOADER_SECONDS = 10.0  # reading and checking the configuration
+PREPARE_SECONDS = 10.0  # from PREPARE to the last PREPARED; from COMMIT to new workers READY
+MAX_PENDING_EVENTS = 1024  # of the supervisor, while the auditor is away
+LISTEN_BACKLOG = 1024  # the kernel's own cap (net.core.somaxconn) is 4096
+CONTROL_BACKLOG = 16
+PORT_RELEASE_SECONDS = 1.0  # for the processes of a killed gateway to let go of the port
+MIN_DESCRIPTORS = 1024  # of the hard limit
+MAX_DESCRIPTORS = 65536  # what we raise the soft limit to; two for each of 4096 connections, and room
 
 # --- config, cli ---------------------------------------------------------------------------------------------------
 MAX_CONFIG_BYTES = MIB  # a thousand providers fit; nginx and HAProxy files of that size are generated ones
@@ -121,4 +158,5 @@ MAX_CONTROL_CONNECTIONS = 16  # commands at once on the control socket
 CONTROL_IDLE_SECONDS = 30.0  # a connection on the control socket that asks nothing
 CONTROL_REQUEST_SECONDS = 20.0  # from a request on the control socket to its answer
 CONTROL_REQUESTS_PER_SECOND = 50.0  # of all connections of the control socket together; one may cost the vault two messages
+STATUS_WAIT_SECONDS = 2.0  # `status` says that a peer is away when it does not answer within this time
 COMMAND_LINGER_SECONDS = 30.0  # a gateway that was started for commands alone waits this long for the first one

@@ -29,7 +29,9 @@ from cliproxy.translators.openai_chat.stream import KEEP_ALIVE, StreamFilter, er
 
 JSON_HEADERS = b"Content-Type: application/json\r\n"
 SSE_HEADERS = b"Content-Type: text/event-stream; charset=utf-8\r\nX-Accel-Buffering: no\r\n"
-BAD_ANSWER = Abort(status=502, kind="upstream_error", code="bad_upstream_answer", message="The provider answered in a form that was not asked for.", retry_after=0.0)
+BAD_ANSWER = Abort(
+    status=502, kind="upstream_error", code="bad_upstream_answer", message="The provider answered in a form that was not asked for.", retry_after=0.0
+)
 HEALTHY = b'{"status":"ok","version":"%s"}' % __version__.encode()
 
 

@@ -20,7 +20,13 @@ from cliproxy.ipc.policy_feed import PolicyFeed
 
 CREDIT = struct.Struct("<I")
 POLICY_ACK = struct.Struct("<q")
-NO_EGRESS = Abort(status=503, kind="unavailable_error", code="egress_unavailable", message="The gateway lost its connection to the provider side; try again in a moment.", retry_after=1.0)
+NO_EGRESS = Abort(
+    status=503,
+    kind="unavailable_error",
+    code="egress_unavailable",
+    message="The gateway lost its connection to the provider side; try again in a moment.",
+    retry_after=1.0,
+)
 
 
 class CallOwner(Protocol):

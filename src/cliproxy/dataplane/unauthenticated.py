@@ -32,7 +32,12 @@ class AuthenticationTally:
         counts, self._counts = self._counts, {}
         return [
             Authentication(
-                address=address, count=count, principal=principal, reason="" if principal else "no_valid_key", result="success" if principal else "failure", second=second
+                address=address,
+                count=count,
+                principal=principal,
+                reason="" if principal else "no_valid_key",
+                result="accepted" if principal else "refused",
+                second=second,
             )
             for (address, principal), count in counts.items()
         ]

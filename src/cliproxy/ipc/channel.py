@@ -118,6 +118,14 @@ class PacketChannel(Generic[Incoming]):
         """Close our end."""
         self._sock.close()
 
+    def abandon(self) -> None:
+        """End the channel but keep its number occupied, for a slot onto which the next channel will be put."""
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the peer was first
+        self._sock.detach()
+
     def _decode(self, packet: bytes) -> Incoming:
         if not packet:
             raise ChannelClosed(f"{self.peer} closed its channel")

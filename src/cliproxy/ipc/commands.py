@@ -190,7 +190,7 @@ class Status(_Reply, frozen=True, tag="status"):
     vault: bool
     auditor: bool
     lockdown: bool
-    blocked: int
+    blocked: tuple[str, ...]
 
 
 class Reloaded(_Reply, frozen=True, tag="reloaded"):

@@ -306,8 +306,8 @@ class LogKey(_Message, frozen=True):
 
 
 class Anchor(_Message, frozen=True):
-    """What the log knows of the vault: the last `vault_commit`, and the `vault_intent` that came after it, if one did. Epochs are 0 and roots
-    empty when there is none."""
+    """What the log knows of the vault: the last `vault_commit`, and the last `vault_intent` if it came after that. Epochs are 0 and roots empty
+    when there is none."""
 
     epoch: int
     root: bytes

@@ -6,12 +6,14 @@ after it, and before the first snapshot, every key gets 503: trouble of ours is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
 from cliproxy.auth.principals import Principal, PrincipalTable
 from cliproxy.bounds import POLICY_GRACE_SECONDS
 from cliproxy.errors import ChannelError, Unavailable
-from cliproxy.ipc.messages import KeyRecord, PolicyBegin, PolicyChange, PolicyEnd, PolicyKeys, PolicyRules
+from cliproxy.ipc.messages import POLICY_KEYS_PER_PACKET, KeyRecord, PolicyBegin, PolicyChange, PolicyEnd, PolicyKeys, PolicyRules
 
 PolicyFrame = PolicyBegin | PolicyKeys | PolicyEnd | PolicyChange
 _decoder: msgspec.msgpack.Decoder[PolicyFrame] = msgspec.msgpack.Decoder(PolicyFrame)
@@ -39,6 +41,7 @@ class PolicyFeed:
         self.principals = PrincipalTable()
         self.rules = PolicyRules()
         self.number = -1
+        self._records: dict[str, KeyRecord] = {}
         self._snapshot: dict[str, KeyRecord] | None = None
         self._snapshot_number = -1
         self._heard_at: float | None = None
@@ -66,7 +69,7 @@ class PolicyFeed:
                 raise ChannelError("the end of a policy snapshot does not match its beginning")
             before = self.principals.ids()
             self.principals.replace_all(principal_of(record) for record in self._snapshot.values())
-            self._snapshot = None
+            self._records, self._snapshot = self._snapshot, None
             self.number = message.number
             self.rules = message.rules
             return tuple(before - self.principals.ids())
@@ -74,12 +77,26 @@ class PolicyFeed:
             raise ChannelError(f"policy change {message.number} does not follow {self.number}")
         for record in message.keys:
             self.principals.put(principal_of(record))
+            self._records[record.id] = record
         for key in message.revoked:
             self.principals.revoke(key)
+            self._records.pop(key, None)
         if message.rules is not None:
             self.rules = message.rules
         self.number = message.number
         return message.revoked
+
+    def snapshot(self) -> Iterator[PolicyFrame]:
+        """Yield what is in force as the messages of a whole snapshot, for the next receiver. Only when `number` is 0 or more."""
+        yield PolicyBegin(number=self.number)
+        records = tuple(self._records.values())
+        for start in range(0, len(records), POLICY_KEYS_PER_PACKET):
+            yield PolicyKeys(keys=records[start : start + POLICY_KEYS_PER_PACKET])
+        yield PolicyEnd(number=self.number, rules=self.rules)
+
+    def age(self, now: float) -> float:
+        """Seconds since the vault was last heard of; infinite before the first time."""
+        return float("inf") if self._heard_at is None else now - self._heard_at
 
     def heard(self, *, vault_age: float, now: float) -> None:
         """The vault was alive `vault_age` seconds ago."""

@@ -1,0 +1,165 @@
+"""The limits of a call, taken before it leaves and settled after it ended: requests and tokens a minute and calls at once, of the key and of
+the provider.
+
+What always holds: never more than a limit plus what is in flight; a refusal takes nothing; a reservation is settled once, with the real
+usage or, if the provider told none, as reserved. State is bounded: an entry is dropped when nothing is under way and its minute is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cliproxy.auth.principals import Principal
+from cliproxy.bounds import MAX_ADMISSION_ENTRIES
+from cliproxy.config.schema import Settings
+from cliproxy.errors import RateLimited, Unavailable
+from cliproxy.limits.gcra import Gcra, per_minute
+
+_MINUTE = 60.0
+
+
+class _Meter:
+    """One key's or provider's state: a bucket of requests, a bucket of tokens that may go into debt, calls under way."""
+
+    __slots__ = ("debt", "in_flight", "seen", "tat")
+
+    def __init__(self) -> None:
+        self.tat = 0.0
+        self.debt = 0.0  # tokens taken and not yet drained by time
+        self.seen = 0.0
+        self.in_flight = 0
+
+
+class _Limit:
+    """Limits as numbers; 0 means none."""
+
+    __slots__ = ("concurrency", "requests", "tokens_per_minute")
+
+    def __init__(self, *, requests_per_minute: int, tokens_per_minute: int, concurrency: int) -> None:
+        self.requests: Gcra | None = per_minute(requests_per_minute) if requests_per_minute else None
+        self.tokens_per_minute = tokens_per_minute
+        self.concurrency = concurrency
+
+    def drain(self, meter: _Meter, now: float) -> None:
+        """Let time pay off tokens."""
+        if self.tokens_per_minute:
+            meter.debt = max(0.0, meter.debt - (now - meter.seen) * self.tokens_per_minute / _MINUTE)
+        meter.seen = now
+
+    def verify(self, meter: _Meter, *, tokens: int, now: float, whose: str) -> float:
+        """Return the new TAT of the request bucket if the call fits; raises `RateLimited` or `Unavailable` and changes nothing else."""
+        if self.concurrency and meter.in_flight >= self.concurrency:
+            raise RateLimited(f"Too many calls at once for {whose} (at most {self.concurrency}).", retry_after=1.0)
+        tat = meter.tat
+        if self.requests is not None:
+            tat, wait = self.requests.judge(meter.tat, now)
+            if wait:
+                raise RateLimited(f"Too many requests a minute for {whose}.", retry_after=wait)
+        limit = self.tokens_per_minute
+        if limit:
+            if tokens > limit:
+                raise RateLimited(f"The call reserves {tokens} tokens, more than {whose} may use in a minute ({limit}); lower max_tokens.", retry_after=_MINUTE)
+            over = meter.debt + tokens - limit
+            if over > 0:
+                raise RateLimited(f"Too many tokens a minute for {whose}.", retry_after=max(over * _MINUTE / limit, 0.001))
+        return tat
+
+
+class Reservation:
+    """What one call has taken. `tokens` is what was set aside."""
+
+    __slots__ = ("_meters", "tokens")
+
+    def __init__(self, meters: tuple[_Meter, _Meter], tokens: int) -> None:
+        self._meters: tuple[_Meter, _Meter] | None = meters
+        self.tokens = tokens
+
+    def settle(self, used: int | None) -> None:
+        """Replace the reservation by what was used; `None`: not known, it stays as reserved. Only the first time counts."""
+        meters, self._meters = self._meters, None
+        if meters is None:
+            return
+        for meter in meters:
+            meter.in_flight -= 1
+            if used is not None:
+                meter.debt = max(0.0, meter.debt + used - self.tokens)
+
+
+class Admission:
+    """All meters of this egress. Times are monotonic seconds, passed in."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._meters: dict[tuple[str, str], _Meter] = {}
+        self._last_use: dict[str, int] = {}
+        self._key_limits: dict[tuple[int, int, int], _Limit] = {}
+        self.reconfigure(settings)
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Take the limits of a new configuration; what is under way and what was used stays counted."""
+        self._defaults = settings.auth.key_limits
+        self._provider_limits = {
+            name: _Limit(
+                requests_per_minute=provider.rate_limit.requests_per_minute,
+                tokens_per_minute=provider.rate_limit.tokens_per_minute,
+                concurrency=provider.concurrency,
+            )
+            for name, provider in settings.providers.items()
+        }
+
+    def reserve(self, principal: Principal, provider: str, *, tokens: int, now: float, wall: float) -> Reservation:
+        """Take one request, `tokens` tokens and one place of the key and of the provider, or raise `RateLimited` and take nothing."""
+        key_limit = self._limit_of(principal)
+        provider_limit = self._provider_limits[provider]
+        key_meter = self._meter("key", principal.id)
+        provider_meter = self._meter("provider", provider)
+        key_limit.drain(key_meter, now)
+        provider_limit.drain(provider_meter, now)
+        key_tat = key_limit.verify(key_meter, tokens=tokens, now=now, whose="this API key")
+        provider_tat = provider_limit.verify(provider_meter, tokens=tokens, now=now, whose=f"provider {provider}")
+        for meter, tat in ((key_meter, key_tat), (provider_meter, provider_tat)):
+            meter.tat = tat
+            meter.debt += tokens
+            meter.in_flight += 1
+        self._last_use[principal.id] = int(wall)
+        return Reservation((key_meter, provider_meter), tokens)
+
+    def take_last_use(self) -> dict[str, int]:
+        """Return which keys were used since the last time, and when (seconds since the epoch); at most a packet's worth."""
+        taken: dict[str, int] = {}
+        while self._last_use and len(taken) < 512:
+            key, when = self._last_use.popitem()
+            taken[key] = when
+        return taken
+
+    def _limit_of(self, principal: Principal) -> _Limit:
+        own, default = principal.limits, self._defaults
+        numbers = (
+            own.requests_per_minute or default.requests_per_minute,
+            own.tokens_per_minute or default.tokens_per_minute,
+            own.concurrency or default.concurrency,
+        )
+        limit = self._key_limits.get(numbers)
+        if limit is None:
+            if len(self._key_limits) >= MAX_ADMISSION_ENTRIES:
+                self._key_limits.clear()
+            limit = self._key_limits[numbers] = _Limit(requests_per_minute=numbers[0], tokens_per_minute=numbers[1], concurrency=numbers[2])
+        return limit
+
+    def _meter(self, kind: str, id: str) -> _Meter:
+        meter = self._meters.get((kind, id))
+        if meter is None:
+            if len(self._meters) >= MAX_ADMISSION_ENTRIES and not self._forget():
+                raise Unavailable("The gateway counts more keys than it can.", code="overloaded")
+            meter = self._meters[kind, id] = _Meter()
+        return meter
+
+    def _forget(self) -> bool:
+        """Drop meters that nothing is under way on and whose minute is over; say whether there were any."""
+        newest = max(meter.seen for meter in self._meters.values())
+        old = [entry for entry, meter in self._idle() if newest - meter.seen > 2 * _MINUTE]
+        for entry in old:
+            del self._meters[entry]
+        return bool(old)
+
+    def _idle(self) -> Iterator[tuple[tuple[str, str], _Meter]]:
+        return ((entry, meter) for entry, meter in self._meters.items() if meter.in_flight == 0)

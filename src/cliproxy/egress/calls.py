@@ -1,0 +1,295 @@
+"""One call from its authorisation to its settlement: what the provider sends, turned into frames for the worker, bounded and settled once.
+
+What always holds: the worker gets exactly one ending (a final ANSWER, END or ABORT) unless it cancelled; the reservation is settled exactly
+once, whatever happened; at most `STREAM_WINDOW_BYTES` of an answer are under way without credit, and the provider is not read while the
+worker or its client does not take more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
+
+from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_WHOLE_ANSWER_BYTES, STREAM_WINDOW_BYTES
+from cliproxy.dialects import Endpoint
+from cliproxy.egress.authorise import AuthorizedRequest
+from cliproxy.errors import ClientError, CliproxyError, ProviderRefusal, UpstreamError
+from cliproxy.ipc.mux import Abort, Answer, Kind
+from cliproxy.translators.openai_chat.usage import StreamUsage, Usage, usage_of_answer
+from cliproxy.translators.openai_embeddings.usage import usage_of_embeddings
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Outgoing(Protocol):
+    """The channel to the call's worker."""
+
+    paused: bool
+
+    def queue(self, kind: Kind, stream: int, payload: bytes) -> None:
+        """Send a frame."""
+
+
+class Sending(Protocol):
+    """What the pool (or the echo provider) returns for a call under way."""
+
+    def cancel(self) -> None:
+        """Close the connection: the provider notices."""
+
+    def pause_reading(self) -> None:
+        """Take no more from the provider for now."""
+
+    def resume_reading(self) -> None:
+        """Go on."""
+
+
+class Ledger(Protocol):
+    """Who is told that a call is over."""
+
+    def settled(self, call: ProviderCall, outcome: Outcome) -> None:
+        """Called exactly once per call."""
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False):
+    """How a call ended: the provider's status (0: none), our error code (empty: fine), usage if it was told, bytes received."""
+
+    status: int
+    error: str
+    usage: Usage | None
+    received: int
+    duration_ms: int
+
+
+class ProviderCall:
+    """A call under way. The pool calls `on_…`; the worker's channel calls `credit` and `cancel`."""
+
+    __slots__ = (
+        "_answered",
+        "_backlog",
+        "_began",
+        "_channel",
+        "_complete",
+        "_ledger",
+        "_over",
+        "_parts",
+        "_paused",
+        "_received",
+        "_sending",
+        "_sse",
+        "_status",
+        "_upstream_id",
+        "_usage",
+        "_window",
+        "request",
+        "slot",
+        "stream",
+    )
+
+    def __init__(self, request: AuthorizedRequest, *, channel: Outgoing, slot: int, stream: int, ledger: Ledger) -> None:
+        self.request = request
+        self.slot = slot
+        self.stream = stream
+        self._channel = channel
+        self._ledger = ledger
+        self._began = time.monotonic()
+        self._sending: Sending | None = None
+        self._sse: StreamUsage | None = None
+        self._parts: list[bytes] = []
+        self._received = 0
+        self._status = 0
+        self._upstream_id = ""
+        self._window = STREAM_WINDOW_BYTES
+        self._backlog: deque[bytes] = deque()
+        self._answered = False
+        self._paused = False
+        self._complete = False  # the provider has said everything; END follows once the backlog is gone
+        self._usage: Usage | None = None
+        self._over = False
+
+    # --- the sender ---
+
+    def sent(self, sending: Sending) -> None:
+        """The call has left, or is about to."""
+        if self._over:
+            sending.cancel()
+        else:
+            self._sending = sending
+
+    def on_head(self, status: int, headers: Mapping[bytes, bytes]) -> None:
+        """A successful answer begins; its media type is the one asked for (the pool has checked). Headers by allow-list, names in lower case."""
+        self._status = status
+        self._upstream_id = headers.get(b"x-request-id", b"").decode("ascii")
+        if self.request.stream:
+            self._sse = StreamUsage()
+            asyncio.get_running_loop().call_soon(self._answer_head)
+
+    def on_data(self, data: bytes) -> None:
+        """A piece of the body, at most the pool's read size."""
+        if self._over:
+            return
+        self._received += len(data)
+        if self._sse is not None:
+            try:
+                events = self._sse.feed(data)
+            except UpstreamError as error:
+                self._fail(error)
+                return
+            if events:
+                self._deliver(events)
+            return
+        self._parts.append(data)
+        if self._received > MAX_WHOLE_ANSWER_BYTES:
+            self._fail(UpstreamError("The provider's answer is larger than the gateway takes.", code="provider_answer_too_large"))
+
+    def on_complete(self) -> None:
+        """The body is whole."""
+        if self._over:
+            return
+        try:
+            if self._sse is not None:
+                self._finish_stream(self._sse)
+            else:
+                self._finish_whole(self._parts[0] if len(self._parts) == 1 else b"".join(self._parts))
+        except UpstreamError as error:
+            self._fail(error)
+
+    def on_failure(self, error: CliproxyError) -> None:
+        """Nothing more comes: the provider refused, timed out, broke off, or its framing was wrong."""
+        if isinstance(error, ProviderRefusal):
+            self._status = error.provider_status
+        self._fail(error)
+
+    # --- the worker ---
+
+    def credit(self, count: int) -> bool:
+        """The worker takes `count` more bytes. `False`: it grants more than was sent, which an honest one does not."""
+        self._window += count
+        if self._window > STREAM_WINDOW_BYTES:
+            return False
+        self._drain()
+        return True
+
+    def cancel(self, code: str) -> None:
+        """The client went away, or its worker: the provider is cancelled, nothing more is said."""
+        self._end(code, None)
+
+    def abort(self, error: CliproxyError) -> None:
+        """The gateway ends the call: the worker is told."""
+        self._fail(error)
+
+    def channel_ready(self) -> None:
+        """The channel takes more again."""
+        self._drain()
+
+    # --- inside ---
+
+    def _finish_whole(self, body: bytes) -> None:
+        usage = usage_of_embeddings(body) if self.request.endpoint is Endpoint.EMBEDDINGS else usage_of_answer(body)
+        if len(body) <= MAX_DATA_FRAME_BYTES:
+            self._answer(body, final=True)
+            self._end("", usage)
+            return
+        self._complete, self._usage = True, usage
+        self._answer(b"", final=False)
+        self._deliver(body)
+
+    def _finish_stream(self, sse: StreamUsage) -> None:
+        rest = sse.finish()  # raises when the stream broke off
+        self._complete, self._usage = True, sse.usage
+        if rest:
+            self._deliver(rest)
+        else:
+            self._drain()
+
+    def _answer(self, body: bytes, *, final: bool) -> None:
+        self._answered = True
+        answer = Answer(status=200, sse=self._sse is not None, final=final, upstream_id=self._upstream_id, retry_after=0.0, body=body)
+        self._channel.queue(Kind.ANSWER, self.stream, _encoder.encode(answer))
+
+    def _answer_head(self) -> None:
+        """The turn is over and the provider's head came without a body: let the client see that it has begun."""
+        if self._sse is not None and not self._answered and not self._over:
+            self._answer(b"", final=False)
+
+    def _deliver(self, data: bytes) -> None:
+        if not self._backlog and len(data) <= self._window and len(data) <= MAX_DATA_FRAME_BYTES and not self._complete:
+            self._window -= len(data)
+            if self._answered:
+                self._channel.queue(Kind.DATA, self.stream, data)
+            else:
+                self._answer(data, final=False)
+            if self._channel.paused:
+                self._pause()
+            return
+        for start in range(0, len(data), MAX_DATA_FRAME_BYTES):
+            self._backlog.append(data[start : start + MAX_DATA_FRAME_BYTES])
+        self._drain()
+
+    def _drain(self) -> None:
+        """Send what the window allows; then either pause the provider, or go on, or say that it is over."""
+        if self._over:
+            return
+        while self._backlog and self._window > 0 and not self._channel.paused:
+            piece = self._backlog.popleft()
+            if len(piece) > self._window:
+                self._backlog.appendleft(piece[self._window :])
+                piece = piece[: self._window]
+            self._window -= len(piece)
+            if self._answered:
+                self._channel.queue(Kind.DATA, self.stream, piece)
+            else:
+                self._answer(piece, final=False)
+        if self._backlog or self._channel.paused:
+            self._pause()
+        elif self._complete:
+            if not self._answered:
+                self._answer(b"", final=False)
+            self._channel.queue(Kind.END, self.stream, b"")
+            self._end("", self._usage)
+        elif self._paused:
+            self._paused = False
+            if self._sending is not None:
+                self._sending.resume_reading()
+
+    def _pause(self) -> None:
+        if not self._paused and self._sending is not None:
+            self._paused = True
+            self._sending.pause_reading()
+
+    def _fail(self, error: CliproxyError) -> None:
+        if self._over:
+            return
+        abort = abort_of(error)
+        self._channel.queue(Kind.ABORT, self.stream, _encoder.encode(abort))
+        self._end(abort.code, None)
+
+    def _end(self, error: str, usage: Usage | None) -> None:
+        if self._over:
+            return
+        self._over = True
+        sending, self._sending = self._sending, None
+        if sending is not None and error:
+            sending.cancel()
+        self._backlog.clear()
+        self._parts.clear()
+        if usage is None and self._sse is not None:
+            usage = self._sse.usage
+        duration = int((time.monotonic() - self._began) * 1000)
+        self._ledger.settled(self, Outcome(self._status, error, usage, self._received, duration))
+
+
+def abort_of(error: CliproxyError) -> Abort:
+    """Return the ABORT that reports `error`."""
+    status = getattr(error, "status", 500)
+    return Abort(
+        status=status if isinstance(status, int) else 500,
+        kind=str(getattr(error, "kind", "internal_error")),
+        code=str(getattr(error, "code", "internal_error")),
+        message=error.message if isinstance(error, ClientError | UpstreamError) else str(error),
+        retry_after=float(getattr(error, "retry_after", None) or 0.0),
+    )

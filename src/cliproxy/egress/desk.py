@@ -1,0 +1,265 @@
+"""Where calls are decided, started and settled, a loop turn at a time.
+
+A turn: all calls that arrived together are authorised; their intents go to the auditor in one packet; only then does anything leave for a
+provider. If the auditor does not take the intents, none of the turn's calls leaves (503). Outcomes are collected the same way and go out at
+the end of the turn in which calls ended; those that the auditor does not take wait, bounded, and no new call is taken while they do.
+
+Policy: what the vault says is in force here before it is passed on; a revoked key's calls are cancelled at once; the acknowledgement goes
+back when every worker has acknowledged, or after a second with those that had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from cliproxy.audit.client import AuditClient
+from cliproxy.audit.events import ChannelViolation, ProviderOutcome, ProviderRequest, clip
+from cliproxy.bounds import MAX_OUTCOMES_WAITING, POLICY_ACK_SECONDS
+from cliproxy.egress.authorise import Authoriser, AuthorizedRequest
+from cliproxy.egress.calls import Outcome, ProviderCall, Sending
+from cliproxy.egress.workers import WorkerChannel
+from cliproxy.errors import ChannelError, CliproxyError, NotPermitted, Unavailable
+from cliproxy.ipc.messages import PolicyAck, PolicyBegin, PolicyEnd, PolicyKeys
+from cliproxy.ipc.mux import Call, Hello, Kind, Readiness
+from cliproxy.ipc.policy_feed import PolicyFeed, PolicyFrame
+
+_NO_AUDIT = Unavailable("The gateway cannot record this call and so does not make it; try again in a moment.", code="audit_unavailable")
+
+
+class Senders(Protocol):
+    """Who sends authorised calls to their providers."""
+
+    def start(self, call: ProviderCall) -> Sending:
+        """Begin; the call's `on_…` functions are called from later turns on, never from within. Raises when nothing can leave."""
+
+
+class _Turn:
+    """An authorised call that waits for the end of the turn."""
+
+    __slots__ = ("request", "stream", "worker")
+
+    def __init__(self, worker: WorkerChannel, stream: int, request: AuthorizedRequest) -> None:
+        self.worker = worker
+        self.stream = stream
+        self.request = request
+
+
+class Desk:
+    """All calls of one egress process."""
+
+    def __init__(
+        self,
+        *,
+        build: str,
+        generation: int,
+        policy: PolicyFeed,
+        authoriser: Authoriser,
+        senders: Senders,
+        audit: AuditClient,
+        acknowledge: Callable[[PolicyAck], None],
+    ) -> None:
+        self._build = build
+        self._generation = generation
+        self._policy = policy
+        self._authoriser = authoriser
+        self._senders = senders
+        self._audit = audit
+        self._acknowledge = acknowledge
+        self._loop = asyncio.get_event_loop()
+        self._workers: dict[int, WorkerChannel] = {}
+        self._waiting: list[_Turn] = []
+        self._outcomes: deque[ProviderOutcome] = deque()
+        self._flush_due = False
+        self._pending_ack: tuple[int, int, float] | None = None  # policy number, streams ended, deadline
+
+    # --- workers ---
+
+    def worker(self, slot: int, *, max_body_bytes: int) -> WorkerChannel:
+        """Return the channel for the worker in `slot`; one that was there before is closed."""
+        old = self._workers.pop(slot, None)
+        if old is not None:
+            old.channel.close()
+        fresh = self._workers[slot] = WorkerChannel(slot, self, build=self._build, max_body_bytes=max_body_bytes)
+        return fresh
+
+    def introduce(self, worker: WorkerChannel) -> None:
+        worker.send(Kind.HELLO, Hello(build=self._build, generation=self._generation))
+        if self._policy.number >= 0:
+            for message in self._policy.snapshot():
+                worker.policy(message)
+        self._tell_readiness(worker, time.monotonic())
+
+    def worker_lost(self, worker: WorkerChannel, error: ChannelError | None) -> None:
+        if self._workers.get(worker.slot) is worker:
+            del self._workers[worker.slot]
+        self._waiting = [turn for turn in self._waiting if turn.worker is not worker or self._release(turn)]
+        if error is not None:
+            self.violation(f"worker slot {worker.slot}", error)
+        self._acknowledge_if_complete()
+
+    def violation(self, peer: str, error: ChannelError) -> None:
+        """Record that a peer broke the protocol."""
+        self._audit.offer([ChannelViolation(peer=peer, reason=clip(str(error)))])
+
+    @property
+    def calls_under_way(self) -> int:
+        """Calls that are not settled."""
+        return sum(len(worker.calls) for worker in self._workers.values())
+
+    # --- calls ---
+
+    def submit(self, worker: WorkerChannel, stream: int, call: Call, body: bytes) -> None:
+        try:
+            if self._outcomes and len(self._outcomes) >= MAX_OUTCOMES_WAITING:
+                raise _NO_AUDIT
+            request = self._authoriser.authorise(call, body, now=time.monotonic(), wall=time.time())
+        except ChannelError:
+            raise
+        except CliproxyError as error:
+            worker.refuse(stream, error)
+            return
+        self._waiting.append(_Turn(worker, stream, request))
+        self._flush_soon()
+
+    def turn_ended(self) -> None:
+        """Called when a worker's frames are all in; the loop's own end of turn does the work, for all workers at once."""
+
+    def settled(self, call: ProviderCall, outcome: Outcome) -> None:
+        request = call.request
+        usage = outcome.usage
+        request.reservation.settle(None if usage is None else usage.total)
+        worker = self._workers.get(call.slot)
+        if worker is not None and worker.calls.get(call.stream) is call:
+            del worker.calls[call.stream]
+        self._outcomes.append(
+            ProviderOutcome(
+                bytes=outcome.received,
+                duration_ms=outcome.duration_ms,
+                error=outcome.error,
+                input_tokens=0 if usage is None else usage.prompt,
+                output_tokens=0 if usage is None else usage.completion,
+                request=request.call.request_id,
+                status=outcome.status,
+            )
+        )
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """The end of a turn: intents, then what they tell of; and the outcomes."""
+        self._flush_due = False
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            if self._audit.healthy(time.monotonic()) and self._audit.offer([_intent(turn.request) for turn in waiting]):
+                for turn in waiting:
+                    self._start(turn)
+            else:
+                for turn in waiting:
+                    self._release(turn)
+                    turn.worker.refuse(turn.stream, _NO_AUDIT)
+        if self._outcomes:
+            self._offer_outcomes()
+
+    def _start(self, turn: _Turn) -> None:
+        call = ProviderCall(
+            turn.request, channel=turn.worker.channel, slot=turn.worker.slot, stream=turn.stream, ledger=self, guard=self._guard_of(turn.request)
+        )
+        turn.worker.calls[turn.stream] = call
+        try:
+            call.sent(self._senders.start(call))
+        except CliproxyError as error:
+            call.abort(error)
+
+    def _release(self, turn: _Turn) -> bool:
+        turn.request.reservation.settle(0)
+        return False
+
+    def _offer_outcomes(self) -> None:
+        events = list(self._outcomes)
+        if self._audit.offer(events):
+            self._outcomes.clear()
+
+    # --- policy ---
+
+    def policy(self, message: PolicyFrame) -> None:
+        """Put a message of the vault's feed in force and pass it on. Raises `ChannelError` when it does not follow."""
+        ended = self._policy.apply(message)
+        for worker in self._workers.values():
+            if worker.introduced and not isinstance(message, PolicyBegin | PolicyKeys | PolicyEnd):
+                worker.policy(message)
+        if ended is None:
+            return
+        if isinstance(message, PolicyEnd):
+            for worker in self._workers.values():
+                if worker.introduced:
+                    for part in self._policy.snapshot():
+                        worker.policy(part)
+        streams = self._end_calls(frozenset(ended))
+        self._pending_ack = (self._policy.number, streams, time.monotonic() + POLICY_ACK_SECONDS)
+        self._acknowledge_if_complete()
+
+    def acknowledged(self, worker: WorkerChannel, number: int) -> None:
+        self._acknowledge_if_complete()
+
+    def _end_calls(self, revoked: frozenset[str]) -> int:
+        """Cancel the calls that the policy no longer allows; return how many there were."""
+        rules = self._policy.rules
+        streams = 0
+        for call in self._calls():
+            request = call.request
+            if rules.lockdown or request.principal.id in revoked or request.target.provider in rules.disabled_providers:
+                call.abort(NotPermitted("This call was ended by the gateway's operator: its key was revoked, or calls were stopped.", code="revoked"))
+                streams += 1
+        return streams
+
+    def _calls(self) -> Iterator[ProviderCall]:
+        for worker in list(self._workers.values()):
+            yield from list(worker.calls.values())
+
+    def _acknowledge_if_complete(self) -> None:
+        if self._pending_ack is None:
+            return
+        number, streams, deadline = self._pending_ack
+        workers = [worker for worker in self._workers.values() if worker.introduced]
+        done = sum(1 for worker in workers if worker.policy_number >= number)
+        if done == len(workers) or time.monotonic() >= deadline:
+            self._pending_ack = None
+            self._acknowledge(PolicyAck(number=number, workers=done, of_workers=len(workers), streams_ended=streams))
+
+    # --- once a second ---
+
+    def sweep(self, now: float) -> None:
+        """Tell the workers how things stand, and do what waited for the auditor."""
+        for worker in self._workers.values():
+            if worker.introduced:
+                self._tell_readiness(worker, now)
+        if self._outcomes:
+            self._offer_outcomes()
+        self._acknowledge_if_complete()
+
+    def _tell_readiness(self, worker: WorkerChannel, now: float) -> None:
+        age = self._policy.age(now)
+        worker.send(Kind.READINESS, Readiness(policy_number=self._policy.number, vault_age=age, auditor=self._audit.healthy(now)))
+
+
+def _intent(request: AuthorizedRequest) -> ProviderRequest:
+    call = request.call
+    return ProviderRequest(
+        address=call.address,
+        credential="" if request.credential is None else request.credential.id,
+        endpoint=request.endpoint.name.lower(),
+        model=request.target.model,
+        principal=request.principal.id,
+        provider=request.target.provider,
+        request=call.request_id,
+        reserved_tokens=request.reservation.tokens,
+        stream=request.stream,
+    )

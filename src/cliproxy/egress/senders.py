@@ -1,0 +1,89 @@
+"""Who sends an authorised call: the pool of its origin, or the provider inside the process."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import deque
+
+from cliproxy.dialects import Endpoint
+from cliproxy.egress.calls import ProviderCall, Sending
+from cliproxy.egress.echo import answer_chat, answer_embeddings
+from cliproxy.egress.pool import Pool
+from cliproxy.errors import ClientError
+
+_ECHO_PIECE_EVENTS = 16
+
+
+class CallSenders:
+    """Starts calls by what their target is."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def start(self, call: ProviderCall) -> Sending:
+        """Begin; the call hears of it from later turns on. Raises `Unavailable` or `ForeignOrigin` when nothing can leave."""
+        request = call.request
+        if request.credential is None:
+            return EchoSending(call)
+        return self._pool.send(call, request.credential, request.endpoint, request.body, stream=request.stream)
+
+
+class EchoSending:
+    """The echo provider's answer to one call, in pieces, at the pace at which the call takes them."""
+
+    def __init__(self, call: ProviderCall) -> None:
+        self._call = call
+        self._loop = asyncio.get_event_loop()
+        self._pieces: deque[bytes] = deque()
+        self._paused = False
+        self._scheduled = False
+        self._cancelled = False
+        self._loop.call_soon(self._begin)
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._pieces.clear()
+
+    def pause_reading(self) -> None:
+        self._paused = True
+
+    def resume_reading(self) -> None:
+        self._paused = False
+        self._next_soon()
+
+    def _begin(self) -> None:
+        if self._cancelled:
+            return
+        request = self._call.request
+        id, created = secrets.token_hex(12), int(time.time())
+        try:
+            if request.endpoint is Endpoint.EMBEDDINGS:
+                pieces = [answer_embeddings(request.body)]
+            else:
+                pieces = answer_chat(request.body, id=id, created=created)
+        except ClientError as error:
+            self._call.on_failure(error)
+            return
+        self._pieces.extend(pieces)
+        self._call.on_head(200, {b"content-type": b"text/event-stream" if request.stream else b"application/json"})
+        self._next()
+
+    def _next_soon(self) -> None:
+        if not self._scheduled and not self._cancelled:
+            self._scheduled = True
+            self._loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        self._scheduled = False
+        if self._cancelled or self._paused:
+            return
+        taken = [self._pieces.popleft() for _ in range(min(_ECHO_PIECE_EVENTS, len(self._pieces)))]
+        if taken:
+            self._call.on_data(b"".join(taken))
+        if self._pieces:
+            self._next_soon()
+        elif not self._cancelled:
+            self._cancelled = True
+            self._call.on_complete()

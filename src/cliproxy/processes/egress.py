@@ -1,0 +1,283 @@
+"""Egress: decides which call may leave, holds the credentials in use, speaks to providers over sockets that the dialer connected.
+
+It cannot make a socket, connect, open a file or run a program; it reaches the origins that the dialer knows and no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+from cliproxy.audit.client import AuditClient
+from cliproxy.bounds import AUDIT_POLL_SECONDS, MAX_VAULT_MESSAGES_PER_SECOND
+from cliproxy.config.schema import Settings, decode_settings
+from cliproxy.egress.admission import Admission
+from cliproxy.egress.authorise import Authoriser
+from cliproxy.egress.desk import Desk
+from cliproxy.egress.dialer_client import DialerClient
+from cliproxy.egress.inject import Injector
+from cliproxy.egress.pool import Pool
+from cliproxy.egress.senders import CallSenders
+from cliproxy.egress.trust import TrustStore
+from cliproxy.errors import ChannelError, CliproxyError, ForeignOrigin, UpstreamError
+from cliproxy.ipc.channel import ChannelClosed, PacketChannel
+from cliproxy.ipc.messages import (
+    EgressHello,
+    Grant,
+    GrantsEnd,
+    LastUse,
+    PolicyAck,
+    PolicyBegin,
+    PolicyChange,
+    PolicyEnd,
+    PolicyKeys,
+    VaultAlive,
+    VaultToEgress,
+    Withdraw,
+)
+from cliproxy.ipc.policy_feed import PolicyFeed
+from cliproxy.processes import child
+from cliproxy.processes.boot import read_sealed
+from cliproxy.processes.child import Boot, Control, Down, Order, Up
+from cliproxy.processes.slots import channel, is_socket, take
+from cliproxy.processes.topology import EGRESS, EgressSlots
+from cliproxy.sandbox.loop import make_event_loop
+
+
+class Egress:
+    """The egress process between its start and its end."""
+
+    def __init__(self, boot: Boot) -> None:
+        self.boot = boot
+        self.settings = decode_settings(boot.settings)
+        self.generation = boot.generation
+        self.loop = make_event_loop()
+        self.audit = AuditClient(channel(EgressSlots.AUDIT_FD), deadline_seconds=self.settings.audit.deadline_seconds)
+        self.trust = TrustStore(self.settings.providers)
+        self.policy = PolicyFeed()
+        self.injector = Injector(self.settings.providers)
+        self.admission = Admission(self.settings)
+        self.authoriser = Authoriser(self.settings, self.policy, self.injector, self.admission)
+        self.pool: Pool | None = None
+        self.dialer: DialerClient | None = None
+        self.desk: Desk | None = None
+        self.vault: PacketChannel[VaultToEgress] | None = None
+        self.granted: set[str] = set()
+        self.has_grants = False
+        self.ready = False
+        self.prepared: Settings | None = None
+        self.control: Control | None = None
+
+    # --- body ---
+
+    def run(self, control: Control) -> None:
+        """Serve until the supervisor says otherwise."""
+        self.control = control
+        self.loop.run_until_complete(self.start())
+        self.loop.run_forever()
+
+    async def start(self) -> None:
+        assert self.control is not None
+        self.dialer = DialerClient(self.loop, channel(EgressSlots.DIALER_FD), violated=self.dialer_violated)
+        self.pool = Pool(self.loop, dialer=self.dialer, providers=self.settings.providers, contexts=self.trust.contexts_for(self.settings.providers))
+        self.desk = Desk(
+            build=self.boot.build,
+            generation=self.generation,
+            policy=self.policy,
+            authoriser=self.authoriser,
+            senders=CallSenders(self.pool),
+            audit=self.audit,
+            acknowledge=self.acknowledge,
+        )
+        self.loop.add_reader(self.control.fileno(), self.on_control)
+        for index, number in enumerate(EgressSlots.WORKER_FDS):
+            if is_socket(number):
+                await self.connect_worker(index)
+        self.open_vault()
+        self.tick()
+        self.poll_audit()
+
+    async def connect_worker(self, index: int) -> None:
+        assert self.desk is not None
+        worker = self.desk.worker(index, max_body_bytes=self.settings.server.limits.max_body_bytes * 2 + 65536)
+        await self.loop.create_unix_connection(lambda: worker.channel, sock=take(EgressSlots.WORKER_FDS[index]))
+
+    def tick(self) -> None:
+        """Once a second."""
+        self.loop.call_later(1.0, self.tick)
+        assert self.desk is not None
+        self.desk.sweep(time.monotonic())
+        used = self.admission.take_last_use()
+        if used and self.vault is not None:
+            self.tell_vault(LastUse(keys=used))
+
+    def poll_audit(self) -> None:
+        """Take in the auditor's acknowledgements. By the clock and not by the descriptor: one look for many."""
+        self.loop.call_later(AUDIT_POLL_SECONDS, self.poll_audit)
+        self.audit.poll(time.monotonic())
+
+    # --- the vault ---
+
+    def open_vault(self) -> None:
+        sock = channel(EgressSlots.VAULT_FD)
+        self.vault = PacketChannel(sock, incoming=VaultToEgress, peer="vault", per_second=MAX_VAULT_MESSAGES_PER_SECOND, secrets=True)
+        self.granted = set()
+        self.loop.add_reader(self.vault.fileno(), self.on_vault)
+        self.tell_vault(EgressHello(build=self.boot.build))
+
+    def close_vault(self) -> None:
+        vault, self.vault = self.vault, None
+        if vault is not None:
+            self.loop.remove_reader(vault.fileno())
+            vault.abandon()
+
+    def tell_vault(self, message: object) -> None:
+        try:
+            if self.vault is not None:
+                self.vault.send(message)
+        except ChannelClosed:
+            self.close_vault()
+
+    def acknowledge(self, message: PolicyAck) -> None:
+        self.tell_vault(message)
+
+    def on_vault(self) -> None:
+        assert self.desk is not None
+        vault = self.vault
+        try:
+            while vault is not None and vault is self.vault:
+                message = vault.receive()
+                if message is None:
+                    return
+                self.take(message)
+        except ChannelClosed:
+            self.close_vault()
+        except ChannelError as error:
+            self.desk.violation("vault", error)
+            self.close_vault()
+
+    def take(self, message: VaultToEgress) -> None:
+        """Act on one message of the vault."""
+        assert self.desk is not None
+        self.policy.heard(vault_age=0.0, now=time.monotonic())
+        if isinstance(message, PolicyBegin | PolicyKeys | PolicyEnd | PolicyChange):
+            self.desk.policy(message)
+        elif isinstance(message, Grant):
+            self.granted.add(message.id)
+            try:
+                self.injector.grant(message.id, provider=message.provider, origin=message.origin, secret=message.secret)
+            except (ForeignOrigin, UpstreamError) as error:
+                child.say(f"cliproxy: credential {message.id} is not used: {error}")
+        elif isinstance(message, GrantsEnd):
+            self.injector.keep_only(frozenset(self.granted))
+            self.has_grants = True
+        elif isinstance(message, Withdraw):
+            self.granted.discard(message.id)
+            self.injector.withdraw(message.id)
+        elif isinstance(message, VaultAlive) and message.number > self.policy.number >= 0:
+            raise ChannelError("the vault's policy is ahead of what it sent")
+        if not self.ready and self.has_grants and self.policy.number >= 0:
+            self.ready = True
+            assert self.control is not None
+            self.control.send(Up.READY, self.generation)
+
+    def dialer_violated(self, reason: str) -> None:
+        assert self.desk is not None
+        self.desk.violation("dialer", ChannelError(reason))
+
+    # --- the supervisor ---
+
+    def on_control(self) -> None:
+        assert self.control is not None
+        try:
+            orders = self.control.receive()
+        except ChannelError:
+            self.leave(0)
+        for order in orders:
+            self.obey(order)
+
+    def obey(self, order: Order) -> None:
+        """Carry out one order of the supervisor."""
+        assert self.control is not None and self.dialer is not None
+        if order.kind is Down.REPLACE:
+            self.replace(order.argument)
+        elif order.kind is Down.PREPARE:
+            self.prepare(order)
+        elif order.kind is Down.COMMIT:
+            self.commit(order.argument)
+        elif order.kind is Down.ABANDON:
+            self.prepared = None
+        elif order.kind is Down.DRAIN:
+            self.loop.create_task(self.drain(order.argument))
+        elif order.kind is Down.STOP:
+            self.leave(0)
+        else:
+            raise ChannelError(f"egress takes no {order.kind.name}")
+
+    def replace(self, slot: int) -> None:
+        """A peer was restarted (or is new): the channel to it is on `slot`."""
+        assert self.dialer is not None
+        if slot == EgressSlots.AUDIT_FD:
+            self.audit.replaced()
+        elif slot == EgressSlots.VAULT_FD:
+            self.close_vault()
+            self.open_vault()
+        elif slot == EgressSlots.DIALER_FD:
+            self.dialer.replace(channel(slot))
+        else:
+            self.loop.create_task(self.connect_worker(EgressSlots.WORKER_FDS.index(slot)))
+
+    def prepare(self, order: Order) -> None:
+        """Check the settings of the next generation."""
+        assert self.control is not None
+        (descriptor,) = order.descriptors
+        try:
+            settings = decode_settings(read_sealed(descriptor))
+            Authoriser(settings, self.policy, Injector(settings.providers), Admission(settings))
+            self.trust.contexts_for(settings.providers)
+        except (CliproxyError, ValueError) as error:
+            child.say(f"cliproxy: egress refuses the new configuration: {error}")
+            self.control.send(Up.REFUSED, order.argument)
+            return
+        finally:
+            os.close(descriptor)
+        self.prepared = settings
+        self.control.send(Up.PREPARED, order.argument)
+
+    def commit(self, generation: int) -> None:
+        assert self.control is not None and self.pool is not None and self.prepared is not None
+        settings, self.prepared = self.prepared, None
+        self.settings = settings
+        self.generation = generation
+        self.authoriser.reconfigure(settings)
+        for id in self.injector.retable(settings.providers):
+            child.say(f"cliproxy: credential {id} is sealed to another origin and is not used")
+        self.pool.retable(settings.providers, self.trust.contexts_for(settings.providers))
+        self.control.send(Up.COMMITTED, generation)
+
+    async def drain(self, seconds: int) -> None:
+        """Let calls finish, at most `seconds`."""
+        assert self.desk is not None and self.control is not None
+        until = time.monotonic() + seconds
+        while self.desk.calls_under_way and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        self.desk.flush()
+        self.control.send(Up.DRAINED, self.generation)
+
+    def leave(self, code: int) -> None:
+        os._exit(code)
+
+
+def prepare(boot: Boot) -> Egress:
+    """Make everything that egress needs; import every module that it may."""
+    return Egress(boot)
+
+
+def body(boot: Boot, egress: Egress, control: Control) -> None:
+    """Serve."""
+    egress.run(control)
+
+
+if __name__ == "__main__":
+    child.main(EGRESS, prepare=prepare, body=body)
