@@ -19,7 +19,8 @@ from cliproxy.sandbox.ritual import refuse_io_uring
 def make_event_loop() -> asyncio.AbstractEventLoop:
     """Return a uvloop loop that is ready for the lockdown and is the current loop of the thread.
 
-    Refuses io_uring to the process first. Leave a locked-down process with `os._exit`, not by closing the loop. Descriptors that it holds must be among those that the lockdown keeps. Raises `SandboxError`.
+    Refuses io_uring to the process first. Descriptors that the loop holds must be among those that the lockdown
+    keeps; leave a locked-down process with `os._exit`, not by closing the loop. Raises `SandboxError`.
     """
     refuse_io_uring()
     loop = uvloop.new_event_loop()

@@ -14,8 +14,8 @@ import struct
 
 from cliproxy.errors import SandboxError
 from cliproxy.sandbox.bpf import ALLOW, Policy, Rule, assemble
-from cliproxy.sandbox.interpreter import close_interpreter
 from cliproxy.sandbox.calls import prctl, system_call
+from cliproxy.sandbox.interpreter import close_interpreter
 from cliproxy.sandbox.landlock import restrict
 from cliproxy.sandbox.roles import ENOSYS, IO_URING_CALLS, Profile, resolver_paths
 from cliproxy.sandbox.syscalls import this_arch

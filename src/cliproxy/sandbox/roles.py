@@ -70,7 +70,8 @@ def _names(text: str) -> tuple[str, ...]:
 _KILLED = _names("""
 execve execveat fork vfork ptrace process_vm_readv process_vm_writev process_madvise pidfd_getfd kcmp bpf userfaultfd perf_event_open keyctl add_key request_key
 mount umount2 pivot_root chroot move_mount open_tree fsopen fsmount fsconfig fspick mount_setattr open_tree_attr setns unshare open_by_handle_at
-name_to_handle_at init_module finit_module delete_module create_module kexec_load kexec_file_load reboot swapon swapoff acct iopl ioperm modify_ldt uselib personality
+name_to_handle_at init_module finit_module delete_module create_module kexec_load kexec_file_load reboot swapon swapoff acct iopl ioperm modify_ldt uselib
+personality
 """)
 _OPENING = ("open", "openat", "openat2", "creat")
 _CONNECTING = ("socket", "connect")
@@ -116,7 +117,8 @@ _BASE: tuple[Call, ...] = (
     Call("setsockopt", (_equals(1, _SOL_SOCKET), _equals(2, *_SOCKET_OPTIONS))),
     Call("setsockopt", (_equals(1, _IPPROTO_TCP), _equals(2, *_TCP_OPTIONS))),
 )
-_SET_STATUS_FLAGS = (Call("fcntl", (_equals(1, F_SETFL),)),)
+_O_ASYNC = 0o20000  # with an owner, I/O on the descriptor sends signals
+_SET_STATUS_FLAGS = (Call("fcntl", (_equals(1, F_SETFL), _lacks(2, _O_ASYNC))),)
 # glibc 2.33 to 2.38 makes fstat() of newfstatat(fd, "", …, AT_EMPTY_PATH). The kernel cannot compare the path, so names, sizes and times of files can be asked
 # for (docs/adr/0010); contents cannot.
 _FSTAT = (Call("fstat"), Call("newfstatat", (_equals(3, AT_EMPTY_PATH),)))
@@ -219,7 +221,7 @@ VAULT = Profile(
         *_NO_THREADS,
         *_SET_STATUS_FLAGS,
         *_FSTAT,
-        *_calls("lseek pread64 pwrite64 ftruncate fallocate fsync fdatasync mlock munlock"),
+        *_calls("lseek pread64 pwrite64 ftruncate fsync fdatasync mlock munlock"),
         Call("fcntl", (_equals(1, F_GETLK, F_SETLK),)),
     ),
     kills=_CLOSED,
