@@ -20,6 +20,7 @@ MAX_WORKER_BACKLOG_BYTES = 16 * MIB  # unsent bytes towards egress above which a
 MAX_CHANNEL_BACKLOG_BYTES = 64 * MIB  # unsent bytes above which the peer counts as dead and the channel is closed
 
 # --- dataplane -----------------------------------------------------------------------------------------------------
+READY_POLL_SECONDS = 0.01  # how often a starting worker looks whether the others serve
 MAX_TALLY_ENTRIES = 256  # addresses that a worker's authentication tally tells apart in one second
 
 # --- ingress -------------------------------------------------------------------------------------------------------
@@ -123,6 +124,20 @@ EGRESS_MESSAGES_PER_SECOND = 200.0  # hellos, acknowledgements, last use: a hand
 # --- audit ---------------------------------------------------------------------------------------------------------
 MAX_AUDIT_TEXT = 512  # characters in one text field of an event
 MAX_UNACKNOWLEDGED_BYTES = 4 * MIB  # what a sender keeps of what the auditor has not made durable yet, to send it again to the next auditor
+MAX_AUDIT_LINE_BYTES = 64 * KIB  # an event of nine texts of 512 characters, six bytes each where escaped, is 28 KiB
+MAX_PENDING_AUDIT_BYTES = 2 * MIB  # lines that wait for the write under way; above, the auditor stops reading, and senders get EAGAIN
+MAX_BATCH_ENTRIES = 4096  # lines that wait, likewise; one packet more may come on top
+MAX_UNCOVERED_ENTRIES = 4096  # entries without a checkpoint before one is due at once
+MAX_RESUMED_ENTRIES = 32 * KIB  # entries without a checkpoint at a start: two batches of the smallest events; more means that checkpoints are missing
+MAX_CHECKPOINT_BYTES = 512 * KIB  # 8 bytes in base64 for each of MAX_RESUMED_ENTRIES, and the rest
+AUDIT_SYNC_SECONDS = 0.02  # DESIGN §3: between two fdatasyncs when nobody waits for one
+AUDIT_NAP_SECONDS = 0.004  # between two looks at the senders' queues, which hold 160 packets: less than 40,000 packets/s lose nothing by it
+AUDIT_CHECKPOINT_SECONDS = 1.0  # entries are durable before that; a checkpoint costs a signature and 400 bytes
+AUDIT_RETRY_SECONDS = 0.25  # between two tries to write when the disk is full
+AUDIT_SUMMARY_SECONDS = 60.0  # between two lines about what the strangers' quota had no room for
+AUDIT_WORKER_QUOTA_FACTOR = 16  # what workers report of recognised clients may fill this many strangers' quotas; the calls themselves come from egress
+AUDIT_QUERIES_PER_SECOND = 200.0  # admin's questions
+MAX_RECENT_LINES = 256  # lines that the auditor keeps in memory for `audit tail` (it cannot read files)
 
 # --- supervisor ----------------------------------------------------------------------------------------------------
 MAX_WORKERS = 32  # processes that serve; more than the cores of one machine helps nobody
@@ -139,6 +154,7 @@ STOP_SECONDS = 5.0  # from STOP to SIGKILL
 STOP_NOW_SECONDS = 1.0  # the same after a second signal
 DRAIN_GRACE_SECONDS = 2.0  # beyond the drain timeout, for the worker to end by itself
 LOADER_SECONDS = 10.0  # reading and checking the configuration
+MAX_LOADER_LINE_BYTES = 1500  # of what the loader says about an unusable configuration
 PREPARE_SECONDS = 10.0  # from PREPARE to the last PREPARED; from COMMIT to new workers READY
 MAX_PENDING_EVENTS = 1024  # of the supervisor, while the auditor is away
 LISTEN_BACKLOG = 1024  # the kernel's own cap (net.core.somaxconn) is 4096
@@ -158,5 +174,6 @@ MAX_CONTROL_CONNECTIONS = 16  # commands at once on the control socket
 CONTROL_IDLE_SECONDS = 30.0  # a connection on the control socket that asks nothing
 CONTROL_REQUEST_SECONDS = 20.0  # from a request on the control socket to its answer
 CONTROL_REQUESTS_PER_SECOND = 50.0  # of all connections of the control socket together; one may cost the vault two messages
+MAX_ADMIN_ANSWERS_PER_SECOND = 400.0  # of the vault or the auditor to admin; twice what it may ask
 STATUS_WAIT_SECONDS = 2.0  # `status` says that a peer is away when it does not answer within this time
 COMMAND_LINGER_SECONDS = 30.0  # a gateway that was started for commands alone waits this long for the first one

@@ -4,9 +4,8 @@
     2. boot record read from its sealed memfd; the role must be the module's own
     3. descriptors that were not handed over are closed, empty slots occupied
     4. `prepare(boot)`: every module imported, database and files opened
-    5. the lockdown of the role (`sandbox.ritual`)
-    6. an import hook that raises
-    7. `body(boot, prepared, control)`
+    5. the lockdown of the role (`sandbox.ritual`), after which an import raises
+    6. `body(boot, prepared, control)`
 
 A child never returns from here and never runs interpreter shutdown: it leaves with `os._exit` (uvloop would call `socketpair`, and a locked
 process would die of it). When the control channel closes, it leaves. An unexpected error is told by type and place only: its text could
@@ -18,30 +17,24 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import Final, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
-from cliproxy.errors import EXIT_CONFIG, ChannelError, CliproxyError, ConfigError, SandboxError, VaultError
+from cliproxy.errors import ChannelError
 from cliproxy.ipc.channel import ChannelClosed
 from cliproxy.ipc.control import Control as _Control
 from cliproxy.ipc.control import Down, Order, Up
 from cliproxy.processes import topology
 from cliproxy.processes.boot import Boot, decode_boot, is_sealed, read_sealed
+from cliproxy.processes.lines import EXIT_SOFTWARE, describe, exit_code, say
 from cliproxy.processes.slots import is_open, vacate
 from cliproxy.processes.topology import BOOT_FD, CONTROL_FD, STDERR_FD
 from cliproxy.sandbox import ritual
 from cliproxy.sandbox.roles import PROFILES
 
-__all__ = ["Boot", "Control", "Down", "Order", "Up", "read_boot", "run_locked"]
+__all__ = ["EXIT_SOFTWARE", "Boot", "Control", "Down", "Order", "Up", "main", "read_boot", "run_locked", "say"]
 
 P = TypeVar("P")
-
-EXIT_SOFTWARE: Final = 70  # sysexits.h EX_SOFTWARE
-_MAX_PLACES: Final = 6  # innermost frames of an unexpected error that go on the line
-_MAX_LINE_BYTES: Final = 2000
 
 
 class Control(_Control):
@@ -62,36 +55,6 @@ class Control(_Control):
         finally:
             os.close(received)
         return Order(order.kind, order.argument)
-
-
-def say(line: str) -> None:
-    """Write one line to stderr, without the interpreter's buffers; never raises."""
-    try:
-        os.write(STDERR_FD, line.replace("\n", " ").encode("utf-8", "backslashreplace")[:_MAX_LINE_BYTES] + b"\n")
-    except OSError:
-        pass
-
-
-def describe(error: BaseException) -> str:
-    """Return one line about `error` that holds no secret: our own errors and the kernel's say what they say, others their type and place."""
-    if isinstance(error, CliproxyError):
-        return str(error)
-    kind = type(error).__name__
-    if isinstance(error, OSError) and error.strerror is not None:
-        kind = f"{kind}: {error.strerror}" + (f" ({error.filename})" if isinstance(error.filename, str) else "")
-    elif isinstance(error, ImportError):
-        kind = f"{kind}: {error}"
-    places: list[str] = []
-    trace: TracebackType | None = error.__traceback__
-    while trace is not None:
-        places.append(f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}")
-        trace = trace.tb_next
-    return f"{kind} at {' > '.join(places[-_MAX_PLACES:])}"
-
-
-def exit_code(error: BaseException) -> int:
-    """Return 78 for what the operator mends (configuration, kernel, sealed store), else 70."""
-    return EXIT_CONFIG if isinstance(error, ConfigError | SandboxError | VaultError) else EXIT_SOFTWARE
 
 
 def read_boot(role: str) -> Boot:
@@ -171,7 +134,6 @@ def _lock_down(boot: Boot, handed: frozenset[int]) -> None:
             gid=boot.gid,
             parent_pid=boot.supervisor_pid,
         )
-    sys.meta_path.insert(0, _NoLateImports())
 
 
 def _is_supervisor_gone() -> bool:
@@ -185,11 +147,3 @@ def _is_supervisor_gone() -> bool:
         return True
     finally:
         peer.detach()
-
-
-class _NoLateImports:
-    """A locked process cannot open files: a late import is a defect, told on stderr, and the importer gets ImportError instead of a kill."""
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        say(f"cliproxy: late import of {name} in a locked process")
-        raise ImportError(f"{name} was not imported before the lockdown", name=name)

@@ -14,7 +14,7 @@ import socket
 from dataclasses import dataclass
 from typing import Final
 
-from cliproxy.bounds import MAX_DRAINING_GENERATIONS, MAX_LISTENERS, MAX_WORKERS
+from cliproxy.bounds import MAX_LISTENERS, WORKER_NUMBERS
 
 SUPERVISOR: Final = "supervisor"
 WORKER: Final = "worker"
@@ -37,7 +37,7 @@ BOOT_FD: Final = 4
 AUDIT_FD: Final = 5
 
 # Old generations drain while the new one serves, so egress and auditor have room for all of them.
-WORKER_SLOTS: Final = MAX_WORKERS * (1 + MAX_DRAINING_GENERATIONS)
+WORKER_SLOTS: Final = WORKER_NUMBERS
 FIRST_WORKER_FD: Final = 16
 FIRST_FREE_FD: Final = FIRST_WORKER_FD + WORKER_SLOTS  # `slots.take` moves a channel to here or above
 
@@ -47,7 +47,7 @@ class WorkerSlots:
 
     AUDIT_FD: Final = AUDIT_FD
     EGRESS_FD: Final = 6  # SOCK_STREAM, ipc.mux
-    LIMITS_FD: Final = 7  # memfd, ADDRESS_TABLE_BYTES of zeros at first: the address buckets that all workers share
+    LIMITS_FD: Final = 7  # memfd of limits.shared: the address buckets that all workers share
     LISTEN_FDS: Final = tuple(range(8, 8 + MAX_LISTENERS))
 
 

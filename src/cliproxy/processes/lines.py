@@ -1,0 +1,45 @@
+"""What a process says on stderr, and with which code it ends. One line, and no secret on it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from cliproxy.errors import EXIT_CONFIG, CliproxyError, ConfigError, SandboxError, VaultError
+from cliproxy.processes.topology import STDERR_FD
+
+EXIT_SOFTWARE: Final = 70  # sysexits.h EX_SOFTWARE
+_MAX_PLACES: Final = 6  # innermost frames of an unexpected error that go on the line
+_MAX_LINE_BYTES: Final = 2000
+
+
+def say(line: str) -> None:
+    """Write one line to stderr, without the interpreter's buffers; never raises."""
+    try:
+        os.write(STDERR_FD, line.replace("\n", " ").encode("utf-8", "backslashreplace")[:_MAX_LINE_BYTES] + b"\n")
+    except OSError:
+        pass
+
+
+def describe(error: BaseException) -> str:
+    """Return one line about `error` that holds no secret: our own errors and the kernel's say what they say, others their type and place."""
+    if isinstance(error, CliproxyError):
+        return str(error)
+    kind = type(error).__name__
+    if isinstance(error, OSError) and error.strerror is not None:
+        kind = f"{kind}: {error.strerror}" + (f" ({error.filename})" if isinstance(error.filename, str) else "")
+    elif isinstance(error, ImportError):
+        kind = f"{kind}: {error}"
+    places: list[str] = []
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None:
+        places.append(f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return f"{kind} at {' > '.join(places[-_MAX_PLACES:])}"
+
+
+def exit_code(error: BaseException) -> int:
+    """Return 78 for what the operator mends (configuration, kernel, sealed store), else 70."""
+    return EXIT_CONFIG if isinstance(error, ConfigError | SandboxError | VaultError) else EXIT_SOFTWARE

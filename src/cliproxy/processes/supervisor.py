@@ -1,0 +1,468 @@
+"""The first process: opens what the others need, starts them, watches them, replaces them, ends them in order.
+
+It holds nothing secret (the master key is a descriptor that it never reads), parses nothing that a client or provider sent, and has no event
+loop and no threads: one `poll`, fixed-size records from its children, signals as bytes of a pipe.
+
+    start   addresses, lock, files, then all children at once: each waits on its channels for those that it needs
+    death   an audit event and a restart after a growing pause; five deaths, or one exit with 78, before the first READY end the start
+    reload  `processes.reloading`
+    stop    workers drain, then egress, dialer, vault, admin, the auditor last; a second signal: now
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from cliproxy import __version__
+from cliproxy.audit.client import AuditClient
+from cliproxy.audit.events import ChannelViolation, ConfigurationChange, Process, SupervisorEvent
+from cliproxy.bounds import (
+    DRAIN_GRACE_SECONDS,
+    MAX_DESCRIPTORS,
+    MAX_DRAINING_GENERATIONS,
+    MAX_PENDING_EVENTS,
+    MAX_START_DEATHS,
+    MAX_WORKERS,
+    MIN_DESCRIPTORS,
+    STOP_NOW_SECONDS,
+    STOP_SECONDS,
+)
+from cliproxy.config.schema import decode_settings
+from cliproxy.errors import EXIT_CONFIG, ChannelError, ConfigError
+from cliproxy.ipc.control import Down, Report, Up
+from cliproxy.limits import shared
+from cliproxy.processes.boot import Boot
+from cliproxy.processes.config_loader import UNSAFE_NO_SANDBOX
+from cliproxy.processes.fleet import Child, Death, Fleet, State, Supplies
+from cliproxy.processes.lines import EXIT_SOFTWARE, describe, exit_code, say
+from cliproxy.processes.listeners import inherited_listeners, open_listeners
+from cliproxy.processes.plan import Plan, read_plan
+from cliproxy.processes.reloading import InForce, Phase, Reload
+from cliproxy.processes.service import ServiceManager
+from cliproxy.processes.spawn import build_id, keep_descriptors_here, lift, program
+from cliproxy.processes.topology import (
+    ADMIN,
+    AUDITOR,
+    COMMAND_ROLES,
+    DIALER,
+    EGRESS,
+    ROLES,
+    SUPERVISOR,
+    VAULT,
+    WORKER,
+    AdminSlots,
+    AuditorSlots,
+    VaultSlots,
+    WorkerSlots,
+    uid_offset,
+)
+from cliproxy.processes.wiring import Member
+from cliproxy.processes.workspace import Workspace
+
+_SIGNALS: Final = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_STOP_ORDER: Final = (WORKER, EGRESS, DIALER, VAULT, ADMIN, AUDITOR)
+_CLOSED: Final = select.POLLHUP | select.POLLERR | select.POLLNVAL
+
+
+class Supervisor:
+    """One run. `run` returns the exit code."""
+
+    def __init__(self, plan: Plan, *, program: Callable[[str], list[str]] = program) -> None:
+        self._plan = plan
+        self._build = build_id()
+        self._service = ServiceManager(os.environ)
+        self._workspace = Workspace(plan.home)
+        self._master_key = lift(plan.master_key_fd)
+        self._ready_fd = lift(plan.ready_fd) if plan.ready_fd >= 0 else -1
+        self._starter_fd = lift(plan.starter_fd) if plan.starter_fd >= 0 else -1
+        self._open_files()
+        self._poll = select.poll()
+        self._signals = self._receive_signals()
+        self._controls: dict[int, Child] = {}
+        self._audit: AuditClient | None = None
+        self._audit_fd = -1
+        self._events: deque[SupervisorEvent] = deque(maxlen=MAX_PENDING_EVENTS)
+        self._announced = False
+        self._start_deaths = 0
+        self._phases: list[str] | None = None  # roles that are still to stop; None: running
+        self._exit = 0
+        self._segment_wanted_at = 0.0
+        supplies = Supplies(boot_of=self._boot_of, files_of=self._files_of, program=program)
+        self._fleet = Fleet(supplies, on_start=self._started, on_end=self._ended)
+        self._fleet.outside[Member(SUPERVISOR)] = self._take_audit_channel
+        loader = [*program("config_loader"), plan.config_file, *([UNSAFE_NO_SANDBOX] if plan.allow_no_sandbox else [])]
+        self._reload = Reload(self._fleet, self, loader_command=loader)
+
+    # --- start -------------------------------------------------------------------------------------------------------
+
+    def _open_files(self) -> None:
+        """Listen, lock, open: in this order, so that a start that fails has changed nothing."""
+        settings = decode_settings(self._plan.settings)
+        if settings.sandbox.mode == "off":
+            if sys.platform == "linux" and not self._plan.allow_no_sandbox:
+                raise ConfigError("`off` is refused on Linux", cure="set it to enforce, or start with --unsafe-no-sandbox", key="sandbox.mode")
+            self.say("cliproxy: WARNING: the sandbox is off: a bug in the code that reads clients gives everything away")
+        if settings.server.workers > MAX_WORKERS:
+            raise ConfigError(f"more than {MAX_WORKERS}", cure="set it to the number of cores or less", key="server.workers")
+        self._workspace.verify_free()
+        listeners = None
+        if self._plan.serving:
+            listeners = inherited_listeners(settings.server, os.environ) or open_listeners(settings.server, before=None, say=self.say)
+        self.in_force = InForce(1, self._plan.settings, settings, listeners)
+        self._workspace.lock()
+        self._segment_index, self._segment = self._workspace.open_newest_segment()
+        self._checkpoints = self._workspace.open_checkpoints()
+        self._control_socket = self._workspace.open_control_socket()
+        self._limits = lift(shared.create())
+
+    def _receive_signals(self) -> int:
+        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in _SIGNALS:
+            signal.signal(number, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        return reader
+
+    def run(self) -> int:
+        """Start everything, serve until told to stop, and return the exit code."""
+        self._poll.register(self._signals, select.POLLIN)
+        if self._starter_fd >= 0:
+            self._poll.register(self._starter_fd, select.POLLIN)
+        if self._plan.serving:
+            self._record(Process(code=0, role=SUPERVISOR, what="started"))
+        for role in ROLES:
+            if role in COMMAND_ROLES or (self._plan.serving and role != WORKER):
+                self._fleet.start(self._fleet.add(Member(role), generation=1))
+            elif self._plan.serving:
+                self.start_workers()
+        while self._phases is None or self._phases:
+            self._turn()
+        self._workspace.remove_control_socket()
+        return self._exit
+
+    def start_workers(self) -> None:
+        """Start the workers of the generation in force."""
+        for _ in range(self.in_force.settings.server.workers):
+            member = self._fleet.free_worker()
+            if member is None:
+                self.say("cliproxy: no worker slot is free")
+                return
+            self._fleet.start(self._fleet.add(member, generation=self.in_force.generation))
+
+    def _boot_of(self, child: Child) -> Boot:
+        child.generation = self.in_force.generation
+        enforced = self.in_force.settings.sandbox.mode == "enforce"
+        separate = enforced and os.geteuid() == 0
+        own = self.in_force.settings.sandbox.uid_base + uid_offset(child.member.role)
+        return Boot(
+            role=child.member.role,
+            name=child.name,
+            build=self._build,
+            generation=child.generation,
+            settings=self.in_force.blob,
+            home=self._plan.home,
+            uid=own if separate else os.geteuid(),
+            gid=own if separate else os.getegid(),
+            operator_uid=self._plan.operator_uid,
+            serving=self._plan.serving,
+            sandbox=enforced,
+            supervisor_pid=os.getpid(),
+        )
+
+    def _files_of(self, role: str) -> dict[int, int]:
+        if role == WORKER:
+            listeners = self.in_force.listeners
+            sockets = [] if listeners is None else listeners.sockets.values()
+            return {WorkerSlots.LIMITS_FD: self._limits, **dict(zip(WorkerSlots.LISTEN_FDS, sockets, strict=False))}
+        return {
+            VAULT: {VaultSlots.MASTER_KEY_FD: self._master_key},
+            AUDITOR: {AuditorSlots.SEGMENT_FD: self._segment, AuditorSlots.CHECKPOINTS_FD: self._checkpoints},
+            ADMIN: {AdminSlots.LISTEN_FD: self._control_socket},
+        }.get(role, {})
+
+    def _announce(self) -> None:
+        """Everything is READY for the first time: tell the operator, the starter, the service manager."""
+        self._announced = True
+        urls = [] if self.in_force.listeners is None else self.in_force.listeners.urls
+        if self._plan.announce and self._plan.serving:
+            os.write(1, f"cliproxy {__version__} ready on {', '.join(urls)} (pid {os.getpid()})\n".encode())
+        if self._ready_fd >= 0:
+            line = {"pid": os.getpid(), "urls": urls, "generation": self.in_force.generation, "control": f"{self._plan.home}/run/control.sock"}
+            try:
+                os.write(self._ready_fd, json.dumps(line).encode() + b"\n")
+            except OSError:
+                pass  # the starter no longer reads; it has its own pipe to stop us
+            os.close(self._ready_fd)
+            self._ready_fd = -1
+        self._service.tell(f"READY=1\nMAINPID={os.getpid()}")
+
+    # --- one turn ----------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        wake = min(self._fleet.next_time(), self._reload.next_time(), now + (self._service.watchdog_seconds or 3600.0))
+        if self._events:
+            wake = min(wake, now + 0.1)  # the auditor was not there to take them
+        ready = self._poll.poll(max(0, min(int((wake - now) * 1000) + 1, 3_600_000)))
+        if self._service.watchdog_seconds:
+            self._service.tell("WATCHDOG=1")
+        for number, what in ready:
+            if number == self._signals:
+                self._on_signals()
+            elif number == self._starter_fd:
+                self._poll.unregister(number)
+                self._stop(0)
+            elif number == self._audit_fd:
+                self._on_audit(what)
+            elif number in self._controls:
+                self._on_control(self._controls[number])
+        now = time.monotonic()
+        self._fleet.kill_overdue(now)
+        self._reload.tick(now)
+        if self._phases is None:
+            try:
+                self._fleet.start_due(now)
+            except OSError as error:
+                self.say(f"cliproxy: cannot start a process: {error.strerror}; stopping")
+                self._stop(EXIT_SOFTWARE, at_once=True)
+        self._flush_events()
+
+    def _on_signals(self) -> None:
+        try:
+            numbers = set(os.read(self._signals, 4096))
+        except BlockingIOError:
+            return
+        if signal.SIGCHLD in numbers:
+            deaths, others = self._fleet.reap()
+            for death in deaths:
+                self._on_death(death)
+            for pid, status in others:
+                self._reload.process_ended(pid, status)
+        if signal.SIGHUP in numbers and self._announced and self._phases is None:
+            self._request_reload()
+        if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+            self._stop(0, at_once=self._phases is not None)
+
+    def _on_control(self, child: Child) -> None:
+        if child.control is None:
+            return
+        try:
+            reports = child.control.receive()
+        except ChannelError as error:
+            self._record(ChannelViolation(peer=child.name, reason=str(error)))
+            self._fleet.kill(child)
+            return
+        if reports is None:
+            self._ended(child)  # it is leaving; SIGCHLD follows
+            child.deadline = min(child.deadline or float("inf"), time.monotonic() + STOP_NOW_SECONDS)
+            return
+        for report in reports:
+            self._on_report(child, report)
+
+    def _on_report(self, child: Child, report: Report) -> None:
+        admin = child.member.role == ADMIN
+        if report.kind is Up.READY:
+            self._fleet.ready(child)
+            if self._plan.serving:
+                self._record(Process(code=0, role=child.name, what="ready"))
+            self._reload.reported(child, Up.READY, report.argument)
+            if not self._announced and all(one.state is State.READY for one in self._fleet):
+                self._announce()
+        elif report.kind in (Up.PREPARED, Up.REFUSED, Up.COMMITTED):
+            self._reload.reported(child, report.kind, report.argument)
+        elif report.kind is Up.DRAINED and child.state is State.LEAVING:
+            self._fleet.order(child, Down.STOP)
+        elif report.kind is Up.RELOAD and admin and self._plan.serving:
+            self._request_reload()
+        elif report.kind is Up.STOP and admin:
+            self._stop(0)
+        elif report.kind is Up.SEGMENT and child.member.role == AUDITOR:
+            self._open_segment(child, report.argument)
+        elif report.kind not in (Up.ALIVE, Up.DRAINED):
+            self._record(ChannelViolation(peer=child.name, reason=f"{report.kind.name} is not for it to say"))
+            self._fleet.kill(child)
+
+    def _open_segment(self, child: Child, index: int) -> None:
+        """The auditor's segment is full. It gets the next one, or the present one again when it asks for that."""
+        try:
+            if index == self._segment_index + 1:
+                segment = self._workspace.create_segment(index)
+                os.close(self._segment)
+                self._segment_index, self._segment = index, segment
+            elif index != self._segment_index:
+                raise ConfigError(f"log segment {index} is not the next one", cure="report this")
+        except ConfigError as error:
+            self.say(f"cliproxy: {error}")
+            return
+        self._fleet.order(child, Down.SEGMENT, index, (self._segment,))
+
+    # --- death and stop ----------------------------------------------------------------------------------------------
+
+    def _on_death(self, death: Death) -> None:
+        child = death.child
+        if death.signal or death.status or not death.expected:
+            what = "sandbox_violation" if death.signal == signal.SIGSYS else "killed" if death.signal else "exited"
+            self._record(Process(code=death.signal or death.status, role=child.name, what=what))
+            if self._phases is None and not death.expected:
+                self.say(f"cliproxy: {child.name} {what} ({death.signal or death.status})")
+        if self._phases is not None:
+            self._stop_next()
+            return
+        if death.expected:
+            return
+        if not self._announced:
+            self._start_deaths += 1
+            if death.status == EXIT_CONFIG or self._start_deaths >= MAX_START_DEATHS:
+                self.say(f"cliproxy: not started: {child.name} ended {self._start_deaths} times, the last time with {death.signal or death.status}")
+                self._stop(death.status if death.status == EXIT_CONFIG else EXIT_SOFTWARE, at_once=True)
+            return
+        self._reload.child_died(child, unusable=death.status == EXIT_CONFIG)
+        if child.generation < self.in_force.generation and child.member.role == WORKER and child.member in self._fleet:
+            self._fleet.leave(child, Down.STOP, 0, seconds=0.0)  # its successor is on the way
+
+    def _stop(self, code: int, *, at_once: bool = False) -> None:
+        """End the run: in order, or at once (again: at once). The first reason gives the exit code."""
+        if self._phases is None:
+            self._exit = code
+            self._phases = list(_STOP_ORDER)
+            self._service.tell("STOPPING=1")
+            if self.in_force.listeners is not None:
+                self.in_force.listeners.close_except(None)
+        for child in self._fleet:
+            if child.state is State.WAITING or (at_once and child.member.role not in (AUDITOR, VAULT)):
+                self._fleet.leave(child, Down.STOP, 0, seconds=0.0)
+            elif at_once and child.state is State.LEAVING:
+                child.deadline = time.monotonic() + STOP_NOW_SECONDS
+        self._stop_next()
+
+    def _stop_next(self) -> None:
+        assert self._phases is not None
+        while self._phases:
+            children = self._fleet.of_role(self._phases[0])
+            for child in children:
+                if child.state is State.LEAVING:
+                    continue
+                if child.member.role == WORKER and child.state is State.READY:
+                    seconds = self.in_force.settings.server.limits.drain_timeout_seconds
+                    self._fleet.leave(child, Down.DRAIN, int(seconds), seconds=seconds + DRAIN_GRACE_SECONDS)
+                else:
+                    if child.member.role == AUDITOR and self._plan.serving:
+                        self._record(Process(code=self._exit, role=SUPERVISOR, what="stopped"))
+                        self._flush_events()
+                    self._fleet.leave(child, Down.STOP, 0, seconds=STOP_SECONDS)
+            if self._fleet.of_role(self._phases[0]):
+                return
+            del self._phases[0]
+
+    # --- reload ------------------------------------------------------------------------------------------------------
+
+    def _request_reload(self) -> None:
+        if self._phases is not None or not self._announced:
+            return
+        if self._reload.phase is Phase.IDLE:
+            self._service.tell(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        self._reload.request()
+
+    def adopt(self, new: InForce) -> None:
+        """`new` is what children are started with from now on."""
+        self.in_force = new
+
+    def drain_workers_before(self, generation: int) -> None:
+        """Tell the workers of earlier generations to finish; of more than four draining generations the oldest end at once."""
+        seconds = self.in_force.settings.server.limits.drain_timeout_seconds
+        old = [child for child in self._fleet.of_role(WORKER) if child.generation < generation]
+        for child in old:
+            if child.state is not State.LEAVING:
+                self._fleet.leave(child, Down.DRAIN, int(seconds), seconds=seconds + DRAIN_GRACE_SECONDS)
+        draining = sorted({child.generation for child in old})
+        for child in old:
+            if child.generation in draining[:-MAX_DRAINING_GENERATIONS]:
+                self._fleet.kill(child)
+
+    def reload_ended(self, *, applied: bool, attempted: bytes) -> None:
+        """Tell admin, the log and the service manager how the reload went."""
+        generation = self.in_force.generation if applied else 0
+        digest = hashlib.sha256(attempted).hexdigest() if attempted else ""
+        result = "applied" if applied else "refused"
+        self._record(ConfigurationChange(digest=digest, generation=self.in_force.generation, operator="", result=result))
+        if applied:
+            self.say(f"cliproxy: configuration reloaded, generation {generation}")
+        for child in self._fleet.of_role(ADMIN):
+            self._fleet.order(child, Down.RELOADED, generation)
+        self._service.tell("READY=1")
+
+    # --- channels and events -----------------------------------------------------------------------------------------
+
+    def _started(self, child: Child) -> None:
+        assert child.control is not None
+        self._controls[child.control.fileno()] = child
+        self._poll.register(child.control.fileno(), select.POLLIN)
+
+    def _ended(self, child: Child) -> None:
+        if child.control is not None and self._controls.pop(child.control.fileno(), None) is not None:
+            self._poll.unregister(child.control.fileno())
+
+    def _take_audit_channel(self, _slot: int, descriptor: int) -> None:
+        """The auditor was started (again): this is our end of the channel to it. The descriptor stays the caller's."""
+        if self._audit is None:
+            sock = socket.socket(fileno=lift(os.dup(descriptor)))
+            self._audit_fd = sock.fileno()
+            self._audit = AuditClient(sock, deadline_seconds=self.in_force.settings.audit.deadline_seconds)
+        else:
+            os.dup2(descriptor, self._audit_fd, inheritable=False)
+            self._audit.replaced()
+        self._poll.register(self._audit_fd, select.POLLIN)
+
+    def _on_audit(self, what: int) -> None:
+        assert self._audit is not None
+        self._audit.poll(time.monotonic())
+        if what & _CLOSED:
+            self._poll.unregister(self._audit_fd)  # until the next auditor
+
+    def _record(self, event: SupervisorEvent) -> None:
+        self._events.append(event)
+
+    def _flush_events(self) -> None:
+        while self._events and self._audit is not None and self._audit.offer([self._events[0]]):
+            self._events.popleft()
+
+    def say(self, line: str) -> None:
+        """Write a line for the operator."""
+        say(line)
+
+
+def _raise_descriptor_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if wanted < MIN_DESCRIPTORS:
+        raise ConfigError(f"only {wanted} open files are allowed", cure=f"raise the hard limit to {MIN_DESCRIPTORS} or more (ulimit -Hn)")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def main(arguments: list[str]) -> int:
+    """Run the plan in the sealed memfd whose number is the only argument; return the exit code."""
+    try:
+        keep_descriptors_here()
+        os.umask(0o077)
+        _raise_descriptor_limit()
+        plan = read_plan(int(arguments[0]))
+        os.close(int(arguments[0]))
+        return Supervisor(plan).run()
+    except Exception as error:  # noqa: BLE001 - the one way out of the process; children end with their control channels
+        say(f"cliproxy: {describe(error)}")
+        return exit_code(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
