@@ -11,16 +11,11 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Final
 
 from cliproxy.config.load import load_settings
 from cliproxy.config.schema import encode_settings
 from cliproxy.errors import EXIT_CONFIG, EXIT_USAGE, ConfigError
-
-RESULT_FD: Final = 3
-KEY_FD: Final = 4
-UNSAFE_NO_SANDBOX: Final = "--unsafe-no-sandbox"
-WITH_KEY: Final = "--with-key"
+from cliproxy.processes.loader_protocol import KEY_FD, RESULT_FD, UNSAFE_NO_SANDBOX, WITH_KEY
 
 
 def main(arguments: list[str]) -> int:

@@ -30,9 +30,9 @@ from cliproxy.config.schema import Settings, decode_settings
 from cliproxy.errors import EXIT_CONFIG, ChannelError, ConfigError
 from cliproxy.ipc.control import Down, Up
 from cliproxy.processes.boot import read_sealed, seal
-from cliproxy.processes.config_loader import RESULT_FD
 from cliproxy.processes.fleet import Child, Fleet, State
 from cliproxy.processes.listeners import Listeners, open_listeners
+from cliproxy.processes.loader_protocol import RESULT_FD
 from cliproxy.processes.spawn import lift, spawn
 from cliproxy.processes.topology import WORKER
 

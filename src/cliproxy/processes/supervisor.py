@@ -43,10 +43,10 @@ from cliproxy.errors import EXIT_CONFIG, ChannelError, ConfigError
 from cliproxy.ipc.control import Down, Report, Up
 from cliproxy.limits import shared
 from cliproxy.processes.boot import Boot
-from cliproxy.processes.config_loader import UNSAFE_NO_SANDBOX
 from cliproxy.processes.fleet import Child, Death, Fleet, State, Supplies
 from cliproxy.processes.lines import EXIT_SOFTWARE, describe, exit_code, say
 from cliproxy.processes.listeners import inherited_listeners, open_listeners
+from cliproxy.processes.loader_protocol import UNSAFE_NO_SANDBOX
 from cliproxy.processes.plan import Plan, read_plan
 from cliproxy.processes.reloading import InForce, Phase, Reload
 from cliproxy.processes.service import ServiceManager
