@@ -95,8 +95,6 @@ def _verify_private(descriptor: int, path: Path, *, directory: bool) -> None:
     if mode & _OTHERS:
         wanted = "700" if directory else "600"
         raise ConfigError(f"group or others have access (mode {mode:04o})", cure=f"chmod {wanted} {path}", file=str(path))
-    if not directory and status.st_nlink > 1:
-        raise ConfigError(f"has {status.st_nlink} names (hard links)", cure="copy it and remove the other names", file=str(path))
 
 
 def _open_verified(path: Path, flags: int, *, directory: bool) -> int:
@@ -129,7 +127,7 @@ def verify_private_directory(path: Path) -> None:
 
 
 def verify_private_file(path: Path) -> None:
-    """Raise `ConfigError` unless `path` is a plain file of ours, not a link, with one name and no bit for group or others, below safe parents."""
+    """Raise `ConfigError` unless `path` is a plain file of ours, not a link, with no bit for group or others, below safe parents."""
     os.close(_open_verified(path, os.O_RDONLY, directory=False))
 
 

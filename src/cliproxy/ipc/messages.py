@@ -319,6 +319,24 @@ VaultToAuditor = LogKey
 AuditorToVault = Anchor
 
 
+# --- admin-auditor ---------------------------------------------------------------------------------------------------
+
+
+class TakeCheckpoint(_Request, frozen=True):
+    """Sign a checkpoint of the log as it is now."""
+
+
+class CheckpointTaken(_Message, frozen=True):
+    """`note` is the signed note (C2SP tlog-checkpoint), text. It is in `logs/checkpoints` too."""
+
+    request: int
+    note: str
+
+
+AdminToAuditor = TakeCheckpoint
+AuditorToAdmin = CheckpointTaken | Refused
+
+
 # --- egress-dialer ---------------------------------------------------------------------------------------------------
 
 
