@@ -76,7 +76,6 @@ MAX_VAULT_MESSAGES_PER_SECOND = 20_000  # a snapshot of a million keys is 16,000
 POLICY_ACK_SECONDS = 1.0  # a revocation is in force on every worker within it, or the command says on which it is
 MAX_ESTIMATE_FLOOR_TOKENS = 4096  # prompt tokens reserved at least, from the body's length
 MAX_OUTCOMES_WAITING = 16384  # outcomes that the auditor has not taken; more, and no new call is
-MAX_CREDENTIAL_BYTES = 4096  # half of Apache's line limit; service tokens (JWT) reach 2 KiB
 MIN_GUARDED_SECRET_BYTES = 8  # a shorter secret would be "found" in ordinary text; such a credential is refused
 MAX_RESPONSE_HEAD_BYTES = 64 * KIB  # nginx allows 4 to 8 KiB, curl 300 KiB; providers send some 3 KiB
 MAX_RESPONSE_HEADERS = 128
@@ -97,6 +96,11 @@ UPSTREAM_IDLE_SECONDS = 55.0  # nginx and most load balancers close after 60 to 
 SWEEP_SECONDS = 1.0  # deadlines are looked at this often
 
 # --- dialer --------------------------------------------------------------------------------------------------------
+DIALER_THREADS = 8  # names resolved at a time; the rest waits within its deadline
+MAX_ADDRESSES_PER_NAME = 64
+MAX_CONNECT_ATTEMPTS = 8  # addresses tried for one connection
+CONNECT_STAGGER_SECONDS = 0.25  # RFC 8305 §5: the recommended delay between attempts
+MAX_DENIED_ADDRESSES = 256  # forbidden addresses counted apart until they are in the log
 
 # --- vault ---------------------------------------------------------------------------------------------------------
 MAX_SYMLINKS_IN_PATH = 8  # links that root made, on the way to a file of ours; Linux itself gives up at 40
