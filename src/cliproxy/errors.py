@@ -10,7 +10,8 @@
     │   │   └── UnsupportedFeature   400: valid, but the target cannot express it
     │   └── RateLimited          429, with the seconds to wait
     ├── UpstreamError            the provider's fault: 502 or 504
-    │   └── ProviderRefusal      the provider answered with an error; mapped to 400, 404, 413, 429, 502 or 504
+    │   ├── ProviderRefusal      the provider answered with an error; mapped to 400, 404, 413, 429, 502 or 504
+    │   └── ForbiddenAddress     a provider's name leads where the dialer does not go
     ├── Unavailable              our own trouble: 503, never 401
     │   └── ForeignOrigin        a credential was about to go where it is not sealed for
     ├── ConfigError              the operator's fault: file, line, key, cure; exit code 78
@@ -130,6 +131,15 @@ class ProviderRefusal(UpstreamError):
         super().__init__(message, status=status, code=code)
         self.provider_status = provider_status
         self.retry_after = retry_after
+
+
+class ForbiddenAddress(UpstreamError):
+    """A provider's name leads to `address`, which is not connected to. `reason` is one word (`metadata`, `private`, …)."""
+
+    def __init__(self, address: str, *, reason: str) -> None:
+        super().__init__(f"the address {address} is not allowed ({reason})", code="provider_forbidden_address")
+        self.address = address
+        self.reason = reason
 
 
 class Unavailable(CliproxyError):

@@ -36,8 +36,8 @@ class DialerClient:
         self._open(sock)
 
     def replace(self, sock: socket.socket) -> None:
-        """Use a new channel, after the dialer was restarted; what was asked over the old one fails."""
-        self._close()
+        """Use a new channel, on the same number, after the dialer was restarted; what was asked over the old one fails."""
+        self._close(replaced=True)
         self._open(sock)
 
     def dial(self, origin: str, done: Done) -> bool:
@@ -59,18 +59,21 @@ class DialerClient:
         return True
 
     def close(self) -> None:
-        """Close the channel; pending questions fail."""
+        """End the channel; pending questions fail."""
         self._close()
 
     def _open(self, sock: socket.socket) -> None:
         self._channel = PacketChannel(sock, incoming=DialerToEgress, peer="dialer", per_second=MAX_DIALS_PER_SECOND)
         self._loop.add_reader(self._channel.fileno(), self._readable)
 
-    def _close(self) -> None:
+    def _close(self, *, replaced: bool = False) -> None:
         channel, self._channel = self._channel, None
         if channel is not None:
             self._loop.remove_reader(channel.fileno())
-            channel.abandon()
+            if replaced:
+                channel.release()
+            else:
+                channel.abandon()
         pending, self._pending = self._pending, {}
         for done in pending.values():
             done(None, "dialer_gone")

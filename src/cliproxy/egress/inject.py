@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from cliproxy.bounds import MAX_CREDENTIAL_BYTES, MIN_GUARDED_SECRET_BYTES
+from cliproxy.bounds import MAX_CREDENTIAL_SECRET_BYTES, MIN_GUARDED_SECRET_BYTES
 from cliproxy.config.schema import Provider
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.reflection import NO_SECRET, ReflectionGuard
@@ -36,7 +36,7 @@ class BoundCredential:
         self.guard = NO_SECRET
         if secret is not None:
             credential = secret.reveal()
-            if not MIN_GUARDED_SECRET_BYTES <= len(credential) <= MAX_CREDENTIAL_BYTES or _VISIBLE.fullmatch(credential) is None:
+            if not MIN_GUARDED_SECRET_BYTES <= len(credential) <= MAX_CREDENTIAL_SECRET_BYTES or _VISIBLE.fullmatch(credential) is None:
                 raise UpstreamError(f"credential {id} can not be sent in a header", code="credential_malformed")
             self.guard = ReflectionGuard(credential)
         self._whole, self._streams = (

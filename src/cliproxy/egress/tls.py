@@ -6,10 +6,8 @@ Contexts are made before lockdown, because trust stores are files.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
 from pathlib import Path
 
-from cliproxy.config.schema import Provider
 from cliproxy.errors import ConfigError
 
 
@@ -31,18 +29,6 @@ def client_context(*, ca_file: str = "") -> ssl.SSLContext:
     if not context.get_ca_certs():
         raise ConfigError("there is no certificate authority to trust", cure="install the system's CA bundle (ca-certificates) or set ca_file")
     return context
-
-
-def contexts_for(providers: Mapping[str, Provider]) -> dict[str, ssl.SSLContext]:
-    """Return the context of each https provider, by its name; providers with the same authorities share one."""
-    made: dict[str, ssl.SSLContext] = {}
-    contexts = {}
-    for name, provider in providers.items():
-        if provider.base_url.startswith("https://"):
-            if provider.ca_file not in made:
-                made[provider.ca_file] = client_context(ca_file=provider.ca_file)
-            contexts[name] = made[provider.ca_file]
-    return contexts
 
 
 def _load_directory(context: ssl.SSLContext) -> None:

@@ -126,6 +126,10 @@ class PacketChannel(Generic[Incoming]):
             pass  # the peer was first
         self._sock.detach()
 
+    def release(self) -> None:
+        """Let go of the number without a word to the peer: the next channel is on it already (`REPLACE`), and must not be shut down."""
+        self._sock.detach()
+
     def _decode(self, packet: bytes) -> Incoming:
         if not packet:
             raise ChannelClosed(f"{self.peer} closed its channel")

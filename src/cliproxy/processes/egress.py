@@ -126,11 +126,14 @@ class Egress:
         self.loop.add_reader(self.vault.fileno(), self.on_vault)
         self.tell_vault(EgressHello(build=self.boot.build))
 
-    def close_vault(self) -> None:
+    def close_vault(self, *, replaced: bool = False) -> None:
         vault, self.vault = self.vault, None
         if vault is not None:
             self.loop.remove_reader(vault.fileno())
-            vault.abandon()
+            if replaced:
+                vault.release()  # the new channel is on the number already
+            else:
+                vault.abandon()
 
     def tell_vault(self, message: object) -> None:
         try:
@@ -221,7 +224,7 @@ class Egress:
         if slot == EgressSlots.AUDIT_FD:
             self.audit.replaced()
         elif slot == EgressSlots.VAULT_FD:
-            self.close_vault()
+            self.close_vault(replaced=True)
             self.open_vault()
         elif slot == EgressSlots.DIALER_FD:
             self.dialer.replace(channel(slot))

@@ -1,0 +1,294 @@
+"""The dialer: resolves names, vets addresses, connects, and hands the connected sockets to egress. Holds nothing secret.
+
+It is asked for an origin of its own table and can't be asked for an address. A plain poll loop; only `getaddrinfo` runs in threads, which
+start after the lockdown, because Landlock binds the threads that exist. Each dial has one deadline over queue, resolving and connecting.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
+from cliproxy.audit.client import AuditClient
+from cliproxy.audit.events import AddressDenied, ChannelViolation, DialerEvent, clip
+from cliproxy.bounds import MAX_DENIED_ADDRESSES, MAX_DIALS_PER_SECOND, MAX_PENDING_DIALS
+from cliproxy.config.schema import decode_settings
+from cliproxy.dialer.race import Race
+from cliproxy.dialer.resolve import Resolved, Resolvers
+from cliproxy.dialer.table import Target, build_table
+from cliproxy.errors import ChannelError, ConfigError
+from cliproxy.ipc.channel import ChannelClosed, PacketChannel
+from cliproxy.ipc.messages import Dial, DialFailed, Dialled, EgressToDialer
+from cliproxy.processes import child
+from cliproxy.processes.boot import read_sealed
+from cliproxy.processes.child import Boot, Control, Down, Order, Up
+from cliproxy.processes.slots import channel, is_socket
+from cliproxy.processes.topology import AUDIT_FD, DIALER, DialerSlots
+
+
+class _Job:
+    """A dial under way."""
+
+    __slots__ = ("deadline", "dial", "race", "target")
+
+    def __init__(self, dial: int, *, target: Target, deadline: float) -> None:
+        self.dial = dial
+        self.target = target
+        self.deadline = deadline
+        self.race: Race | None = None
+
+
+class Dialer:
+    """The process between its start and its end."""
+
+    def __init__(self, boot: Boot) -> None:
+        settings = decode_settings(boot.settings)
+        self._generation = boot.generation
+        self._table = build_table(settings.providers)
+        self._prepared: tuple[int, dict[str, Target]] | None = None
+        self._wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._resolvers = Resolvers(wake)
+        self._audit = AuditClient(channel(AUDIT_FD), deadline_seconds=settings.audit.deadline_seconds)
+        self._denied: Counter[tuple[str, str]] = Counter()
+        self._jobs: dict[int, _Job] = {}
+        self._racing: dict[int, _Job] = {}
+        self._poller = select.poll()
+        self._channel: PacketChannel[EgressToDialer] | None = None
+        self._next_tick = 0.0
+
+    def run(self, control: Control) -> None:
+        """Serve until the supervisor says stop."""
+        self._resolvers.start()
+        for descriptor in (control.fileno(), self._audit.fileno(), self._wake):
+            self._poller.register(descriptor, select.POLLIN)
+        self._open()
+        control.send(Up.READY, self._generation)
+        while True:
+            ready = self._poller.poll(self._milliseconds())
+            now = time.monotonic()
+            for descriptor, _ in ready:
+                if descriptor == control.fileno():
+                    if not self._obey(control):
+                        return
+                elif descriptor == self._audit.fileno():
+                    self._hear_auditor(now)
+                elif descriptor == self._wake:
+                    self._take_resolved(now)
+                elif descriptor == DialerSlots.EGRESS_FD:
+                    self._take_questions(now)
+                elif descriptor in self._racing:
+                    self._advance(self._racing[descriptor], now, descriptor)
+            self._tick(now)
+
+    # --- egress --------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        if is_socket(DialerSlots.EGRESS_FD):
+            self._channel = PacketChannel(channel(DialerSlots.EGRESS_FD), incoming=EgressToDialer, peer="egress", per_second=MAX_DIALS_PER_SECOND)
+            self._poller.register(DialerSlots.EGRESS_FD, select.POLLIN)
+
+    def _close(self) -> None:
+        """End the channel until the supervisor brings another one. What it asked for is nobody's now."""
+        if self._channel is not None:
+            self._poller.unregister(DialerSlots.EGRESS_FD)
+            self._channel.abandon()
+            self._channel = None
+        self._drop_jobs()
+
+    def _drop_jobs(self) -> None:
+        for job in tuple(self._jobs.values()):
+            self._forget(job)
+
+    def _take_questions(self, now: float) -> None:
+        try:
+            while self._channel is not None:
+                question = self._channel.receive()
+                if question is None:
+                    return
+                self._begin(question, now)
+        except ChannelClosed:
+            self._close()
+        except ChannelError as error:
+            self._offer([ChannelViolation(peer="egress", reason=clip(str(error)))])
+            self._close()
+
+    def _begin(self, question: Dial, now: float) -> None:
+        if question.dial in self._jobs:
+            raise ChannelError("a dial has the number of another one")
+        target = self._table.get(question.origin)
+        if target is None:
+            self._say(DialFailed(dial=question.dial, reason="not_enrolled"))
+        elif len(self._jobs) >= MAX_PENDING_DIALS:
+            self._say(DialFailed(dial=question.dial, reason="busy"))
+        else:
+            self._jobs[question.dial] = _Job(question.dial, target=target, deadline=now + target.connect_seconds)
+            self._resolvers.ask(target)
+
+    def _say(self, answer: Dialled | DialFailed, descriptor: int | None = None) -> None:
+        """Answer egress. If its queue is full the answer is lost, and egress's own deadline ends the question."""
+        try:
+            if self._channel is not None:
+                self._channel.send(answer, () if descriptor is None else (descriptor,))
+        except ChannelError:
+            self._close()
+
+    # --- a dial --------------------------------------------------------------------------------------------------
+
+    def _take_resolved(self, now: float) -> None:
+        try:
+            os.read(self._wake, 4096)
+        except BlockingIOError:
+            pass
+        for resolved in self._resolvers.take():
+            if resolved.forbidden is not None:
+                self._deny(resolved)
+            for job in [job for job in self._jobs.values() if job.race is None and job.target == resolved.target]:
+                if resolved.reason:
+                    self._finish(job, DialFailed(dial=job.dial, reason=resolved.reason))
+                else:
+                    job.race = Race(resolved.addresses, port=job.target.origin.port)
+                    self._advance(job, now)
+
+    def _advance(self, job: _Job, now: float, descriptor: int | None = None) -> None:
+        """Go on with a dial's connecting: `descriptor` is ready, or it is time for the next attempt."""
+        race = job.race
+        if race is None:
+            return
+        before = race.descriptors()
+        if descriptor is None:
+            race.step(now)
+        else:
+            race.ready(descriptor, now)
+        after = race.descriptors()
+        for gone in set(before) - set(after):
+            self._stop_polling(gone)
+        for new in set(after) - set(before):
+            self._racing[new] = job
+            self._poller.register(new, select.POLLOUT)
+        if race.won is not None:
+            sock, address = race.won
+            self._finish(job, Dialled(dial=job.dial, address=address), descriptor=sock.fileno())
+            sock.close()
+        elif race.lost:
+            self._finish(job, DialFailed(dial=job.dial, reason=race.lost))
+
+    def _finish(self, job: _Job, answer: Dialled | DialFailed, descriptor: int | None = None) -> None:
+        self._forget(job)
+        self._say(answer, descriptor)
+
+    def _forget(self, job: _Job) -> None:
+        del self._jobs[job.dial]
+        if job.race is not None:
+            for descriptor in job.race.descriptors():
+                self._stop_polling(descriptor)
+            job.race.close()
+
+    def _stop_polling(self, descriptor: int) -> None:
+        del self._racing[descriptor]
+        self._poller.unregister(descriptor)
+
+    # --- time and audit ------------------------------------------------------------------------------------------
+
+    def _milliseconds(self) -> int:
+        times = [self._next_tick, *(job.deadline for job in self._jobs.values())]
+        times += [at for job in self._jobs.values() if job.race is not None and (at := job.race.next_at()) is not None]
+        return max(1, int((min(times) - time.monotonic()) * 1000) + 1)
+
+    def _tick(self, now: float) -> None:
+        for job in tuple(self._jobs.values()):
+            if now >= job.deadline:
+                self._finish(job, DialFailed(dial=job.dial, reason="timeout"))
+            elif job.race is not None and (at := job.race.next_at()) is not None and now >= at:
+                self._advance(job, now)
+        if now >= self._next_tick:
+            self._next_tick = now + 1.0
+            self._audit.poll(now)
+            second = int(time.time())
+            events = [AddressDenied(address=address, count=count, reason=reason, second=second) for (address, reason), count in self._denied.items()]
+            if events and self._offer(events):
+                self._denied.clear()
+
+    def _deny(self, resolved: Resolved) -> None:
+        assert resolved.forbidden is not None
+        key = (clip(resolved.forbidden.address), clip(f"{resolved.forbidden.reason}: {resolved.target.origin}"))
+        if key in self._denied or len(self._denied) < MAX_DENIED_ADDRESSES:
+            self._denied[key] += 1
+
+    def _offer(self, events: Sequence[DialerEvent]) -> bool:
+        return self._audit.offer(events)
+
+    def _hear_auditor(self, now: float) -> None:
+        self._audit.poll(now)
+        if not self._audit.healthy(now):
+            self._poller.unregister(self._audit.fileno())  # gone: until the supervisor brings the next one
+
+    # --- supervisor ----------------------------------------------------------------------------------------------
+
+    def _obey(self, control: Control) -> bool:
+        """Carry out what the supervisor orders; `False` means leave. `ChannelClosed` (the supervisor is gone) is the caller's end too."""
+        for order in control.receive():
+            if order.kind is Down.STOP:
+                return False
+            if order.kind is Down.PREPARE:
+                self._prepare(order, control)
+            elif order.kind is Down.COMMIT:
+                self._commit(order.argument, control)
+            elif order.kind is Down.ABANDON:
+                self._prepared = None
+            elif order.kind is Down.DRAIN:
+                control.send(Up.DRAINED, self._generation)
+            elif order.kind is Down.REPLACE and order.argument == DialerSlots.EGRESS_FD:
+                self._replace()
+            elif order.kind is Down.REPLACE and order.argument == AUDIT_FD:
+                self._poller.register(AUDIT_FD, select.POLLIN)
+                self._audit.replaced()
+            else:
+                raise ChannelError(f"the dialer takes no {order.kind.name} of {order.argument}")
+        return True
+
+    def _replace(self) -> None:
+        """Egress was restarted and the new channel is on the slot already: let go of the old one's object without touching the number."""
+        if self._channel is not None:
+            self._poller.unregister(DialerSlots.EGRESS_FD)
+            self._channel.release()
+            self._channel = None
+        self._drop_jobs()
+        self._open()
+
+    def _prepare(self, order: Order, control: Control) -> None:
+        (descriptor,) = order.descriptors
+        try:
+            self._prepared = (order.argument, build_table(decode_settings(read_sealed(descriptor)).providers))
+        except (ConfigError, ChannelError, msgspec.DecodeError, OSError):
+            self._prepared = None
+            control.send(Up.REFUSED, order.argument)
+        else:
+            control.send(Up.PREPARED, order.argument)
+        finally:
+            os.close(descriptor)
+
+    def _commit(self, generation: int, control: Control) -> None:
+        if self._prepared is None or self._prepared[0] != generation:
+            raise ChannelError("a COMMIT for what was not prepared")
+        self._generation, self._table = self._prepared
+        self._prepared = None
+        control.send(Up.COMMITTED, generation)
+
+
+def prepare(boot: Boot) -> Dialer:
+    """Make the table and the wake-up pipe; import what resolving imports."""
+    return Dialer(boot)
+
+
+def body(boot: Boot, dialer: Dialer, control: Control) -> None:
+    """Serve."""
+    dialer.run(control)
+
+
+if __name__ == "__main__":
+    child.main(DIALER, prepare=prepare, body=body)
