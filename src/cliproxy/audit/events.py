@@ -20,7 +20,9 @@ import msgspec
 from cliproxy.bounds import MAX_AUDIT_TEXT
 
 Text = Annotated[str, msgspec.Meta(max_length=MAX_AUDIT_TEXT)]
-Count = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+Hex = Annotated[str, msgspec.Meta(pattern=r"\A(?:[0-9a-f]{2}){0,64}\Z")]
+MAX_COUNT = 2**63 - 1
+Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=True, tag_field="event", forbid_unknown_fields=True, gc=False):
@@ -140,14 +142,14 @@ class VaultIntent(_Event, frozen=True, tag="vault_intent"):
     """The vault is about to commit `epoch` with Merkle root `root` (hex)."""
 
     epoch: Count
-    root: Text
+    root: Hex
 
 
 class VaultCommit(_Event, frozen=True, tag="vault_commit"):
     """The vault has committed `epoch` with Merkle root `root` (hex)."""
 
     epoch: Count
-    root: Text
+    root: Hex
 
 
 class LogOpened(_Event, frozen=True, tag="log_opened"):
