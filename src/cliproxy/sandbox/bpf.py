@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from cliproxy.sandbox.syscalls import KNOWN_NAMES, NUMBERS, X32_BIT, Arch
+from cliproxy.sandbox.syscalls import KNOWN_NAMES, NAMES, NUMBERS, X32_BIT, Arch
 
 # linux/filter.h, linux/bpf_common.h
 LD_ABS, ALU_AND, JMP_JA, JMP_JEQ, JMP_JGE, JMP_JSET, RET = 0x20, 0x54, 0x05, 0x15, 0x35, 0x45, 0x06
@@ -124,11 +124,11 @@ class Policy:
         """Return what a filter assembled for `arch` does to the call."""
         if audit_arch != arch.value or (arch is Arch.X86_64 and number & X32_BIT):
             return KILL_PROCESS
-        for name, known_number in NUMBERS[arch].items():
-            if known_number == number:
-                rule = self.rules.get(name)
-                return self.known if rule is None else rule.decide(arguments)
-        return self.unknown
+        name = NAMES[arch].get(number)
+        if name is None:
+            return self.unknown
+        rule = self.rules.get(name)
+        return self.known if rule is None else rule.decide(arguments)
 
 
 class _Program:

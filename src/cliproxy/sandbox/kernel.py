@@ -125,7 +125,7 @@ def guarantees(report: KernelReport) -> tuple[Guarantee, ...]:
         Guarantee(everyone, "make memory executable", "seccomp refuses PROT_EXEC", seccomp, True),
         Guarantee(everyone, "use io_uring past the filter", "seccomp answers ENOSYS", seccomp, True),
         Guarantee(everyone, "gain a right again", "no_new_privs, empty capability sets", True, True),
-        Guarantee(everyone, "pass descriptors but on its channels", "seccomp checks the number in sendmsg and recvmsg", seccomp, True),
+        Guarantee(everyone, "pass descriptors but on its channels", "seccomp checks the number in sendmsg", seccomp, True),
         Guarantee("auditor", "overwrite or truncate the log", "O_APPEND; seccomp refuses pwrite, ftruncate, fallocate, F_SETFL", seccomp, True),
         Guarantee(everyone, "outlive the supervisor", "PR_SET_PDEATHSIG", True, True),
     )
@@ -162,7 +162,7 @@ def _container() -> str | None:
         if Path(sign).exists():
             return sign
     if "container" in os.environ:
-        return f"container={os.environ['container']}"
+        return f"container={os.environ['container']}"  # noqa: SIM112 - systemd and podman write it so
     if "KUBERNETES_SERVICE_HOST" in os.environ:
         return "KUBERNETES_SERVICE_HOST"
     return None

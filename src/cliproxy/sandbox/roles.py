@@ -148,7 +148,7 @@ class Profile:
     read_paths: tuple[str, ...] = ()
     may_connect: bool = False
     threads: bool = False
-    hot: tuple[str, ...] = field(default=("sendto", "fcntl", "mmap"))
+    hot: tuple[str, ...] = field(default=("sendto", "mmap"))
 
     def policy(self, *, ancillary: frozenset[int], replaceable: frozenset[int], process: int) -> Policy:
         """Return the filter's meaning for one process: `process` is its own id."""

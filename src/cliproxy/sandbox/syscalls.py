@@ -86,6 +86,7 @@ def _parse_table(text: str) -> dict[Arch, dict[str, int]]:
 
 
 NUMBERS = _parse_table(_TABLE)
+NAMES = {arch: {number: name for name, number in numbers.items()} for arch, numbers in NUMBERS.items()}
 KNOWN_NAMES = frozenset(NUMBERS[Arch.X86_64]) | frozenset(NUMBERS[Arch.AARCH64])
 
 
