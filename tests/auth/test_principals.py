@@ -61,6 +61,12 @@ def test_models_are_allowed_by_exact_name_or_by_the_star(models: tuple[str, ...]
 )
 def test_networks_admit_their_addresses_and_no_others(networks: tuple[str, ...], address: str, allowed: bool) -> None:
     assert principal(networks=networks).allows_address(ip_address(address)) is allowed
+    assert principal(networks=networks).allows_address(address) is allowed
+
+
+@pytest.mark.parametrize("address", ["", "unix", "10.0.0.1:80", "0x0a.1", "10.0.0", "fe80::1%eth0/64"])
+def test_what_is_no_address_is_in_no_network(address: str) -> None:
+    assert not principal(networks=("0.0.0.0/0", "::/0")).allows_address(address)
 
 
 @pytest.mark.parametrize(

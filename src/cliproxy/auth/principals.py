@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_address, ip_network
 from typing import TypeVar
 
 import msgspec
@@ -73,10 +73,18 @@ class Principal:
         """Say whether this principal may call the public model `name`. An empty list allows none."""
         return self._any_model or name in self._models
 
-    def allows_address(self, address: IPv4Address | IPv6Address) -> bool:
-        """Say whether a call may come from `address`. Without networks it may come from anywhere; a mapped IPv4 address is judged as IPv4."""
+    def allows_address(self, address: str | IPv4Address | IPv6Address) -> bool:
+        """Say whether a call may come from `address`. Without networks it may come from anywhere; a mapped IPv4 address is judged as IPv4.
+
+        What is no address comes from nowhere: a key with networks does not allow it.
+        """
         if not self.networks:
             return True
+        if isinstance(address, str):
+            try:
+                address = ip_address(address)
+            except ValueError:
+                return False
         if isinstance(address, IPv6Address):
             mapped = address.ipv4_mapped
             if mapped is None:

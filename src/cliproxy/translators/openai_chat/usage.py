@@ -1,0 +1,268 @@
+"""What egress reads of chat completions, and nothing more: what a final body asks for, what an answer used, whether a stream is whole.
+
+Egress may import this module of the dialect only (DESIGN §5). It reads what was checked elsewhere and forwards nothing that it does not recognise: an answer
+that is no chat completion is an `UpstreamError`, and so is a stream that stops before its end. Usage that is absent or makes no sense is None, and the call
+settles at its reservation.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from cliproxy.bounds import MAX_CHOICES, MAX_TOKEN_COUNT
+from cliproxy.errors import SchemaError, UpstreamError
+from cliproxy.translators.sse import EventSplitter, data_line
+from cliproxy.translators.usage import Usage
+
+__all__ = ["AskedFor", "StreamUsage", "Usage", "reread", "usage_of_answer"]
+
+DONE = b"data: [DONE]\n\n"
+KEPT_PIECES = 4  # of a stream's end; the usage event is the last but one
+
+
+# --- what a final body asks for ----------------------------------------------------------------------------------------
+
+
+class AskedFor(msgspec.Struct, frozen=True, gc=False):
+    """`max_tokens` is the most output tokens of one choice; 0: the body names no cap."""
+
+    model: str
+    max_tokens: int
+    n: int
+    stream: bool
+
+
+_Positive = Annotated[int, Meta(ge=1)]  # a negative number would make room in a limit
+
+
+class _AskedFor(msgspec.Struct, gc=False):
+    model: str
+    max_tokens: _Positive | None = None
+    max_completion_tokens: _Positive | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
+    stream: bool | None = None
+
+
+_body_decoder = msgspec.json.Decoder(_AskedFor)
+
+
+def reread(body: bytes) -> AskedFor:
+    """Return what the final bytes of a request ask for. Of duplicate names the last one counts.
+
+    Raises `SchemaError` if they are no JSON object with these fields; everything else in it is skipped, not checked.
+    """
+    try:
+        read = _body_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise SchemaError("The body is not a chat completion request.") from None
+    return AskedFor(read.model, max(read.max_tokens or 0, read.max_completion_tokens or 0), read.n or 1, read.stream is True)
+
+
+# --- what an answer used -----------------------------------------------------------------------------------------------
+
+_ABSENT = msgspec.Raw(b"null")
+_Count = Annotated[int, Meta(ge=0, le=MAX_TOKEN_COUNT)]
+
+
+class _PromptDetails(msgspec.Struct, gc=False):
+    cached_tokens: _Count | None = None
+
+
+class _CompletionDetails(msgspec.Struct, gc=False):
+    reasoning_tokens: _Count | None = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: _Count
+    completion_tokens: _Count
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+
+
+class _Message(msgspec.Struct, gc=False):
+    role: str | None = None
+    content: str | list[Any] | None = None
+    tool_calls: list[Any] | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    message: _Message
+    index: int = 0
+    finish_reason: str | None = None
+
+
+class _Answer(msgspec.Struct, gc=False):
+    choices: Annotated[list[_Choice], Meta(min_length=1)]
+    usage: msgspec.Raw = _ABSENT
+
+
+class _Event(msgspec.Struct, gc=False):
+    """What is read of one event. An event with `error` is no part of an answer."""
+
+    usage: msgspec.Raw = _ABSENT
+    error: msgspec.Raw = _ABSENT
+
+
+_answer_decoder = msgspec.json.Decoder(_Answer)
+_usage_decoder = msgspec.json.Decoder(_Usage)
+_event_decoder = msgspec.json.Decoder(_Event)
+
+
+def usage_of_answer(body: bytes) -> Usage | None:
+    """Return the usage in a whole answer, or None if it has none that makes sense.
+
+    Raises `UpstreamError` if `body` is no chat completion: not JSON, not UTF-8, no choices, a message that is none.
+    """
+    try:
+        if not body.isascii():
+            body.decode()  # strings that the decoder skips are not looked at by it
+        answer = _answer_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise UpstreamError("The provider's answer is not a chat completion.", code="bad_upstream_answer") from None
+    return _usage_in(answer.usage)
+
+
+def _usage_in(raw: msgspec.Raw) -> Usage | None:
+    try:
+        read = _usage_decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    prompt, completion = read.prompt_tokens_details, read.completion_tokens_details
+    return Usage(
+        read.prompt_tokens,
+        read.completion_tokens,
+        (prompt.cached_tokens or 0) if prompt is not None else 0,
+        (completion.reasoning_tokens or 0) if completion is not None else 0,
+    )
+
+
+# --- a stream ----------------------------------------------------------------------------------------------------------
+
+
+class StreamUsage:
+    """Passes a provider's stream on in whole events, and knows how it ended and what it used.
+
+    The stream is whole when `[DONE]` was seen: what follows it is dropped. Some imitations never send it: then a stream of one choice whose last events name a
+    `finish_reason` is whole too, and `finish` returns the `[DONE]` that clients wait for. Everything else broke off.
+    """
+
+    __slots__ = ("_done", "_error", "_kept", "_splitter")
+
+    def __init__(self) -> None:
+        self._splitter = EventSplitter()
+        self._kept: deque[bytes] = deque(maxlen=KEPT_PIECES)
+        self._done = False
+        self._error: UpstreamError | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the whole events that `data` completes, to be forwarded; empty if none.
+
+        Raises `UpstreamError` for an event that is too large, and for an error that the provider reports inside its stream. Events before it still come out:
+        then the next call raises.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._done:
+            return b""
+        events = self._splitter.feed(data)
+        if not events:
+            return b""
+        if events.find(b"[DONE]\n") >= 0:
+            events = self._until_done(events)
+        if events.find(b'"error"') >= 0:
+            events = self._until_error(events)
+            if not events and self._error is not None:
+                raise self._error
+        self._kept.append(events)
+        return events
+
+    def finish(self) -> bytes:
+        """The provider's body has ended as its framing said: return what the client is still owed.
+
+        Raises `UpstreamError` if the stream broke off before its end.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._done:
+            return b""
+        if self._splitter.at_boundary and self._has_finish_reason():
+            self._done = True
+            return DONE
+        raise UpstreamError("The provider broke off in the middle of its answer.", code="upstream_broke_off")
+
+    @property
+    def usage(self) -> Usage | None:
+        """The usage that the last events report, so far; None if they have none that makes sense."""
+        for events in reversed(self._kept):
+            at = events.rfind(b'"usage"')
+            while at >= 0:
+                event = _parse(data_line(events, at))
+                usage = _usage_in(event.usage) if event is not None else None
+                if usage is not None:
+                    return usage
+                at = events.rfind(b'"usage"', 0, at)
+        return None
+
+    def _until_done(self, events: bytes) -> bytes:
+        at = events.find(b"[DONE]\n")
+        while at >= 0:
+            if data_line(events, at) == b"[DONE]":
+                self._done = True
+                return events[: events.find(b"\n\n", at) + 2]
+            at = events.find(b"[DONE]\n", at + 1)
+        return events
+
+    def _until_error(self, events: bytes) -> bytes:
+        """Return `events` up to the first that reports an error; the provider's words end here."""
+        at = events.find(b'"error"')
+        while at >= 0:
+            event = _parse(data_line(events, at))
+            if event is not None and bytes(event.error) != b"null":
+                self._error = UpstreamError("The provider reported an error in the middle of its answer.", code="upstream_stream_error")
+                before = events.rfind(b"\n\n", 0, at)
+                return events[: before + 2] if before >= 0 else b""
+            at = events.find(b'"error"', at + 1)
+        return events
+
+    def _has_finish_reason(self) -> bool:
+        choices = set()
+        finished = set()
+        for events in self._kept:
+            for line in events.split(b"\n"):
+                for choice in _choices_of(line):
+                    choices.add(choice.index)
+                    if choice.finish_reason:
+                        finished.add(choice.index)
+        return finished == {0} == choices
+
+
+class _StreamChoice(msgspec.Struct, gc=False):
+    index: int = 0
+    finish_reason: str | None = None
+
+
+class _Choices(msgspec.Struct, gc=False):
+    choices: list[_StreamChoice]
+
+
+_choices_decoder = msgspec.json.Decoder(_Choices)
+
+
+def _choices_of(line: bytes) -> list[_StreamChoice]:
+    if not line.startswith(b"data:"):
+        return []
+    try:
+        return _choices_decoder.decode(line[5:]).choices
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
+
+
+def _parse(data: bytes) -> _Event | None:
+    try:
+        return _event_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None

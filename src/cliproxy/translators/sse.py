@@ -1,0 +1,101 @@
+"""Server-sent events from bytes that arrive in any pieces (WHATWG HTML, section 9.2, "Server-sent events").
+
+What always holds: what comes out are whole events, each ended by a blank line, with `\\n` as the only line end and without a byte order mark; how the bytes
+were cut makes no difference to them; no more than `MAX_EVENT_BYTES` of an unfinished event are held.
+"""
+
+from __future__ import annotations
+
+from cliproxy.bounds import MAX_EVENT_BYTES
+from cliproxy.errors import UpstreamError
+
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment: every client ignores it
+_BOM = b"\xef\xbb\xbf"
+_CR = 13
+
+
+class EventSplitter:
+    """Collects bytes until they are whole events."""
+
+    __slots__ = ("_after_cr", "_began", "_held", "_held_bytes", "_start")
+
+    def __init__(self) -> None:
+        self._held: list[bytes] = []  # an unfinished event; pieces are joined once, when its end is there
+        self._held_bytes = 0
+        self._after_cr = False  # the last byte was a CR, written as LF: an LF that follows belongs to it
+        self._began = False
+        self._start = b""  # the first bytes, while they may be a byte order mark
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether nothing of an unfinished event is held."""
+        return not self._held and not self._start
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the events that `data` completes, together; empty if none.
+
+        Raises `UpstreamError` when an event is larger than `MAX_EVENT_BYTES`.
+        """
+        if not self._began:
+            data = self._without_mark(data)
+        if _CR in data or self._after_cr:
+            data = self._with_line_feeds(data)
+        if not self._held:
+            end = data.rfind(b"\n\n") + 2
+            if end == len(data):
+                return data  # the common case: whole events in one piece (or nothing at all)
+            if end == 1:  # not found
+                self._hold(data)
+                return b""
+            self._hold(data[end:])
+            return data[:end]
+        if data[:1] == b"\n" and self._held[-1].endswith(b"\n"):
+            end = max(data.rfind(b"\n\n") + 2, 1)
+        else:
+            end = data.rfind(b"\n\n") + 2
+            if end == 1:
+                self._hold(data)
+                return b""
+        self._held.append(data[:end])
+        events = b"".join(self._held)
+        self._held.clear()
+        self._held_bytes = 0
+        if end < len(data):
+            self._hold(data[end:])
+        return events
+
+    def _hold(self, data: bytes) -> None:
+        if not data:
+            return
+        self._held.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes > MAX_EVENT_BYTES:
+            raise UpstreamError("The provider sent an event that is larger than the gateway takes.", code="upstream_too_large")
+
+    def _without_mark(self, data: bytes) -> bytes:
+        data = self._start + data
+        if len(data) < len(_BOM) and _BOM.startswith(data):
+            self._start = data
+            return b""
+        self._start = b""
+        self._began = True
+        return data.removeprefix(_BOM)
+
+    def _with_line_feeds(self, data: bytes) -> bytes:
+        """Return `data` with LF for CR LF and for CR, whatever the piece before ended with."""
+        if self._after_cr and data[:1] == b"\n":
+            data = data[1:]
+            self._after_cr = False
+        if data:
+            self._after_cr = data[-1] == _CR
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def data_line(events: bytes, at: int) -> bytes:
+    """Return the value of the `data:` line around index `at`, without the space that may lead it; empty if that line is another."""
+    start = events.rfind(b"\n", 0, at) + 1
+    end = events.find(b"\n", at)
+    line = events[start : end if end >= 0 else len(events)]
+    if not line.startswith(b"data:"):
+        return b""
+    return line[6:] if line[5:6] == b" " else line[5:]
