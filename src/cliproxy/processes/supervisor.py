@@ -141,11 +141,12 @@ class Supervisor:
             self._poll.register(self._starter_fd, select.POLLIN)
         if self._plan.serving:
             self._record(Process(code=0, role=SUPERVISOR, what="started"))
-        for role in ROLES:
-            if role in COMMAND_ROLES or (self._plan.serving and role != WORKER):
-                self._fleet.start(self._fleet.add(Member(role), generation=1))
-            elif self._plan.serving:
-                self.start_workers()
+        for role in ROLES:  # all are members before the first is started, so that nobody needs a REPLACE at once
+            if role == WORKER and self._plan.serving:
+                self._add_workers()
+            elif role in COMMAND_ROLES or (self._plan.serving and role != WORKER):
+                self._fleet.add(Member(role), generation=1)
+        self._fleet.start_due(time.monotonic())
         while self._phases is None or self._phases:
             self._turn()
         self._workspace.remove_control_socket()
@@ -153,12 +154,16 @@ class Supervisor:
 
     def start_workers(self) -> None:
         """Start the workers of the generation in force."""
+        self._add_workers()
+        self._fleet.start_due(time.monotonic())
+
+    def _add_workers(self) -> None:
         for _ in range(self.in_force.settings.server.workers):
             member = self._fleet.free_worker()
             if member is None:
                 self.say("cliproxy: no worker slot is free")
                 return
-            self._fleet.start(self._fleet.add(member, generation=self.in_force.generation))
+            self._fleet.add(member, generation=self.in_force.generation)
 
     def _boot_of(self, child: Child) -> Boot:
         child.generation = self.in_force.generation
@@ -450,15 +455,15 @@ def _raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def main(arguments: list[str]) -> int:
-    """Run the plan in the sealed memfd whose number is the only argument; return the exit code."""
+def main(arguments: list[str], *, program: Callable[[str], list[str]] = program) -> int:
+    """Run the plan in the sealed memfd whose number is the only argument; return the exit code. `program(role)` is the command of a role."""
     try:
         keep_descriptors_here()
         os.umask(0o077)
         _raise_descriptor_limit()
         plan = read_plan(int(arguments[0]))
         os.close(int(arguments[0]))
-        return Supervisor(plan).run()
+        return Supervisor(plan, program=program).run()
     except Exception as error:  # noqa: BLE001 - the one way out of the process; children end with their control channels
         say(f"cliproxy: {describe(error)}")
         return exit_code(error)
