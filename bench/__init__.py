@@ -1,0 +1,1 @@
+"""What the performance figures of docs/performance.md are measured with."""

@@ -1,0 +1,166 @@
+"""The worker-egress channel: frames whole and cut, and everything else a channel error."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cliproxy.bounds import MAX_FRAME_BYTES
+from cliproxy.errors import ChannelError
+from cliproxy.ipc.mux import HEADER, TO_EGRESS, TO_WORKER, Abort, Kind, MuxChannel
+
+
+class Receiver:
+    def __init__(self, accepts=TO_EGRESS):
+        self.accepts = accepts
+        self.frames = []
+        self.turns = 0
+        self.lost = []
+        self.pauses = []
+
+    def frame_handlers(self):
+        return {kind: (lambda stream, payload, kind=kind: self.frames.append((kind, stream, payload))) for kind in self.accepts}
+
+    def turn_ended(self):
+        self.turns += 1
+
+    def channel_lost(self, error):
+        self.lost.append(error)
+
+    def channel_paused(self, paused):
+        self.pauses.append(paused)
+
+
+def run(scenario):
+    return asyncio.run(scenario())
+
+
+async def connected(receiver, accepts=TO_EGRESS):
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    _, channel = await asyncio.get_running_loop().create_connection(lambda: MuxChannel(receiver, peer="peer", accepts=accepts), sock=ours)
+    return channel, theirs
+
+
+def frame(kind, stream, payload=b""):
+    return HEADER.pack(len(payload), kind, stream) + payload
+
+
+async def settle():
+    for _ in range(5):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.005)
+
+
+FRAMES = frame(Kind.DATA, 1, b"one") + frame(Kind.END, 1) + frame(Kind.CALL, 2, b"x" * 1000)
+EXPECTED = [(Kind.DATA, 1, b"one"), (Kind.END, 1, b""), (Kind.CALL, 2, b"x" * 1000)]
+
+
+@pytest.mark.parametrize("cut", [*range(1, 40), len(FRAMES) - 1, len(FRAMES)])
+def test_frames_are_the_same_wherever_the_stream_is_cut(cut):
+    receiver = Receiver()
+
+    async def scenario():
+        channel = MuxChannel(receiver, peer="peer", accepts=TO_EGRESS)
+        channel.data_received(FRAMES[:cut])
+        if FRAMES[cut:]:
+            channel.data_received(FRAMES[cut:])
+
+    run(scenario)
+    assert receiver.frames == EXPECTED
+
+
+def test_frames_of_one_turn_leave_in_one_write():
+    receiver = Receiver()
+
+    async def scenario():
+        channel, theirs = await connected(receiver)
+        writes = []
+        write = channel._transport.write
+        channel._transport = type("T", (), {"write": lambda self, data: (writes.append(data), write(data)), "is_closing": lambda self: False, "abort": lambda self: None, "get_write_buffer_size": lambda self: 0})()
+        for number in range(10):
+            channel.queue(Kind.DATA, number, b"d")
+        await settle()
+        assert len(writes) == 1
+        assert theirs.recv(10_000) == b"".join(frame(Kind.DATA, number, b"d") for number in range(10))
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [frame(Kind.ANSWER, 1, b"x"), frame(99, 1), HEADER.pack(MAX_FRAME_BYTES + 1, Kind.DATA, 1), b"\xff" * 64],
+    ids=["a kind of the other direction", "no kind", "a length above the bound", "noise"],
+)
+def test_what_the_peer_may_not_send_closes_the_channel_before_it_is_kept(garbage):
+    receiver = Receiver()
+
+    async def scenario():
+        _, theirs = await connected(receiver)
+        theirs.send(garbage)
+        await asyncio.sleep(0.05)
+        assert theirs.recv(1) == b""
+
+    run(scenario)
+    assert receiver.frames == []
+    assert isinstance(receiver.lost[0], ChannelError)
+
+
+def test_a_payload_that_does_not_decode_closes_the_channel():
+    decoder = msgspec.msgpack.Decoder(Abort)
+
+    class Decoding(Receiver):
+        def frame_handlers(self):
+            return {kind: lambda stream, payload: decoder.decode(payload) for kind in TO_WORKER}
+
+    receiver = Decoding(TO_WORKER)
+
+    async def scenario():
+        _, theirs = await connected(receiver, TO_WORKER)
+        theirs.send(frame(Kind.ABORT, 1, b"\x93\x01"))
+        await asyncio.sleep(0.05)
+
+    run(scenario)
+    assert isinstance(receiver.lost[0], ChannelError)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.binary(max_size=200), max_size=6))
+def test_any_bytes_give_frames_or_a_channel_error(pieces):
+    receiver = Receiver()
+
+    async def scenario():
+        channel = MuxChannel(receiver, peer="peer", accepts=TO_EGRESS)
+        for piece in pieces:
+            channel.data_received(piece)
+
+    run(scenario)
+    assert all(kind in TO_EGRESS for kind, _, _ in receiver.frames)
+
+
+def test_a_receiver_must_handle_just_what_its_peer_may_send():
+    async def scenario():
+        with pytest.raises(ValueError, match="table"):
+            MuxChannel(Receiver(TO_WORKER), peer="peer", accepts=TO_EGRESS)
+
+    run(scenario)
+
+
+def test_the_owner_hears_once_that_the_channel_is_gone():
+    receiver = Receiver()
+
+    async def scenario():
+        channel, theirs = await connected(receiver)
+        theirs.close()
+        await asyncio.sleep(0.05)
+        channel.queue(Kind.DATA, 1, b"late")
+        await settle()
+        assert not channel.is_open
+
+    run(scenario)
+    assert receiver.lost == [None]
