@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 import httptools
 import msgspec
@@ -29,7 +29,8 @@ class RawRequest(msgspec.Struct, frozen=True, gc=False):
     """One framed request: nothing is authenticated or decoded yet.
 
     `path` is the raw path without query, `query` the raw bytes after `?`, or None. Header values are stripped of blanks, None when absent.
-    `keep_alive` says whether the connection may carry another request. Its representation shows no header, query or body.
+    `keep_alive` says whether the connection may carry another request, `http_1_0` that the client knows no chunked answers.
+    Its representation shows no header, query or body.
     """
 
     method: bytes
@@ -41,6 +42,7 @@ class RawRequest(msgspec.Struct, frozen=True, gc=False):
     accept: bytes | None
     body: bytes
     keep_alive: bool
+    http_1_0: bool = False
 
     def __repr__(self) -> str:
         return f"RawRequest({self.method!r}, {self.path!r}, {len(self.body)} bytes)"
@@ -112,7 +114,7 @@ class Framer:
         self.on_url = self._targets.append
         self._complete = False
         self._parser_keeps = False
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser: Any = httptools.HttpRequestParser(self)
         self._host: bytes | None = None  # the last valid one: clients repeat it
         self._head: Head | None = None
         self._chunked = False
@@ -140,7 +142,7 @@ class Framer:
         self._buffer = b""
         self._parts.clear()
         self._head = None
-        del self._parser
+        self._parser = None
 
     def on_message_complete(self) -> None:
         """Called by llhttp at the end of a body; only in here does `should_keep_alive` tell the truth (DESIGN §7)."""
@@ -313,4 +315,5 @@ class Framer:
             head.accept,
             body,
             head.keep_alive and self._parser_keeps,
+            head.http_1_0,
         )

@@ -27,6 +27,7 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     content_type: bytes | None
     accept: bytes | None
     keep_alive: bool
+    http_1_0: bool
     length: int
     chunked: bool
     expects_continue: bool
@@ -128,6 +129,7 @@ def parse_head(head: bytes, *, max_headers: int, max_body_bytes: int, known_host
         values[_CONTENT_TYPE],
         values[_ACCEPT],
         keep_alive,
+        minor == b"0",
         length,
         chunked,
         expect is not None,

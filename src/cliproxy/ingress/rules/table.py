@@ -1,0 +1,63 @@
+"""The rules in their order. The first that denies decides; adding a rule is one file and one line here.
+
+at accept    1  ip_lists          who may connect at all                          403, or closed
+             2  connection_caps   how many connections there may be               closed
+per request  3  address_rate      how often one address may ask                   429 with Retry-After
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from cliproxy.config.schema import ServerLimits, ServerSecurity
+from cliproxy.ingress.address import Address
+from cliproxy.ingress.rules.connection_caps import ConnectionCaps
+from cliproxy.ingress.rules.ip_lists import IpLists
+
+
+class AcceptRule(Protocol):
+    """A rule about a new connection."""
+
+    @property
+    def name(self) -> str:
+        """What audit events call it."""
+
+    def admits(self, address: Address) -> bool:
+        """Say whether a connection of `address` may go on."""
+
+
+class AcceptRules:
+    """The rules at accept of one worker. Every address that `denied_by` admitted is `release`d once its connection is gone."""
+
+    def __init__(self, security: ServerSecurity, limits: ServerLimits) -> None:
+        self._lists = IpLists(security)
+        self._caps = ConnectionCaps(total=limits.max_connections, per_address=limits.max_connections_per_address)
+        self._order = self._table()
+
+    def _table(self) -> tuple[AcceptRule, ...]:
+        return (self._lists, self._caps)
+
+    def block(self, networks: Iterable[str]) -> None:
+        """Put the policy feed's blocked networks in force for new connections. Raises `ConfigError` (and changes nothing) if one is no network."""
+        self._lists = self._lists.with_blocked(networks)
+        self._order = self._table()
+
+    def denied_by(self, address: Address) -> str | None:
+        """Return the name of the first rule that denies `address`, or None: then its connection is counted."""
+        for rule in self._order:
+            if not rule.admits(address):
+                return rule.name
+        return None
+
+    def counts(self, address: Address) -> bool:
+        """Count a connection of an address that is denied but answered, if the caps allow: `release` must follow."""
+        return self._caps.admits(address)
+
+    def still_admits(self, address: Address) -> bool:
+        """Say whether an open connection of `address` may stay after `block`."""
+        return self._lists.admits(address)
+
+    def release(self, address: Address) -> None:
+        """A connection that was admitted is gone."""
+        self._caps.release(address)

@@ -1,0 +1,87 @@
+"""The token buckets of client addresses, shared by the workers of a machine in one memory file.
+
+What always holds:
+- The table has a fixed size: `SHARED_RATE_SETS` sets of `SHARED_RATE_WAYS` buckets of 16 bytes (tag, theoretical arrival time). A million addresses
+  cost no more memory than one, and no more time.
+- Where an address lands and its tag are a keyed hash, the key made afresh at each start: a stranger can't choose addresses that meet in one set.
+- When a set is full the bucket that refills soonest is given up, at worst an address gets a fresh burst; nobody is denied for another's requests.
+- A word that no bucket can hold (a fallen worker may write anything here) is denied for one interval at most.
+
+There is no lock. Words are aligned and eight bytes long, so they are read and written whole. Two workers that judge the same address in the same
+microsecond may both read the old time and admit one request too many; docs/adr/0040 says what that costs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import mmap
+import os
+
+from cliproxy.bounds import SHARED_RATE_SETS, SHARED_RATE_WAYS
+from cliproxy.errors import ChannelError
+from cliproxy.limits.gcra import in_nanoseconds
+
+KEY_BYTES = 32
+_PAGE = 4096
+_MAGIC = b"cliproxy-rates-1"
+TABLE_BYTES = _PAGE + SHARED_RATE_SETS * SHARED_RATE_WAYS * 16  # a header page with the key, then the buckets
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW  # nobody can truncate it under the others (SIGBUS)
+
+Slot = tuple[int, int]  # index of the first word of a set, tag
+
+
+def create() -> int:
+    """Return the descriptor of a new, empty table. The caller (the supervisor) closes it, and gives it to every worker."""
+    descriptor = os.memfd_create("address-rates", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, TABLE_BYTES)
+    os.pwrite(descriptor, _MAGIC + os.urandom(KEY_BYTES), 0)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+    return descriptor
+
+
+class SharedRates:
+    """One worker's view of the table. Make it before the lockdown: it maps the file."""
+
+    __slots__ = ("_gcra", "_key", "_map", "_words")
+
+    def __init__(self, descriptor: int, *, rate: float, burst: int) -> None:
+        """`rate` requests a second, `burst` at once. Raises `ChannelError` if the descriptor is no table of this build; it stays open."""
+        if os.fstat(descriptor).st_size != TABLE_BYTES:
+            raise ChannelError(f"descriptor {descriptor} is no table of address rates")
+        self._map = mmap.mmap(descriptor, TABLE_BYTES, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        if self._map[: len(_MAGIC)] != _MAGIC:
+            raise ChannelError(f"descriptor {descriptor} is no table of address rates")
+        self._key = self._map[len(_MAGIC) : len(_MAGIC) + KEY_BYTES]
+        self._words = memoryview(self._map)[_PAGE:].cast("q")
+        self._gcra = in_nanoseconds(rate, burst=burst)
+
+    def slot(self, group: bytes) -> Slot:
+        """Return where the bucket of the address (group) `group` is. Compute it once a connection."""
+        digest = hashlib.blake2b(group, digest_size=16, key=self._key).digest()
+        return (int.from_bytes(digest[:8], "little") % SHARED_RATE_SETS) * SHARED_RATE_WAYS * 2, int.from_bytes(digest[8:], "little", signed=True) or 1
+
+    def admit(self, slot: Slot, now: int) -> float | None:
+        """Take one token at `now` (nanoseconds of the monotonic clock, which all processes share): None, or the seconds until there is one."""
+        words = self._words
+        first, tag = slot
+        if words[first] == tag:
+            place = first  # nearly always
+        else:
+            place = self._find(first, tag)
+        tat, wait = self._gcra.judge(words[place + 1], now)
+        words[place + 1] = int(tat)
+        return None if wait <= 0 else wait / 1e9
+
+    def _find(self, first: int, tag: int) -> int:
+        """Return the bucket of `tag`; a new, full one in place of the one that refills soonest if there is none."""
+        words = self._words
+        oldest = first
+        for place in range(first, first + SHARED_RATE_WAYS * 2, 2):
+            if words[place] == tag:
+                return place
+            if words[place + 1] < words[oldest + 1]:
+                oldest = place
+        words[oldest + 1] = 0  # first the time, then the tag: whoever reads in between sees a full bucket, never another's debt
+        words[oldest] = tag
+        return oldest
