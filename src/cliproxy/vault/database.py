@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from cliproxy.errors import ConfigError
 from cliproxy.secure_files import create_private_file, open_private_file, verify_private_directory, verify_private_file
@@ -35,6 +36,8 @@ _PRAGMAS = (
     "PRAGMA cache_size = -2048",
 )
 _DURABLE = "PRAGMA synchronous = FULL"
+# SQLite quotes a damaged schema in its messages, bytes that are no UTF-8 included, and then Python raises UnicodeDecodeError instead.
+DATABASE_ERRORS: Final = (sqlite3.Error, UnicodeError)
 _BUSY_SECONDS = 2.0  # a vault that was killed gives its lock back within milliseconds
 _RESTORE = "put back auths/ and logs/ as they were together, from the same backup"
 
@@ -78,7 +81,7 @@ def create_database(path: Path, *, records: Sequence[tuple[str, str, int, str, b
             os.fsync(directory)
         finally:
             os.close(directory)
-    except (sqlite3.Error, OSError) as error:
+    except (*DATABASE_ERRORS, OSError) as error:
         draft.unlink(missing_ok=True)
         raise ConfigError(f"the vault cannot be made ({error})", cure="check the directory and the space on its disk", file=str(path)) from error
 
@@ -104,7 +107,7 @@ def open_database(path: Path) -> Iterator[sqlite3.Connection]:
             connection.execute(pragma)
         _verify_sound(connection, path)
         yield connection
-    except sqlite3.Error as error:
+    except DATABASE_ERRORS as error:
         _give_up(connection, recovered=recovered)
         raise _trouble(error, path) from error
     except BaseException:
@@ -145,13 +148,13 @@ def _verify_sound(connection: sqlite3.Connection, path: Path) -> None:
         raise ConfigError("the vault's database is damaged", cure=_RESTORE, file=str(path))
 
 
-def _trouble(error: sqlite3.Error, path: Path) -> ConfigError:
+def _trouble(error: Exception, path: Path) -> ConfigError:
     code = getattr(error, "sqlite_errorcode", None)
     if code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return ConfigError("the vault is in use by another process", cure="stop it (`cliproxy status` tells who)", file=str(path))
     if code is not None and code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
         return ConfigError(f"the vault's database cannot be used ({error})", cure="check the disk and who may write there", file=str(path))
-    return ConfigError(f"the vault's database is damaged ({error})", cure=_RESTORE, file=str(path))
+    return ConfigError("the vault's database is damaged", cure=_RESTORE, file=str(path))
 
 
 def _verify_format(path: Path) -> None:

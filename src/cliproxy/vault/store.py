@@ -24,7 +24,7 @@ import msgspec
 from cliproxy.errors import ConfigError, EnvelopeError, TamperedVault, VaultConflict, VaultError
 from cliproxy.secret import Secret
 from cliproxy.vault.crypto import RecordId
-from cliproxy.vault.database import create_database, open_database, start_writing
+from cliproxy.vault.database import DATABASE_ERRORS, create_database, open_database, start_writing
 from cliproxy.vault.keyring import KEYRING_ID, Keyring, create_keyring, open_keyring, seal_keyring
 from cliproxy.vault.tree import Tree, leaf_of
 
@@ -120,7 +120,7 @@ class Store:
             raise VaultConflict(f"there is no record {key}")
         try:
             row = self._connection.execute("SELECT blob FROM records WHERE id = ?", (key,)).fetchone()
-        except sqlite3.Error as error:
+        except DATABASE_ERRORS as error:
             raise VaultError(f"the vault's database cannot be read ({error})") from error
         record = self._record(key, entry)
         if row is None or not isinstance(row[0], bytes) or leaf_of(record, row[0]) != self._tree.leaf(key):
@@ -198,7 +198,7 @@ class Store:
             connection.executemany(_PUT_RECORD, [(record.id, record.kind, record.revision, record.origin, sealed) for record, sealed in rows])
             connection.execute(_PUT_HEAD, (epoch, head))
             connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except DATABASE_ERRORS as error:
             self._roll_back()
             raise VaultError(f"the vault's database cannot be written ({error}); check the disk of auths/") from error
 
@@ -211,7 +211,7 @@ class Store:
             self._connection.execute("ROLLBACK")
             (epoch,) = self._connection.execute("SELECT epoch FROM head").fetchone()
             self._broken = epoch != self.epoch
-        except (sqlite3.Error, TypeError):
+        except (*DATABASE_ERRORS, TypeError):
             self._broken = True
 
     @property
@@ -286,7 +286,7 @@ def _rows(connection: sqlite3.Connection, path: Path) -> Iterator[tuple[str, str
             if not isinstance(revision, int) or not 0 < revision < 2**63:
                 raise TamperedVault(f"the vault has a row of a kind that nobody wrote; {_NOT_OURS}")
             yield key, kind, revision, origin, sealed
-    except (sqlite3.Error, UnicodeError) as error:
+    except DATABASE_ERRORS as error:
         raise ConfigError("the vault's database is damaged", cure=_NOT_OURS, file=str(path)) from error
 
 
@@ -301,7 +301,7 @@ def _open_keyring(sealed: bytes, master: Secret, revision: int, path: Path) -> K
 def _open_head(connection: sqlite3.Connection, keyring: Keyring, path: Path) -> _Head:
     try:
         rows = connection.execute("SELECT one, epoch, blob FROM head").fetchall()
-    except (sqlite3.Error, UnicodeError) as error:
+    except DATABASE_ERRORS as error:
         raise ConfigError("the vault's database is damaged", cure=_NOT_OURS, file=str(path)) from error
     if len(rows) != 1 or not isinstance(rows[0][1], int) or not 0 < rows[0][1] < 2**63 or not isinstance(rows[0][2], bytes):
         raise TamperedVault(f"the vault's head is not one that was written; {_NOT_OURS}")
