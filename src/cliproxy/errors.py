@@ -21,7 +21,8 @@
     │   ├── TamperedVault        rows swapped, deleted, aged; the file rolled back
     │   └── VaultConflict        the change does not fit the present state (no such id, already revoked)
     ├── AuditError               the log
-    │   └── CorruptLog           names the first bad index
+    │   ├── CorruptLog           names the first bad index
+    │   └── NewerLog             written by a newer version
     └── ChannelError             a peer process broke the protocol; the channel is closed
 
 A library's exceptions stop at the module that calls it and come out as one of these. Messages never hold a secret or a prompt.
@@ -213,6 +214,10 @@ class CorruptLog(AuditError):
         super().__init__(f"entry {index}: {problem}")
         self.problem = problem
         self.index = index
+
+
+class NewerLog(AuditError):
+    """A newer version wrote the log. Nothing was written to it."""
 
 
 class ChannelError(CliproxyError):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from cliproxy.audit.events import MAX_COUNT
 from cliproxy.audit.merkle import HASH_BYTES, Frontier
 from cliproxy.bounds import MAX_CHECKPOINT_BYTES
-from cliproxy.errors import AuditError
+from cliproxy.errors import AuditError, NewerLog
 
 FORMAT = 1  # of entries, segments and checkpoints together; a newer one is refused
 LEAF_PREFIX_BYTES = 8  # an attacker needs 2^64 tries to point a verifier at a wrong entry of the range; the root is wrong all the same
@@ -137,7 +137,7 @@ def parse_checkpoint(text: bytes) -> Checkpoint:
         raise AuditError("this is no checkpoint of a cliproxy log")
     version = _number(lines[3].removeprefix("format "))
     if version > FORMAT:
-        raise AuditError(f"the log has format {version}, this version knows {FORMAT}: use the newer version, nothing was written")
+        raise NewerLog(f"the log has format {version}, this version knows {FORMAT}: use the newer version, nothing was written")
     fields = dict(zip(("time", "previous", "segment", "frontier", "vault", "leaves"), (line.partition(" ")[2] for line in lines[4:10]), strict=False))
     segment, vault = fields.get("segment", "").split(" "), fields.get("vault", "").split(" ")
     if len(segment) != 2 or len(vault) != 4 or not _NAME.match(lines[0]) or not _TIME.match(fields["time"]):

@@ -21,7 +21,7 @@ from cliproxy.audit.events import Event
 from cliproxy.bounds import MAX_CONTROL_MESSAGE_BYTES, MAX_UNACKNOWLEDGED_BYTES
 from cliproxy.errors import Unavailable
 
-ACKNOWLEDGEMENT = struct.Struct("<BxxxxxxxQ")  # state, number of the last durable batch of this sender
+ACKNOWLEDGEMENT = struct.Struct("<BxxxxxxxQ")  # state, number of the last durable batch of this sender (0: as before)
 DURABLE = 1  # everything up to this batch is on disk and in the tree
 FAILED = 2  # the log takes nothing (disk full, I/O error); DURABLE follows when it does again
 
@@ -78,10 +78,12 @@ class AuditClient:
                 self._failed = True  # the auditor is gone, or not itself: `replaced` brings the next one
                 return
             state, batch = ACKNOWLEDGEMENT.unpack(packet)
-            if state not in (DURABLE, FAILED) or not self._durable <= batch <= self._offered:
+            if state not in (DURABLE, FAILED) or (batch and not self._durable <= batch <= self._offered):
                 self._failed = True
                 return
             self._failed = state == FAILED
+            if not batch:
+                continue
             self._durable = batch
             while self._unacknowledged and self._unacknowledged[0][0] <= batch:
                 self._unacknowledged_bytes -= len(self._unacknowledged.popleft()[2])

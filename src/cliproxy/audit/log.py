@@ -191,6 +191,11 @@ class LogWriter:
         return self._position.offset
 
     @property
+    def covered(self) -> int:
+        """Entries that the last checkpoint covers."""
+        return self._previous
+
+    @property
     def uncovered(self) -> int:
         """Entries that no checkpoint covers."""
         return len(self._position.leaves)

@@ -19,7 +19,7 @@ from cliproxy.audit.checkpoint import FORMAT, LEAF_PREFIX_BYTES, Checkpoint, Not
 from cliproxy.audit.files import CHECKPOINTS, cut, lines_from, logs_of, open_file, segment_name, segment_numbers
 from cliproxy.audit.merkle import Frontier, leaf_hash
 from cliproxy.bounds import KIB, MAX_CHECKPOINT_BYTES, MAX_RECENT_LINES, MAX_RESUMED_ENTRIES
-from cliproxy.errors import AuditError, CorruptLog
+from cliproxy.errors import CorruptLog, NewerLog
 
 _RECENT_BYTES = 256 * KIB  # of the newest segment, for `Position.recent`
 
@@ -178,4 +178,4 @@ def _verify_opening(event: _Line) -> None:
     if event.event != "log_opened":
         raise CorruptLog("the log does not begin with its opening", index=0)
     if event.format > FORMAT:
-        raise AuditError(f"the log has format {event.format}, this version knows {FORMAT}: use the newer version, nothing was written")
+        raise NewerLog(f"the log has format {event.format}, this version knows {FORMAT}: use the newer version, nothing was written")

@@ -333,8 +333,39 @@ class CheckpointTaken(_Message, frozen=True):
     note: str
 
 
-AdminToAuditor = TakeCheckpoint
-AuditorToAdmin = CheckpointTaken | Refused
+class GetAuditStatus(_Request, frozen=True):
+    """How the log stands."""
+
+
+class GetAuditTail(_Request, frozen=True):
+    """The last `count` lines (1 to `LIST_ITEMS_PER_PAGE`) before index `before` (0: the newest), as far as the auditor still has them."""
+
+    count: int
+    before: int = 0
+
+
+class AuditStatus(_Message, frozen=True):
+    """`root` is the tree's hash at `size`; `note` the last checkpoint, empty if there is none; `healthy`: the log takes entries."""
+
+    request: int
+    size: int
+    root: bytes
+    segment: int
+    note: str
+    public_key: bytes
+    healthy: bool
+
+
+class AuditLines(_Message, frozen=True):
+    """`first` is the index of the first of `lines` (canonical JSON without the newline)."""
+
+    request: int
+    first: int
+    lines: tuple[str, ...]
+
+
+AdminToAuditor = TakeCheckpoint | GetAuditStatus | GetAuditTail
+AuditorToAdmin = CheckpointTaken | AuditStatus | AuditLines | Refused
 
 
 # --- egress-dialer ---------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from cliproxy.errors import EXIT_CONFIG, CliproxyError, ConfigError, SandboxError, VaultError
+from cliproxy.errors import EXIT_CONFIG, CliproxyError, ConfigError, CorruptLog, NewerLog, SandboxError, VaultError
 from cliproxy.processes.topology import STDERR_FD
 
 EXIT_SOFTWARE: Final = 70  # sysexits.h EX_SOFTWARE
@@ -41,5 +41,5 @@ def describe(error: BaseException) -> str:
 
 
 def exit_code(error: BaseException) -> int:
-    """Return 78 for what the operator mends (configuration, kernel, sealed store), else 70."""
-    return EXIT_CONFIG if isinstance(error, ConfigError | SandboxError | VaultError) else EXIT_SOFTWARE
+    """Return 78 for what the operator mends (configuration, kernel, sealed store, log), else 70."""
+    return EXIT_CONFIG if isinstance(error, ConfigError | SandboxError | VaultError | CorruptLog | NewerLog) else EXIT_SOFTWARE
