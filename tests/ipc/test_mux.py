@@ -26,6 +26,9 @@ class Receiver:
     def frame_handlers(self):
         return {kind: (lambda stream, payload, kind=kind: self.frames.append((kind, stream, payload))) for kind in self.accepts}
 
+    def turn_began(self):
+        pass
+
     def turn_ended(self):
         self.turns += 1
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 import msgspec
 
@@ -23,6 +22,7 @@ from cliproxy.dataplane.steps import IdentifiedRequest, admit, authenticate, dec
 from cliproxy.dataplane.unauthenticated import AuthenticationTally
 from cliproxy.dialects import Endpoint
 from cliproxy.errors import ClientError, CliproxyError, NotAuthenticated, NotFound, RateLimited, Unavailable, UpstreamError
+from cliproxy.ingress.rules.address_rate import AddressRate
 from cliproxy.ipc.mux import Abort, Answer, Call
 from cliproxy.translators.openai_chat.decode import ChatRequest
 from cliproxy.translators.openai_chat.stream import KEEP_ALIVE, StreamFilter, error_event
@@ -33,13 +33,6 @@ BAD_ANSWER = Abort(
     status=502, kind="upstream_error", code="bad_upstream_answer", message="The provider answered in a form that was not asked for.", retry_after=0.0
 )
 HEALTHY = b'{"status":"ok","version":"%s"}' % __version__.encode()
-
-
-class AddressLimit(Protocol):
-    """Step 3: the token bucket of one address, shared by the workers of a machine."""
-
-    def __call__(self, connection: Connection, now: float) -> float | None:
-        """Take one; `None`, or the seconds until there is one."""
 
 
 class ModelItem(msgspec.Struct, frozen=True):
@@ -54,7 +47,7 @@ class ModelItem(msgspec.Struct, frozen=True):
 class Exchange:
     """All requests of one worker. Owns nothing that outlives the process."""
 
-    def __init__(self, settings: Settings, link: EgressLink, tally: AuthenticationTally, *, address_limit: AddressLimit, draining: Callable[[], bool]) -> None:
+    def __init__(self, settings: Settings, link: EgressLink, tally: AuthenticationTally, *, address_limit: AddressRate, draining: Callable[[], bool]) -> None:
         self._requests = settings.requests
         self._models = frozenset(settings.models)
         self._model_items = tuple(ModelItem(id=name, created=0, owned_by=route.provider) for name, route in sorted(settings.models.items()))
@@ -65,7 +58,6 @@ class Exchange:
         self._draining = draining
         self._id_prefix = f"req_{os.urandom(6).hex()}"
         self._id_count = 0
-        self._calls: dict[Connection, PendingCall] = {}
         self._streams: set[PendingCall] = set()
         self.clock = time.monotonic()  # coarse: advanced by `sweep`; good enough for keep-alive comments
         self._keep_alive_after = settings.server.limits.keepalive_comment_seconds
@@ -90,6 +82,7 @@ class Exchange:
                 raise NotFound("There is no such route.", code="unknown_route")
             wait = self._address_limit(connection, time.monotonic())
             if wait is not None:
+                self._tally.denied(connection.address, self._address_limit.name)
                 raise RateLimited("Too many requests from your address.", retry_after=wait)
             method, answer = route
             if request.method != method:
@@ -102,8 +95,8 @@ class Exchange:
 
     def on_client_gone(self, connection: Connection) -> None:
         """The client closed while its request was under way: the call is cancelled, upstream too."""
-        call = self._calls.get(connection)
-        if call is not None:
+        call = connection.call
+        if isinstance(call, PendingCall):
             self.cancel(call)
 
     def on_paused(self, connection: Connection) -> None:
@@ -111,8 +104,8 @@ class Exchange:
 
     def on_writable(self, connection: Connection) -> None:
         """The client reads again."""
-        call = self._calls.get(connection)
-        if call is not None:
+        call = connection.call
+        if isinstance(call, PendingCall):
             call.resume()
 
     def sweep(self, now: float) -> None:
@@ -151,7 +144,7 @@ class Exchange:
     def _identify(self, connection: Connection, request: RawRequest) -> IdentifiedRequest:
         now = time.monotonic()
         try:
-            return authenticate(request, bearer_token(request), self._policy, address=connection.address, now=now, wall=time.time())
+            return authenticate(request, bearer_token(request), self._policy, address=connection.ip, now=now, wall=time.time())
         except NotAuthenticated:
             self._tally.refused(connection.address)
             raise
@@ -182,7 +175,7 @@ class Exchange:
             ),
             outbound.body,
         )
-        self._calls[connection] = call
+        connection.call = call
 
     # --- what a pending call asks for ---
 
@@ -202,7 +195,7 @@ class Exchange:
 
     def finished(self, call: PendingCall) -> None:
         """`call` has its ending. Before the answer's last write: that may start the connection's next request."""
-        self._calls.pop(call.connection, None)
+        call.connection.call = None
         self._streams.discard(call)
 
     def cancel(self, call: PendingCall) -> None:

@@ -48,11 +48,14 @@ class CallOwner(Protocol):
 class EgressLink:
     """All calls of one worker. `policy` is public: the exchange asks it."""
 
-    def __init__(self, *, build: str, generation: int, violation: Callable[[ChannelError], None], policy_applied: Callable[[tuple[str, ...]], None]) -> None:
+    def __init__(
+        self, *, build: str, generation: int, violation: Callable[[ChannelError], None], policy_applied: Callable[[], None], collect: Callable[[bool], None]
+    ) -> None:
         self._build = build
         self._generation = generation
         self._violation = violation
         self._policy_applied = policy_applied
+        self._collect = collect
         self.policy = PolicyFeed()
         self.readiness: Readiness | None = None
         self._readiness_at = 0.0
@@ -86,8 +89,13 @@ class EgressLink:
             Kind.READINESS: self._on_readiness,
         }
 
+    def turn_began(self) -> None:
+        """Answers of one turn leave together."""
+        self._collect(True)
+
     def turn_ended(self) -> None:
-        """Nothing to do: the server writes what its connections collected at the end of the turn."""
+        """Now they leave."""
+        self._collect(False)
 
     def channel_paused(self, paused: bool) -> None:
         """`send` looks at the channel itself."""
@@ -181,10 +189,9 @@ class EgressLink:
             owner.on_abort(self._aborts.decode(payload))
 
     def _on_policy(self, stream: int, payload: bytes) -> None:
-        ended = self.policy.apply(self.policy.decode(payload))
-        if ended is None:
+        if self.policy.apply(self.policy.decode(payload)) is None:
             return
-        self._policy_applied(ended)
+        self._policy_applied()
         assert self._channel is not None
         self._channel.queue(Kind.POLICY_ACK, 0, POLICY_ACK.pack(self.policy.number))
 

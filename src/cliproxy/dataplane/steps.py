@@ -15,6 +15,7 @@ from cliproxy.config.schema import Requests
 from cliproxy.dataplane.server import RawRequest
 from cliproxy.dialects import Endpoint
 from cliproxy.errors import NotAuthenticated, NotFound, NotPermitted, Unavailable
+from cliproxy.ingress.address import IpAddress
 from cliproxy.ipc.policy_feed import PolicyFeed
 from cliproxy.translators.openai_chat.decode import ChatRequest, decode_chat
 from cliproxy.translators.openai_chat.encode import encode_with_hole as encode_chat
@@ -54,7 +55,7 @@ class OutboundRequest(msgspec.Struct, frozen=True, gc=False):
     hole: int
 
 
-def authenticate(raw: RawRequest, token: bytes | None, policy: PolicyFeed, *, address: str, now: float, wall: float) -> IdentifiedRequest:
+def authenticate(raw: RawRequest, token: bytes | None, policy: PolicyFeed, *, address: IpAddress, now: float, wall: float) -> IdentifiedRequest:
     """Step 4. `token` is what the client presented, if anything. Raises `NotAuthenticated`, the same for every reason; 503 without a fresh policy."""
     proof = proof_of(token) if token is not None else None
     principal = policy.principals.find(digest_of(proof or NO_KEY), wall)

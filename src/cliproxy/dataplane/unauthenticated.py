@@ -1,11 +1,12 @@
-"""Counts of who presented a key and who failed to, so that strangers can't fill the log: one event a second for each address and result.
+"""Counts of who presented a key, who failed to, and who was turned away before, so that strangers can't fill the log.
 
-Bounded: above `MAX_TALLY_ENTRIES` addresses in one second the rest is counted under one entry without an address.
+One event a second for each address and result. Bounded: above `MAX_TALLY_ENTRIES` addresses in one second the rest is counted under one
+entry without an address.
 """
 
 from __future__ import annotations
 
-from cliproxy.audit.events import Authentication
+from cliproxy.audit.events import AddressDenied, Authentication
 from cliproxy.bounds import MAX_TALLY_ENTRIES
 
 ELSEWHERE = "(others)"
@@ -16,21 +17,25 @@ class AuthenticationTally:
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str], int] = {}
-        self.refusals = 0
+        self._denied: dict[tuple[str, str], int] = {}
 
     def refused(self, address: str) -> None:
         """A request from `address` had no valid key."""
-        self.refusals += 1
-        self._count(address, "")
+        _count(self._counts, (address, ""), (ELSEWHERE, ""), 1)
 
     def admitted(self, address: str, principal: str) -> None:
         """`principal` used its key for something that is no provider call (those are events of their own)."""
-        self._count(address, principal)
+        _count(self._counts, (address, principal), (ELSEWHERE, ""), 1)
 
-    def take(self, second: int) -> list[Authentication]:
+    def denied(self, address: str, rule: str) -> None:
+        """`rule` turned `address` away."""
+        _count(self._denied, (address, rule), (ELSEWHERE, rule), 1)
+
+    def take(self, second: int) -> list[Authentication | AddressDenied]:
         """Return the events of the second that ends at `second` (since the epoch) and begin anew."""
         counts, self._counts = self._counts, {}
-        return [
+        denied, self._denied = self._denied, {}
+        events: list[Authentication | AddressDenied] = [
             Authentication(
                 address=address,
                 count=count,
@@ -41,14 +46,19 @@ class AuthenticationTally:
             )
             for (address, principal), count in counts.items()
         ]
+        events += [AddressDenied(address=address, count=count, reason=rule, second=second) for (address, rule), count in denied.items()]
+        return events
 
-    def put_back(self, events: list[Authentication]) -> None:
+    def put_back(self, events: list[Authentication | AddressDenied]) -> None:
         """The auditor did not take them: count them on."""
         for event in events:
-            self._count(event.address, event.principal, event.count)
+            if isinstance(event, AddressDenied):
+                _count(self._denied, (event.address, event.reason), (ELSEWHERE, event.reason), event.count)
+            else:
+                _count(self._counts, (event.address, event.principal), (ELSEWHERE, ""), event.count)
 
-    def _count(self, address: str, principal: str, count: int = 1) -> None:
-        entry = (address, principal)
-        if entry not in self._counts and len(self._counts) >= MAX_TALLY_ENTRIES:
-            entry = (ELSEWHERE, "")
-        self._counts[entry] = self._counts.get(entry, 0) + count
+
+def _count(counts: dict[tuple[str, str], int], entry: tuple[str, str], overflow: tuple[str, str], count: int) -> None:
+    if entry not in counts and len(counts) >= MAX_TALLY_ENTRIES:
+        entry = overflow
+    counts[entry] = counts.get(entry, 0) + count

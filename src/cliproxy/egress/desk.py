@@ -125,9 +125,6 @@ class Desk:
         self._waiting.append(_Turn(worker, stream, request))
         self._flush_soon()
 
-    def turn_ended(self) -> None:
-        """Called when a worker's frames are all in; the loop's own end of turn does the work, for all workers at once."""
-
     def settled(self, call: ProviderCall, outcome: Outcome) -> None:
         request = call.request
         usage = outcome.usage
@@ -169,9 +166,7 @@ class Desk:
             self._offer_outcomes()
 
     def _start(self, turn: _Turn) -> None:
-        call = ProviderCall(
-            turn.request, channel=turn.worker.channel, slot=turn.worker.slot, stream=turn.stream, ledger=self, guard=self._guard_of(turn.request)
-        )
+        call = ProviderCall(turn.request, channel=turn.worker.channel, slot=turn.worker.slot, stream=turn.stream, ledger=self)
         turn.worker.calls[turn.stream] = call
         try:
             call.sent(self._senders.start(call))
@@ -198,10 +193,12 @@ class Desk:
         if ended is None:
             return
         if isinstance(message, PolicyEnd):
+            now = time.monotonic()
             for worker in self._workers.values():
                 if worker.introduced:
                     for part in self._policy.snapshot():
                         worker.policy(part)
+                    self._tell_readiness(worker, now)
         streams = self._end_calls(frozenset(ended))
         self._pending_ack = (self._policy.number, streams, time.monotonic() + POLICY_ACK_SECONDS)
         self._acknowledge_if_complete()

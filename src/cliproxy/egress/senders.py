@@ -62,7 +62,7 @@ class EchoSending:
             if request.endpoint is Endpoint.EMBEDDINGS:
                 pieces = [answer_embeddings(request.body)]
             else:
-                pieces = answer_chat(request.body, id=id, created=created)
+                pieces = list(answer_chat(request.body, id=id, created=created))
         except ClientError as error:
             self._call.on_failure(error)
             return

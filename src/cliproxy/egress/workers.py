@@ -27,9 +27,6 @@ class Desk(Protocol):
     def submit(self, worker: WorkerChannel, stream: int, call: Call, body: bytes) -> None:
         """A call is whole: authorise it and, at the end of the turn, send it."""
 
-    def turn_ended(self) -> None:
-        """The worker's frames of this turn are all in."""
-
     def acknowledged(self, worker: WorkerChannel, number: int) -> None:
         """Policy `number` is in force in this worker."""
 
@@ -82,8 +79,11 @@ class WorkerChannel:
             Kind.POLICY_ACK: self._on_policy_ack,
         }
 
+    def turn_began(self) -> None:
+        """Nothing to do: the desk collects until the loop's turn ends, over all workers."""
+
     def turn_ended(self) -> None:
-        self._desk.turn_ended()
+        """As above."""
 
     def channel_paused(self, paused: bool) -> None:
         if not paused:

@@ -111,6 +111,9 @@ class Receiver(Protocol):
     def frame_handlers(self) -> dict[Kind, Callable[[int, bytes], None]]:
         """One function for each kind that the peer may send; called with the stream and the payload."""
 
+    def turn_began(self) -> None:
+        """Bytes have arrived: their frames come now, then `turn_ended` (or `channel_lost`)."""
+
     def turn_ended(self) -> None:
         """All frames that arrived together have been handled."""
 
@@ -153,6 +156,7 @@ class MuxChannel(asyncio.Protocol):
         start = 0
         handlers = self._handlers
         unpack = HEADER.unpack_from
+        self._receiver.turn_began()
         try:
             while end - start >= HEADER_BYTES:
                 length, kind, stream = unpack(data, start)

@@ -40,6 +40,7 @@ from cliproxy.ipc.policy_feed import PolicyFeed
 from cliproxy.processes import child
 from cliproxy.processes.boot import read_sealed
 from cliproxy.processes.child import Boot, Control, Down, Order, Up
+from cliproxy.processes.lines import say
 from cliproxy.processes.slots import channel, is_socket, take
 from cliproxy.processes.topology import EGRESS, EgressSlots
 from cliproxy.sandbox.loop import make_event_loop
@@ -171,7 +172,7 @@ class Egress:
             try:
                 self.injector.grant(message.id, provider=message.provider, origin=message.origin, secret=message.secret)
             except (ForeignOrigin, UpstreamError) as error:
-                child.say(f"cliproxy: credential {message.id} is not used: {error}")
+                say(f"cliproxy: credential {message.id} is not used: {error}")
         elif isinstance(message, GrantsEnd):
             self.injector.keep_only(frozenset(self.granted))
             self.has_grants = True
@@ -240,7 +241,7 @@ class Egress:
             Authoriser(settings, self.policy, Injector(settings.providers), Admission(settings))
             self.trust.contexts_for(settings.providers)
         except (CliproxyError, ValueError) as error:
-            child.say(f"cliproxy: egress refuses the new configuration: {error}")
+            say(f"cliproxy: egress refuses the new configuration: {error}")
             self.control.send(Up.REFUSED, order.argument)
             return
         finally:
@@ -255,7 +256,7 @@ class Egress:
         self.generation = generation
         self.authoriser.reconfigure(settings)
         for id in self.injector.retable(settings.providers):
-            child.say(f"cliproxy: credential {id} is sealed to another origin and is not used")
+            say(f"cliproxy: credential {id} is sealed to another origin and is not used")
         self.pool.retable(settings.providers, self.trust.contexts_for(settings.providers))
         self.control.send(Up.COMMITTED, generation)
 

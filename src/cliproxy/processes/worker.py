@@ -5,22 +5,27 @@ Everything that the request path needs is made in `prepare`, before the lockdown
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import time
 
 from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import ChannelViolation, clip
+from cliproxy.bounds import DRAIN_POLL_SECONDS, READY_POLL_SECONDS
 from cliproxy.config.schema import Settings, decode_settings
 from cliproxy.dataplane.exchange import Exchange
 from cliproxy.dataplane.link import EgressLink
 from cliproxy.dataplane.server import Server
 from cliproxy.dataplane.unauthenticated import AuthenticationTally
 from cliproxy.errors import ChannelError
+from cliproxy.ingress.rules.address_rate import AddressRate
+from cliproxy.ingress.rules.table import AcceptRules
 from cliproxy.ingress.tls import server_context
 from cliproxy.limits.shared import SharedRates
 from cliproxy.processes import child
 from cliproxy.processes.child import Boot, Control, Down, Up
+from cliproxy.processes.lines import describe, say
 from cliproxy.processes.slots import channel, is_socket, take
 from cliproxy.processes.topology import WORKER, WorkerSlots
 from cliproxy.sandbox.loop import make_event_loop
@@ -35,15 +40,21 @@ class Worker:
         self.loop = make_event_loop()
         self.audit = AuditClient(channel(WorkerSlots.AUDIT_FD), deadline_seconds=self.settings.audit.deadline_seconds)
         self.tally = AuthenticationTally()
-        self.link = EgressLink(build=boot.build, generation=boot.generation, violation=self.violation, policy_applied=self.policy_applied)
-        rate = self.settings.server.rate_limit
-        self.rates = SharedRates(WorkerSlots.LIMITS_FD, rate=rate.requests_per_second, burst=rate.burst)
-        self.exchange = Exchange(self.settings, self.link, self.tally, draining=lambda: self.draining)
-        tls = self.settings.server.tls
-        self.server = Server(self.settings.server, self.exchange, rates=self.rates, tls=server_context(tls) if tls.enabled else None, loop=self.loop)
+        self.link = EgressLink(build=boot.build, generation=boot.generation, violation=self.violation, policy_applied=self.policy_applied, collect=self.collect)
+        server = self.settings.server
+        rate = AddressRate(SharedRates(WorkerSlots.LIMITS_FD, rate=server.rate_limit.requests_per_second, burst=server.rate_limit.burst))
+        self.exchange = Exchange(self.settings, self.link, self.tally, address_limit=rate, draining=lambda: self.server.draining)
+        self.server = Server(
+            self.exchange,
+            loop=self.loop,
+            limits=server.limits,
+            rules=AcceptRules(server.security, server.limits),
+            address_rate=rate,
+            tls=server_context(server.tls) if server.tls.enabled else None,
+            fault=self.fault,
+            denied=self.tally.denied,
+        )
         self.listening = [socket.socket(fileno=number) for number in WorkerSlots.LISTEN_FDS if is_socket(number)]
-        self.draining = False
-        self.ready = False
         self.control: Control | None = None
 
     # --- body ---
@@ -54,6 +65,7 @@ class Worker:
         self.loop.add_reader(control.fileno(), self.on_control)
         self.loop.run_until_complete(self.start())
         self.loop.call_soon(self.tick)
+        self.loop.call_soon(self.report_ready)
         self.loop.run_forever()
 
     async def start(self) -> None:
@@ -67,23 +79,35 @@ class Worker:
         """Once a second: deadlines, keep-alive comments, tallies, acknowledgements."""
         self.loop.call_later(1.0, self.tick)
         now = time.monotonic()
-        self.server.sweep(now)
         self.exchange.sweep(now)
         self.audit.poll(now)
-        events = [*self.tally.take(int(time.time())), *self.server.take_denied(int(time.time()))]
+        events = self.tally.take(int(time.time()))
         if events and not self.audit.offer(events):
             self.tally.put_back(events)
-        self.report_ready(now)
         if self.link.build_mismatch:
             self.leave(child.EXIT_SOFTWARE)
 
-    def report_ready(self, now: float) -> None:
-        if not self.ready and self.link.is_ready(now) and self.control is not None:
-            self.ready = True
+    def report_ready(self) -> None:
+        """Tell the supervisor once that egress, vault and auditor serve; until then look often, since somebody waits."""
+        assert self.control is not None
+        if self.link.is_ready(time.monotonic()):
             self.control.send(Up.READY, self.boot.generation)
+        else:
+            self.loop.call_later(READY_POLL_SECONDS, self.report_ready)
 
-    def policy_applied(self, ended: tuple[str, ...]) -> None:
-        """The policy feed changed: nothing of ours outlives a request, and egress ends calls; blocked addresses are the server's."""
+    def collect(self, begins: bool) -> None:
+        """Egress's frames of one turn begin or end: answers leave together."""
+        if begins:
+            self.server.collecting = True
+        else:
+            self.server.flush_dirty()
+
+    def fault(self, error: BaseException) -> None:
+        """A bug of ours: told by type and place, since its text could hold what a client sent."""
+        say(f"cliproxy: {self.boot.name}: {describe(error)}")
+
+    def policy_applied(self) -> None:
+        """The policy feed changed. Calls of revoked keys are ended by egress; blocked addresses are the server's."""
         self.server.block(self.link.policy.rules.blocked)
 
     def violation(self, error: ChannelError) -> None:
@@ -102,7 +126,7 @@ class Worker:
             elif order.kind is Down.REPLACE and order.argument == WorkerSlots.AUDIT_FD:
                 self.audit.replaced()
             elif order.kind is Down.DRAIN:
-                self.draining = True
+                self.server.drain()
                 self.loop.create_task(self.drain(order.argument))
             elif order.kind is Down.STOP:
                 self.leave(0)
@@ -110,8 +134,11 @@ class Worker:
                 raise ChannelError(f"a worker takes no {order.kind.name}")
 
     async def drain(self, seconds: int) -> None:
-        """Take nothing new, let requests finish, at most `seconds`."""
-        await self.server.drain(float(seconds))
+        """Let requests finish, at most `seconds`."""
+        until = time.monotonic() + seconds
+        while self.server.open_connections and time.monotonic() < until:
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
+        self.server.abort_all()
         events = self.tally.take(int(time.time()))
         if events:
             self.audit.offer(events)
