@@ -20,6 +20,7 @@ MAX_WORKER_BACKLOG_BYTES = 16 * MIB  # unsent bytes towards egress above which a
 MAX_CHANNEL_BACKLOG_BYTES = 64 * MIB  # unsent bytes above which the peer counts as dead and the channel is closed
 
 # --- dataplane -----------------------------------------------------------------------------------------------------
+DRAIN_POLL_SECONDS = 0.05  # how often a draining process looks whether it is done
 READY_POLL_SECONDS = 0.01  # how often a starting worker looks whether the others serve
 MAX_TALLY_ENTRIES = 256  # addresses that a worker's authentication tally tells apart in one second
 

@@ -7,7 +7,9 @@ from cliproxy.bounds import KIB, MAX_WORKERS, MIB
 MINUTE = 60.0
 HOUR = 3600.0
 DAY = 86400.0
-_COUNT = (0, 1_000_000_000)  # 0: no limit
+_REQUESTS = (0, 10**9)  # 0: no limit
+_TOKENS = (0, 10**12)
+_CALLS = (0, 10**6)
 
 RANGES: dict[str, tuple[float, float]] = {
     "server.port": (0, 65535),  # 0: any free one
@@ -25,13 +27,13 @@ RANGES: dict[str, tuple[float, float]] = {
     "server.limits.drain_timeout_seconds": (0.1, HOUR),
     "server.limits.keepalive_comment_seconds": (0.1, HOUR),
     "server.limits.stalled_reader_seconds": (0.1, HOUR),
-    "auth.key_limits.requests_per_minute": _COUNT,
-    "auth.key_limits.tokens_per_minute": _COUNT,
-    "auth.key_limits.concurrency": (0, 65_536),
+    "auth.key_limits.requests_per_minute": _REQUESTS,
+    "auth.key_limits.tokens_per_minute": _TOKENS,
+    "auth.key_limits.concurrency": _CALLS,
     "requests.max_tokens": (1, 100_000_000),
-    "providers.*.concurrency": (0, 65_536),
-    "providers.*.rate_limit.requests_per_minute": _COUNT,
-    "providers.*.rate_limit.tokens_per_minute": _COUNT,
+    "providers.*.concurrency": _CALLS,
+    "providers.*.rate_limit.requests_per_minute": _REQUESTS,
+    "providers.*.rate_limit.tokens_per_minute": _TOKENS,
     "providers.*.timeouts.connect": (0.1, 10 * MINUTE),
     "providers.*.timeouts.first_byte": (0.1, HOUR),
     "providers.*.timeouts.idle": (0.1, HOUR),

@@ -1,0 +1,187 @@
+"""How a command reaches the vault and the auditor: over the control socket of the running gateway, or of one that it starts for itself.
+
+One implementation either way: without a running gateway, supervisor, vault, auditor and admin are started without listeners, do the command,
+and end with the last connection. The lock of the home makes sure that there are never two.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from cliproxy.bounds import COMMAND_START_SECONDS, CONTROL_REQUEST_SECONDS, MAX_REPLY_LINE_BYTES
+from cliproxy.cli.home import Home
+from cliproxy.errors import EXIT_CHECK_FAILED, ChannelError, CliproxyError, ConfigError
+from cliproxy.ipc.commands import Command, Hello, Refused, Reply, decode_reply, encode_line
+from cliproxy.processes.plan import spawn_supervisor
+from cliproxy.processes.spawn import build_id
+from cliproxy.processes.workspace import CONTROL_SOCKET, Workspace
+
+R = TypeVar("R")
+_RETRY_SECONDS = 0.02
+
+
+class CommandRefused(CliproxyError):
+    """The gateway did not carry out the command, and said why."""
+
+
+class GatewayFailed(CliproxyError):
+    """The processes that a command needs did not start; what is wrong stands on stderr already."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Session:
+    """A connection to admin. `serving`: it belongs to a gateway that serves clients."""
+
+    def __init__(self, sock: socket.socket, hello: Hello, rest: bytearray) -> None:
+        self._sock = sock
+        self._rest = rest
+        self.serving = hello.serving
+
+    def ask(self, command: Command, expected: type[R]) -> R:
+        """Return the reply, which must be of type `expected`. Raises `CommandRefused`, or `ChannelError` when the connection breaks."""
+        try:
+            self._sock.settimeout(CONTROL_REQUEST_SECONDS + 5.0)
+            self._sock.sendall(encode_line(command))
+            reply = _read_reply(self._sock, self._rest)
+        except OSError as error:
+            raise ChannelError(f"the gateway did not answer ({error.strerror or 'too slow'}); see `cliproxy status`") from error
+        if reply is None:
+            raise ChannelError("the gateway ended the connection; see `cliproxy status` and repeat the command")
+        if isinstance(reply, Refused):
+            raise CommandRefused(reply.message)
+        if not isinstance(reply, expected):
+            raise ChannelError("the gateway answered something else; is it of the same build? See `cliproxy version` and `cliproxy status`")
+        return reply
+
+
+def attach(home: Home) -> Session | None:
+    """Return a session with the gateway that runs on `home`, or `None` when none does. Raises `ConfigError` when it is of another build."""
+    try:
+        directory = os.open(home.path / "run", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(COMMAND_START_SECONDS)
+        sock.connect(f"/proc/self/fd/{directory}/{CONTROL_SOCKET}")  # through the descriptor: a socket's path has at most 107 bytes
+        rest = bytearray()
+        hello = _read_reply(sock, rest)
+    except (ConnectionRefusedError, FileNotFoundError, ConnectionResetError):
+        sock.close()
+        return None
+    except PermissionError:
+        sock.close()
+        raise ConfigError("this control socket is another user's", cure="run the command as the user that started the gateway", file=str(home.path)) from None
+    except OSError as error:
+        sock.close()
+        raise ChannelError(f"the gateway does not answer ({error.strerror or 'too slow'}); look at its messages") from error
+    finally:
+        os.close(directory)
+    if hello is None:
+        sock.close()
+        return None  # it was just ending
+    if isinstance(hello, Refused):
+        sock.close()
+        raise CommandRefused(hello.message)
+    if not isinstance(hello, Hello) or hello.build != build_id():
+        sock.close()
+        raise ConfigError("the running gateway is of another build than this command", cure="restart it, or use the command it came with", file=str(home.path))
+    return Session(sock, hello, rest)
+
+
+@contextmanager
+def connect(home: Home) -> Iterator[Session]:
+    """Give a session with the running gateway, else with one that is started for this command and ended after it."""
+    until = time.monotonic() + COMMAND_START_SECONDS
+    child = 0
+    starter = -1
+    session = None
+    try:
+        while (session := attach(home)) is None:
+            if child:
+                child = _still_there(child)
+            elif _is_locked(home):
+                pass  # another command's gateway, or one that is just starting or ending
+            else:
+                child, starter = _start(home)
+            if time.monotonic() > until:
+                raise GatewayFailed("the vault did not get ready in time; see the messages above", exit_code=EXIT_CHECK_FAILED)
+            time.sleep(_RETRY_SECONDS)
+        yield session
+    finally:
+        if session is not None:
+            session._sock.close()
+        if child:
+            _end(child, starter, waits=session is not None)
+
+
+def _start(home: Home) -> tuple[int, int]:
+    """Start a gateway for commands alone; return its pid and the pipe whose closing stops it at once."""
+    from cliproxy.cli.starting import make_plan
+
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        plan = make_plan(home, home.config_file, serving=False, announce=False, starter_fd=reader)
+        try:
+            return spawn_supervisor(plan), writer
+        finally:
+            os.close(plan.master_key_fd)
+    except BaseException:
+        os.close(writer)
+        raise
+    finally:
+        os.close(reader)
+
+
+def _still_there(child: int) -> int:
+    """Return `child` while it runs. Raises `GatewayFailed` when it ended: it has said why."""
+    pid, status = os.waitpid(child, os.WNOHANG)
+    if pid:
+        code = os.waitstatus_to_exitcode(status)
+        raise GatewayFailed("the command could not be carried out; the line above says why", exit_code=code if code > 0 else EXIT_CHECK_FAILED)
+    return child
+
+
+def _end(child: int, starter: int, *, waits: bool) -> None:
+    """Let the gateway end by itself (another command may be using it too), or stop it when this command failed before it was ready."""
+    try:
+        if not waits:
+            os.close(starter)
+        os.waitpid(child, 0)
+    except ChildProcessError:
+        pass  # `_still_there` was first
+    finally:
+        if waits:
+            os.close(starter)
+
+
+def _is_locked(home: Home) -> bool:
+    try:
+        Workspace(str(home.path)).verify_free()
+    except ConfigError:
+        return True
+    return False
+
+
+def _read_reply(sock: socket.socket, rest: bytearray) -> Reply | None:
+    """Return the next line's reply, or `None` at the end of the connection. Raises `OSError`, `ChannelError`."""
+    while True:
+        end = rest.find(b"\n")
+        if end >= 0:
+            line = bytes(rest[:end])
+            del rest[: end + 1]
+            return decode_reply(line)
+        if len(rest) > MAX_REPLY_LINE_BYTES:
+            raise ChannelError("the gateway's answer is too long")
+        data = sock.recv(65536)
+        if not data:
+            return None
+        rest += data

@@ -1,0 +1,112 @@
+"""`cliproxy credentials`: our secrets towards providers. A secret comes from a prompt or stdin, never from the command line, and is sealed to
+the vault's public key before it leaves this process."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cliproxy.cli.home import Home
+from cliproxy.cli.options import common_options
+from cliproxy.errors import ConfigError
+from cliproxy.secret import Secret
+
+if TYPE_CHECKING:
+    from cliproxy.ipc.messages import CredentialInfo
+
+
+@click.group()
+def group() -> None:
+    """Provider credentials: add, list, remove."""
+
+
+@group.command(epilog="Example: pass show openai | cliproxy credentials add openai --stdin")
+@click.argument("provider")
+@click.option("--label", default="default", help="Tells several credentials of one provider apart.", show_default=True)
+@click.option("--stdin", "from_stdin", is_flag=True, help="Read the secret from stdin (also done when stdin is no terminal).")
+@common_options
+def add(home: Home, as_json: bool, provider: str, label: str, from_stdin: bool) -> None:
+    """Add a credential for PROVIDER, a name under `providers` in the configuration.
+
+    It is bound to that provider's origin (scheme, host, port): after a change of base_url it has to be added again.
+    """
+    from cliproxy.cli.connection import connect
+    from cliproxy.cli.output import emit
+    from cliproxy.ipc import commands
+    from cliproxy.vault.crypto import credential_context, seal_to
+
+    secret = _read_secret(provider, from_stdin=from_stdin)
+    try:
+        with connect(home) as session:
+            vault = session.ask(commands.GetVaultStatus(), commands.VaultStatus)
+            context = credential_context(vault=vault.vault_id, provider=provider, label=label)
+            sealed = seal_to(vault.public_key, secret.reveal(), context=context)
+            made = session.ask(commands.AddCredential(provider=provider, label=label, sealed=sealed), commands.CredentialAdded).credential
+    finally:
+        secret.wipe()
+    emit(_described(made), [f"added {made.id} for {made.provider} at {made.origin}"], as_json=as_json)
+
+
+@group.command("list", epilog="Example: cliproxy credentials list")
+@common_options
+def list_(home: Home, as_json: bool) -> None:
+    """List the credentials: never any part of a secret."""
+    from cliproxy.cli.connection import connect
+    from cliproxy.cli.output import emit, table, when
+    from cliproxy.ipc import commands
+
+    found: list[CredentialInfo] = []
+    with connect(home) as session:
+        more = True
+        while more:
+            page = session.ask(commands.ListCredentials(after=found[-1].id if found else ""), commands.CredentialPage)
+            found += page.credentials
+            more = page.more and bool(page.credentials)
+    if as_json:
+        emit([_described(item) for item in found], [], as_json=True)
+        return
+    table(("id", "provider", "label", "origin", "created"), [(item.id, item.provider, item.label, item.origin, when(item.created_at)) for item in found])
+
+
+@group.command(epilog="Example: cliproxy credentials remove cred_3f9c0a1b")
+@click.argument("id")
+@common_options
+def remove(home: Home, as_json: bool, id: str) -> None:
+    """Remove a credential by its id. Egress forgets it at once."""
+    from cliproxy.cli.connection import connect
+    from cliproxy.cli.output import emit
+    from cliproxy.ipc import commands
+
+    with connect(home) as session:
+        session.ask(commands.RemoveCredential(id=id), commands.Done)
+    emit({"id": id, "removed": True}, [f"removed {id}"], as_json=as_json)
+
+
+def _read_secret(provider: str, *, from_stdin: bool) -> Secret:
+    """Return the secret without the line's end. Raises `ConfigError` unless it is one line of visible ASCII of a sensible length."""
+    from cliproxy.bounds import MAX_CREDENTIAL_SECRET_BYTES, MIN_GUARDED_SECRET_BYTES
+
+    if from_stdin or not sys.stdin.isatty():
+        data = bytearray(sys.stdin.buffer.read(MAX_CREDENTIAL_SECRET_BYTES + 2))
+    else:
+        import getpass
+
+        data = bytearray(getpass.getpass(f"Secret of {provider} (not shown): ").encode("utf-8", "surrogateescape"))
+    while data and data[-1] in b"\r\n":
+        data.pop()
+    secret = Secret(data)
+    good = MIN_GUARDED_SECRET_BYTES <= len(data) <= MAX_CREDENTIAL_SECRET_BYTES and all(0x21 <= byte <= 0x7E for byte in data)
+    data[:] = bytes(len(data))
+    if not good:
+        secret.wipe()
+        raise ConfigError(
+            f"the secret is not one line of {MIN_GUARDED_SECRET_BYTES} to {MAX_CREDENTIAL_SECRET_BYTES} visible ASCII characters",
+            cure="give exactly the provider's key",
+        )
+    return secret
+
+
+def _described(item: CredentialInfo) -> dict[str, Any]:
+    return {name: getattr(item, name) for name in item.__struct_fields__}

@@ -1,0 +1,43 @@
+"""Where things are: `CLIPROXY_HOME` and the names below it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cliproxy.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """An absolute path and the names below it. In a container the home is `/`: `/config /key /auths /logs /run`."""
+
+    path: Path
+
+    @classmethod
+    def at(cls, given: str | None) -> Home:
+        """Return the home `given`, else `$CLIPROXY_HOME`, else `~/.cliproxy`."""
+        text = given or os.environ.get("CLIPROXY_HOME") or "~/.cliproxy"
+        try:
+            path = Path(text).expanduser()
+        except RuntimeError:
+            raise ConfigError("there is no home directory to put ~/.cliproxy in", cure="set CLIPROXY_HOME, or give --home") from None
+        if not str(path).isprintable():
+            raise ConfigError("the path of the home is not printable", cure="give another --home")
+        return cls(Path(os.path.abspath(path)))  # noqa: PTH100 - not resolve(): links are judged where they are used
+
+    @property
+    def config_file(self) -> Path:
+        """`config/cliproxy.yaml`."""
+        return self.path / "config" / "cliproxy.yaml"
+
+    @property
+    def master_key_file(self) -> Path:
+        """`key/master.key`."""
+        return self.path / "key" / "master.key"
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """The home itself and the five directories below it."""
+        return (self.path, *(self.path / name for name in ("config", "key", "auths", "logs", "run")))

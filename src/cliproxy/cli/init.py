@@ -1,0 +1,124 @@
+"""`cliproxy init`: a home with configuration, master key, vault and first client key. Refuses to overwrite anything."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from cliproxy.cli.home import Home
+from cliproxy.cli.options import common_options
+from cliproxy.errors import ConfigError
+from cliproxy.secret import Secret
+
+DEFAULT_CONFIG = """\
+# cliproxy: every key with its default is in docs/configuration.md. After a change: cliproxy check, then cliproxy reload.
+server:
+  listen: ["127.0.0.1", "::1"]
+  port: 8317
+
+providers:
+  # Answers by itself, with usage figures and streams: for trying out.
+  echo:
+    models: [echo]
+
+  # Any OpenAI-compatible provider; its key is added with: cliproxy credentials add example
+  # example:
+  #   base_url: https://api.example.com/v1
+  #   models: [gpt-4o-mini]
+"""
+_FIRST_KEY_NAME = "first"
+
+
+@click.command(epilog="Example: CLIPROXY_HOME=/srv/cliproxy cliproxy init")
+@click.option("--if-missing", is_flag=True, help="Say nothing and succeed when the home is there already.")
+@common_options
+def command(home: Home, as_json: bool, if_missing: bool) -> int:
+    """Make a home: configuration, master key, vault, and the first client key, which is shown once.
+
+    What exists is never overwritten.
+    """
+    from cliproxy.cli.output import emit
+
+    if _is_made(home):
+        if not if_missing:
+            emit(
+                {"home": str(home.path), "created": False},
+                [f"{home.path} is initialised; nothing was changed. A new key: cliproxy keys create"],
+                as_json=as_json,
+            )
+        return 0
+    _make_files(home)
+    secret = _first_key(home)
+    key = secret.reveal().decode("ascii")
+    secret.wipe()
+    log = _log_key(home)
+    emit(
+        {"home": str(home.path), "created": True, "key": key, "config": str(home.config_file), "log": log[0], "log_public_key": log[1]},
+        [
+            f"made {home.path}",
+            f"  configuration    {home.config_file}",
+            f"  master key       {home.master_key_file}  (keep a copy elsewhere: without it the vault cannot be opened)",
+            f"  audit log's key  {log[0]} {log[1]}  (keep it elsewhere; `cliproxy audit verify --public-key` takes it)",
+            f"  client key       {key}  (shown once)",
+            "",
+            "Start it with `cliproxy serve`, then:",
+            "",
+            *curl_lines(home, key),
+        ],
+        as_json=as_json,
+    )
+    return 0
+
+
+def curl_lines(home: Home, key: str, url: str = "http://127.0.0.1:8317") -> list[str]:
+    """Return the command to paste."""
+    body = '{"model": "echo", "messages": [{"role": "user", "content": "Hello"}]}'
+    return [f"  curl {url}/v1/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\", f"    -d '{body}'"]
+
+
+def _is_made(home: Home) -> bool:
+    return os.path.lexists(home.config_file) and (os.path.lexists(home.master_key_file) or not _holds_vault(home))
+
+
+def _holds_vault(home: Home) -> bool:
+    try:
+        return any((home.path / "auths").iterdir())
+    except OSError:
+        return False
+
+
+def _make_files(home: Home) -> None:
+    """Create what is missing. A new master key only where no vault is: it would not open the old one."""
+    from cliproxy.secure_files import create_private_directory, write_private_file
+    from cliproxy.vault.master_key import ENVIRONMENT_VARIABLE, create_master_key
+
+    given = ENVIRONMENT_VARIABLE in os.environ or "CREDENTIALS_DIRECTORY" in os.environ
+    if not os.path.lexists(home.master_key_file) and not given and _holds_vault(home):
+        raise ConfigError("the vault in auths/ has lost its master key", cure="put the key back, from your copy", file=str(home.master_key_file))
+    if not home.path.parent.is_dir():
+        raise ConfigError("there is no such directory", cure="create it", file=str(home.path.parent))
+    for directory in home.directories:
+        create_private_directory(directory)
+    if not os.path.lexists(home.master_key_file) and not given:
+        create_master_key(home.master_key_file)
+    if not os.path.lexists(home.config_file):
+        write_private_file(home.config_file, DEFAULT_CONFIG.encode(), replace=False)
+
+
+def _first_key(home: Home) -> Secret:
+    from cliproxy.cli.connection import connect
+    from cliproxy.cli.new_key import new_key
+    from cliproxy.ipc import commands
+
+    secret, digest = new_key()
+    with connect(home) as session:
+        session.ask(commands.CreateKey(digest=digest, name=_FIRST_KEY_NAME, models=("*",)), commands.KeyCreated)
+    return secret
+
+
+def _log_key(home: Home) -> tuple[str, str]:
+    """Return the log's name and public key (Ed25519, hex), from its first line."""
+    from cliproxy.cli.audit import read_log_key
+
+    return read_log_key(home)

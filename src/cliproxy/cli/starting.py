@@ -1,0 +1,87 @@
+"""From a home to a supervisor: the configuration read by a throw-away process, the master key into a sealed memory file, the plan.
+
+The process that does this holds the master key for a moment; the supervisor never runs in its image (`processes.plan`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cliproxy.bounds import LOADER_SECONDS, MAX_BOOT_BYTES, MAX_LOADER_LINE_BYTES, MAX_MASTER_KEY_FILE_BYTES
+from cliproxy.cli.home import Home
+from cliproxy.errors import EXIT_CONFIG, ConfigError
+from cliproxy.processes.loader_protocol import KEY_FD, RESULT_FD, UNSAFE_NO_SANDBOX, WITH_KEY
+from cliproxy.processes.plan import Plan
+from cliproxy.processes.spawn import lift, program, spawn
+from cliproxy.secret import Secret
+
+
+class StatedConfigError(ConfigError):
+    """A `ConfigError` whose whole line was made in another process."""
+
+    def __init__(self, line: str) -> None:
+        super().__init__(line, cure="")
+        self._whole = line
+
+    def __str__(self) -> str:
+        return self._whole
+
+
+def load_configuration(config_file: Path, *, unsafe_no_sandbox: bool) -> tuple[bytes, Secret | None]:
+    """Return the encoded settings and the master key that stands in the file, if one does. Warnings go to stderr. Raises `ConfigError`."""
+    result, key = lift(os.memfd_create("settings", os.MFD_CLOEXEC)), lift(os.memfd_create("key", os.MFD_CLOEXEC))
+    try:
+        command = [*program("config_loader"), str(config_file), WITH_KEY, *([UNSAFE_NO_SANDBOX] if unsafe_no_sandbox else [])]
+        code = _wait(spawn(command, descriptors={RESULT_FD: result, KEY_FD: key}))
+        if code == EXIT_CONFIG:
+            raise StatedConfigError(os.pread(result, MAX_LOADER_LINE_BYTES, 0).decode("utf-8", "replace"))
+        if code:
+            raise ConfigError(f"the configuration loader ended with {code}", cure="run `cliproxy check`", file=str(config_file))
+        inline = os.pread(key, MAX_MASTER_KEY_FILE_BYTES, 0)
+        return os.pread(result, MAX_BOOT_BYTES + 1, 0), Secret(inline) if inline else None
+    finally:
+        os.close(result)
+        os.close(key)
+
+
+def _wait(pid: int) -> int:
+    """Return the exit code of the loader, killed after `LOADER_SECONDS`."""
+    import select
+
+    descriptor = os.pidfd_open(pid)
+    try:
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        if not poller.poll(int(LOADER_SECONDS * 1000)):
+            os.kill(pid, 9)
+    finally:
+        os.close(descriptor)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def make_plan(
+    home: Home, config_file: Path, *, serving: bool, unsafe_no_sandbox: bool = False, announce: bool = True, ready_fd: int = -1, starter_fd: int = -1
+) -> Plan:
+    """Return the plan of a run. The master key's memory file is open in this process until it ends or becomes the supervisor. Raises `ConfigError`."""
+    from cliproxy.vault.master_key import ENVIRONMENT_VARIABLE, into_memfd, load_master_key
+
+    settings, inline = load_configuration(config_file, unsafe_no_sandbox=unsafe_no_sandbox)
+    key = load_master_key(path=home.master_key_file, environment=os.environ, inline=inline)
+    os.environ.pop(ENVIRONMENT_VARIABLE, None)
+    master_key_fd = into_memfd(key)
+    key.wipe()
+    if inline is not None:
+        inline.wipe()
+    return Plan(
+        home=str(home.path),
+        settings=settings,
+        serving=serving,
+        master_key_fd=master_key_fd,
+        operator_uid=os.getuid(),
+        config_file=str(config_file),
+        allow_no_sandbox=unsafe_no_sandbox,
+        ready_fd=ready_fd,
+        starter_fd=starter_fd,
+        announce=announce,
+    )
