@@ -17,7 +17,9 @@ def principal(name="k1", **limits):
 
 
 def admission(*, key=None, provider=None, concurrency=0):
-    settings = Settings(auth=Auth(key_limits=key or KeyDefaults(concurrency=0)), providers={"p": Provider(rate_limit=provider or ProviderRate(), concurrency=concurrency)})
+    settings = Settings(
+        auth=Auth(key_limits=key or KeyDefaults(concurrency=0)), providers={"p": Provider(rate_limit=provider or ProviderRate(), concurrency=concurrency)}
+    )
     return Admission(settings)
 
 

@@ -85,7 +85,16 @@ def test_frames_of_one_turn_leave_in_one_write():
         channel, theirs = await connected(receiver)
         writes = []
         write = channel._transport.write
-        channel._transport = type("T", (), {"write": lambda self, data: (writes.append(data), write(data)), "is_closing": lambda self: False, "abort": lambda self: None, "get_write_buffer_size": lambda self: 0})()
+        channel._transport = type(
+            "T",
+            (),
+            {
+                "write": lambda self, data: (writes.append(data), write(data)),
+                "is_closing": lambda self: False,
+                "abort": lambda self: None,
+                "get_write_buffer_size": lambda self: 0,
+            },
+        )()
         for number in range(10):
             channel.queue(Kind.DATA, number, b"d")
         await settle()

@@ -1,0 +1,238 @@
+"""One call in egress: exactly one ending, settled once, bounded by credit, cancelled upstream when nobody waits."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_WHOLE_ANSWER_BYTES, STREAM_WINDOW_BYTES
+from cliproxy.dialects import Endpoint
+from cliproxy.egress.calls import ProviderCall
+from cliproxy.errors import ProviderRefusal, UpstreamError
+from cliproxy.ipc.mux import Abort, Answer, Kind
+
+WHOLE = b'{"id":"c","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}'
+EVENT = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"hi"},"finish_reason":null}]}\n\n'
+LAST = b'data: {"id":"c","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+class Channel:
+    paused = False
+
+    def __init__(self):
+        self.frames = []
+
+    def queue(self, kind, stream, payload):
+        self.frames.append((kind, payload))
+
+    def kinds(self):
+        return [kind for kind, _ in self.frames]
+
+    def body(self):
+        return b"".join(msgspec.msgpack.decode(p, type=Answer).body if k is Kind.ANSWER else p for k, p in self.frames if k in (Kind.ANSWER, Kind.DATA))
+
+    def abort(self):
+        return msgspec.msgpack.decode(self.frames[-1][1], type=Abort)
+
+
+class Sending:
+    def __init__(self):
+        self.did = []
+
+    def cancel(self):
+        self.did.append("cancel")
+
+    def pause_reading(self):
+        self.did.append("pause")
+
+    def resume_reading(self):
+        self.did.append("resume")
+
+
+class Case:
+    def __init__(self, *, stream=False, endpoint=Endpoint.CHAT_COMPLETIONS):
+        self.channel, self.sending, self.outcomes = Channel(), Sending(), []
+        request = SimpleNamespace(stream=stream, endpoint=endpoint)
+        self.call = ProviderCall(request, channel=self.channel, slot=0, stream=9, ledger=self)
+        self.call.sent(self.sending)
+
+    def settled(self, call, outcome):
+        self.outcomes.append(outcome)
+
+    def head(self):
+        self.call.on_head(200, {b"x-request-id": b"up-1"})
+
+
+def run(scenario):
+    async def go():
+        scenario()
+        await asyncio.sleep(0)
+
+    asyncio.run(go())
+
+
+def test_a_whole_answer_is_one_final_frame_with_its_usage_settled():
+    case = Case()
+
+    def scenario():
+        case.head()
+        case.call.on_data(WHOLE[:50])
+        case.call.on_data(WHOLE[50:])
+        case.call.on_complete()
+
+    run(scenario)
+    assert case.channel.kinds() == [Kind.ANSWER] and case.channel.body() == WHOLE
+    (outcome,) = case.outcomes
+    assert (outcome.usage.prompt, outcome.usage.completion, outcome.error, outcome.received) == (3, 2, "", len(WHOLE))
+
+
+def test_a_stream_is_passed_on_in_whole_events_and_ends_with_done():
+    case = Case(stream=True)
+
+    def scenario():
+        case.head()
+        case.call.on_data(EVENT + EVENT[:20])
+        case.call.on_data(EVENT[20:] + LAST + DONE)
+        case.call.on_complete()
+
+    run(scenario)
+    assert case.channel.kinds() == [Kind.ANSWER, Kind.DATA, Kind.END]
+    assert case.channel.body() == EVENT + EVENT + LAST + DONE
+    assert case.outcomes[0].usage.total == 5
+
+
+def test_the_client_sees_the_head_even_if_no_event_comes():
+    case = Case(stream=True)
+    run(case.head)
+    assert case.channel.kinds() == [Kind.ANSWER] and case.channel.body() == b""
+
+
+@pytest.mark.parametrize("cut", [0, 10, len(EVENT), len(EVENT) + 5])
+def test_a_stream_that_breaks_off_is_aborted_and_never_done(cut):
+    case = Case(stream=True)
+
+    def scenario():
+        case.head()
+        if cut:
+            case.call.on_data((EVENT + EVENT)[:cut])
+        case.call.on_complete()
+
+    run(scenario)
+    assert case.channel.kinds()[-1] is Kind.ABORT
+    assert b"[DONE]" not in case.channel.body()
+    assert len(case.outcomes) == 1 and case.outcomes[0].error
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", WHOLE[:-1], b"{}", WHOLE + b"x"], ids=["empty", "html", "cut", "no choices", "trailing"])
+def test_a_whole_answer_that_is_none_is_a_502(body):
+    case = Case()
+
+    def scenario():
+        case.head()
+        if body:
+            case.call.on_data(body)
+        case.call.on_complete()
+
+    run(scenario)
+    assert case.channel.abort().status == 502
+    assert case.outcomes[0].usage is None
+
+
+def test_a_refusal_of_the_provider_keeps_its_status_for_the_log_and_ours_for_the_client():
+    case = Case()
+    run(lambda: case.call.on_failure(ProviderRefusal("no", status=502, code="provider_credential_rejected", provider_status=401, retry_after=None)))
+    assert case.channel.abort().status == 502
+    assert (case.outcomes[0].status, case.outcomes[0].error) == (401, "provider_credential_rejected")
+
+
+def test_no_more_than_the_window_is_under_way_and_the_provider_is_paused():
+    case = Case(stream=True)
+    many = EVENT * (STREAM_WINDOW_BYTES // len(EVENT) * 3)
+
+    def scenario():
+        case.head()
+        for start in range(0, len(many), 50_000):
+            case.call.on_data(many[start : start + 50_000])
+
+    run(scenario)
+    assert len(case.channel.body()) <= STREAM_WINDOW_BYTES
+    assert case.sending.did == ["pause"]
+    assert all(len(payload) <= MAX_DATA_FRAME_BYTES for kind, payload in case.channel.frames if kind is Kind.DATA)
+
+
+def test_credit_lets_it_go_on_until_all_is_said():
+    case = Case(stream=True)
+    many = EVENT * (STREAM_WINDOW_BYTES // len(EVENT) * 3)
+
+    def scenario():
+        case.head()
+        case.call.on_data(many)
+        case.call.on_data(DONE)
+        case.call.on_complete()
+        granted = 0
+        while Kind.END not in case.channel.kinds():
+            sent = len(case.channel.body())
+            assert sent - granted <= STREAM_WINDOW_BYTES
+            assert case.call.credit(sent - granted)
+            granted = sent
+
+    run(scenario)
+    assert case.channel.body() == many + DONE
+    assert len(case.outcomes) == 1
+
+
+def test_credit_that_was_never_spent_is_noticed():
+    case = Case(stream=True)
+    run(case.head)
+    assert case.call.credit(1) is False
+
+
+def test_a_paused_channel_pauses_the_provider_and_a_ready_one_resumes_it():
+    case = Case(stream=True)
+
+    def scenario():
+        case.head()
+        case.channel.paused = True
+        case.call.on_data(EVENT)
+        case.call.on_data(EVENT)
+        case.channel.paused = False
+        case.call.channel_ready()
+
+    run(scenario)
+    assert case.sending.did == ["pause", "resume"]
+    assert case.channel.body() == EVENT + EVENT
+
+
+def test_a_cancelled_call_closes_the_connection_and_says_nothing_more():
+    case = Case(stream=True)
+
+    def scenario():
+        case.head()
+        case.call.on_data(EVENT)
+        case.call.cancel("client_gone")
+        case.call.on_data(EVENT)
+        case.call.on_complete()
+        case.call.on_failure(UpstreamError("late"))
+
+    run(scenario)
+    assert case.sending.did == ["cancel"]
+    assert case.channel.kinds() == [Kind.ANSWER]
+    assert [outcome.error for outcome in case.outcomes] == ["client_gone"]
+
+
+def test_an_answer_without_end_is_cut_off():
+    case = Case()
+
+    def scenario():
+        case.head()
+        piece = b" " * (1 << 20)
+        for _ in range(MAX_WHOLE_ANSWER_BYTES // len(piece) + 1):
+            case.call.on_data(piece)
+
+    run(scenario)
+    assert case.channel.abort().code == "provider_answer_too_large"
+    assert case.sending.did == ["cancel"]
