@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from vault_fakes import MASTER, ListAnchor, close, new_vault, reopen
 
 from cliproxy.errors import ConfigError, TamperedVault, Unavailable, VaultConflict, VaultError
 from cliproxy.secret import Secret
 from cliproxy.vault import database
 from cliproxy.vault.store import Anchored, Store, Write, create_store, open_store
-from vault_fakes import MASTER, ListAnchor, close, new_vault, reopen
 
 SRC = Path(database.__file__).parents[2]
 

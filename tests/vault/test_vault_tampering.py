@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from vault_fakes import MASTER, ListAnchor, close, new_vault, reopen
 
 from cliproxy.errors import ConfigError, EnvelopeError, TamperedVault, VaultError
 from cliproxy.vault import database
 from cliproxy.vault.store import Write, open_store
-from vault_fakes import MASTER, ListAnchor, close, new_vault, reopen
 
 CONTENT = {"cred-a": b"sk-a", "cred-b": b"sk-b", "key-1": b"k1", "key-2": b"k2"}
 
@@ -225,7 +225,7 @@ def test_a_flipped_bit_in_the_wal_is_noticed_or_means_nothing(tmp_path: Path) ->
     state, file_bytes, wal_bytes = anchor.anchored(), file.read_bytes(), wal.read_bytes()  # as after kill -9
     close(store)
     noticed = 0
-    for position in [*range(0, 400), *range(400, len(wal_bytes), 53)]:
+    for position in [*range(400), *range(400, len(wal_bytes), 53)]:
         file.write_bytes(file_bytes)
         wal.write_bytes(flipped(wal_bytes, position * 8 + position % 8))
         wal.chmod(0o600)
