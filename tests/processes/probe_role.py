@@ -33,11 +33,13 @@ def prepare(boot):
     opened = {}
     for entry in os.listdir("/proc/self/fd"):
         try:
-            opened[int(entry)] = os.readlink(f"/proc/self/fd/{entry}").partition(":")[0]
+            target = os.readlink(f"/proc/self/fd/{entry}").partition(":")[0]
         except OSError:
             continue
+        if target != "/dev/null":
+            opened[int(entry)] = target
     trace(boot, "prepare", environment=dict(os.environ), descriptors=opened, uid=os.getuid())
-    return None
+    return
 
 
 def greet(boot, slot):
@@ -64,15 +66,15 @@ def body(boot, _prepared, control):
         poll.register(slot, select.POLLIN)
         greet(boot, slot)
     if not wanted.get("never_ready", {}).get(boot.role):
-        control.send(Up.READY, boot.generation)
         trace(boot, "ready")
+        control.send(Up.READY, boot.generation)
     if wanted.get("garbage") == boot.role:
         os.write(control.fileno(), b"garbage")
     if wanted.get("claims") == boot.role:
         control.send(Up.STOP)
     prepared = None
     while True:
-        for number, what in poll.poll(100):
+        for number, _ in poll.poll(100):
             if number == control.fileno():
                 for order in control.receive():
                     trace(boot, order.kind.name, argument=order.argument)
@@ -91,10 +93,9 @@ def body(boot, _prepared, control):
                     elif order.kind is Down.STOP:
                         if not behaviour(boot).get("ignores_stop"):
                             os._exit(0)
-                    elif order.kind is Down.REPLACE and order.argument in topology.CHANNELS[boot.role]:
-                        if order.argument in channels or order.argument >= topology.FIRST_WORKER_FD and boot.role == topology.EGRESS:
-                            poll.register(order.argument, select.POLLIN)
-                            greet(boot, order.argument)
+                    elif order.kind is Down.REPLACE and (order.argument in channels or (boot.role == topology.EGRESS and order.argument >= 16)):
+                        poll.register(order.argument, select.POLLIN)
+                        greet(boot, order.argument)
             else:
                 try:
                     data = os.read(number, 100)

@@ -96,6 +96,7 @@ class Supervisor:
         self._announced = False
         self._start_deaths = 0
         self._phases: list[str] | None = None  # roles that are still to stop; None: running
+        self._hurry = False  # stop at once
         self._exit = 0
         self._segment_wanted_at = 0.0
         supplies = Supplies(boot_of=self._boot_of, files_of=self._files_of, program=program)
@@ -344,6 +345,7 @@ class Supervisor:
             self._service.tell("STOPPING=1")
             if self.in_force.listeners is not None:
                 self.in_force.listeners.close_except(None)
+        self._hurry = self._hurry or at_once
         for child in self._fleet:
             if child.state is State.WAITING or (at_once and child.member.role not in (AUDITOR, VAULT)):
                 self._fleet.leave(child, Down.STOP, 0, seconds=0.0)
@@ -365,7 +367,7 @@ class Supervisor:
                     if child.member.role == AUDITOR and self._plan.serving:
                         self._record(Process(code=self._exit, role=SUPERVISOR, what="stopped"))
                         self._flush_events()
-                    self._fleet.leave(child, Down.STOP, 0, seconds=STOP_SECONDS)
+                    self._fleet.leave(child, Down.STOP, 0, seconds=STOP_NOW_SECONDS if self._hurry else STOP_SECONDS)
             if self._fleet.of_role(self._phases[0]):
                 return
             del self._phases[0]
