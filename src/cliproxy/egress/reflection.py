@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from urllib.parse import quote
 
 from cliproxy.bounds import MIN_GUARDED_SECRET_BYTES
 
 REPLACEMENT = b"[redacted]"
-_PROBE_BYTES = 16
-# Bytes of JSON and English from frequent to rare; what is not listed is rarer still. Only speed rests on it.
-_FREQUENT_FIRST = b'etaoinsrhldcumfpgwybvk":,{}[]0123456789_-.TASCIM'
+# What ordinary answers look like; only speed rests on it.
+_SAMPLE = (
+    b'data: {"id":"chatcmpl-9x","object":"chat.completion.chunk","created":1730000000,"model":"gpt-4o-mini","choices":[{"index":0,"delta":{"content":'
+    b'"Hello! How can I assist you today? This is an answer of ordinary length."},"logprobs":null,"finish_reason":null}]}\n\n'
+)
+_SAMPLE_BYTES = Counter(_SAMPLE)
+_SAMPLE_BLOOM = Counter(byte & 63 for byte in _SAMPLE)
+_PROBE_LENGTHS = (8, 12, 16, 24, 32, 48, 64, 96)
 
 
 class ReflectionGuard:
@@ -36,7 +42,7 @@ class ReflectionGuard:
     def clean(self, data: bytes) -> bytes:
         """Return a whole body, event or header value without the secret."""
         for probe in self._probes:
-            if probe in data:
+            if data.find(probe) >= 0:  # `in` costs twice as much for bytes: it tries for a number first
                 return self._replace(data)
         return data
 
@@ -45,7 +51,7 @@ class ReflectionGuard:
         if held:
             data = held + data
         for probe in self._probes:
-            if probe in data:
+            if data.find(probe) >= 0:
                 data = self._replace(data)
                 break
         if not data or not self._alphabet[data[-1]]:
@@ -97,10 +103,20 @@ def _forms_of(secret: bytes) -> tuple[bytes, ...]:
 
 
 def _probe_of(form: bytes) -> bytes:
-    """Return a part of `form` that is quick to search for: CPython's search skips best when the last byte is rare in the text."""
-    ends = range(min(len(form), _PROBE_BYTES) - 1, len(form))
-    end = max(ends, key=lambda index: (_FREQUENT_FIRST.find(form[index]) if form[index] in _FREQUENT_FIRST else len(_FREQUENT_FIRST), -index))
-    return form[max(0, end + 1 - _PROBE_BYTES) : end + 1]
+    """Return the part of `form` that CPython's search gets over text with fastest.
+
+    It looks at the byte after the window and skips a whole length if that is not in the needle, as far as a filter of 64 bits tells
+    (Objects/stringlib/fastsearch.h): long needles with bytes that are rare in the text win by a factor of four.
+    """
+    best, best_score = form, 0.0
+    for length in _PROBE_LENGTHS:
+        for start in range(len(form) - length + 1):
+            part = form[start : start + length]
+            met = sum(_SAMPLE_BLOOM[bit] for bit in {byte & 63 for byte in part}) / len(_SAMPLE)
+            score = (met + (length + 1) * (1 - met)) / (1 + 5 * _SAMPLE_BYTES[part[-1]] / len(_SAMPLE))
+            if score > best_score:
+                best, best_score = part, score
+    return best
 
 
 NO_SECRET = ReflectionGuard(b"")
