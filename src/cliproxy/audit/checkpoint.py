@@ -13,16 +13,16 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cliproxy.audit.events import MAX_COUNT
 from cliproxy.audit.merkle import HASH_BYTES, Frontier
-from cliproxy.bounds import MAX_CHECKPOINT_BYTES
+from cliproxy.bounds import MAX_CHECKPOINT_BYTES, MAX_CHECKPOINT_RECORD_BYTES
 from cliproxy.errors import AuditError, NewerLog
 
 FORMAT = 1  # of entries, segments and checkpoints together; a newer one is refused
 LEAF_PREFIX_BYTES = 8  # an attacker needs 2^64 tries to point a verifier at a wrong entry of the range; the root is wrong all the same
+_LEAVES = b"leaves "
 _ED25519 = b"\x01"  # C2SP signed-note, signature type
 _SIGNATURE_LINE = re.compile(rb"\xe2\x80\x94 ([^ +\x00-\x20\x7f]+) ([A-Za-z0-9+/]+={0,2})")
 _NAME = re.compile(r"[!-*,-~]{1,128}\Z")  # no space, no plus
@@ -43,7 +43,7 @@ class VaultAnchor:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """The log at `size` entries. It ends `offset` bytes into segment number `segment`; `previous` is the size of the checkpoint before (0: none);
-    `leaves` are the first `LEAF_PREFIX_BYTES` of the hashes of the entries since then; `frontier` resumes the tree."""
+    `leaves` is the SHA-256 of the entries' `LEAF_PREFIX_BYTES` since then; `frontier` resumes the tree."""
 
     origin: str
     size: int
@@ -53,8 +53,8 @@ class Checkpoint:
     segment: int
     offset: int
     frontier: tuple[bytes, ...]
+    leaves: bytes
     anchor: VaultAnchor = field(default_factory=VaultAnchor)
-    leaves: bytes = b""
 
     def text(self) -> bytes:
         """Return the signed text, ended by a newline."""
@@ -67,9 +67,9 @@ class Checkpoint:
             f"time {self.time}",
             f"previous {self.previous}",
             f"segment {self.segment} {self.offset}",
-            f"frontier {_b64(b''.join(self.frontier)) or '-'}",
+            f"frontier {_b64(b''.join(self.frontier))}",
             f"vault {anchor.epoch} {anchor.root.hex() or '-'} {anchor.pending_epoch} {anchor.pending_root.hex() or '-'}",
-            f"leaves {_b64(self.leaves) or '-'}",
+            f"leaves {_b64(self.leaves)}",
         ]
         return "\n".join(lines).encode() + b"\n"
 
@@ -142,7 +142,7 @@ def parse_checkpoint(text: bytes) -> Checkpoint:
     segment, vault = fields.get("segment", "").split(" "), fields.get("vault", "").split(" ")
     if len(segment) != 2 or len(vault) != 4 or not _NAME.match(lines[0]) or not _TIME.match(fields["time"]):
         raise AuditError("the checkpoint is malformed")
-    frontier = _field(_unb64, fields["frontier"])
+    frontier = _unb64(fields["frontier"])
     checkpoint = Checkpoint(
         origin=lines[0],
         size=_number(lines[1]),
@@ -152,8 +152,8 @@ def parse_checkpoint(text: bytes) -> Checkpoint:
         segment=_number(segment[0]),
         offset=_number(segment[1]),
         frontier=tuple(frontier[start : start + HASH_BYTES] for start in range(0, len(frontier), HASH_BYTES)),
-        anchor=VaultAnchor(_number(vault[0]), _field(_unhex, vault[1]), _number(vault[2]), _field(_unhex, vault[3])),
-        leaves=_field(_unb64, fields.get("leaves", "")),
+        anchor=VaultAnchor(_number(vault[0]), _unhex(vault[1]), _number(vault[2]), _unhex(vault[3])),
+        leaves=_unb64(fields.get("leaves", "")),
     )
     if checkpoint.text() != text:
         raise AuditError("the checkpoint is malformed")
@@ -163,43 +163,73 @@ def parse_checkpoint(text: bytes) -> Checkpoint:
 
 def _verify_sense(checkpoint: Checkpoint) -> None:
     """Raise `AuditError` when the parts of a checkpoint contradict each other."""
-    covered = checkpoint.size - checkpoint.previous
-    if covered <= 0 or len(checkpoint.leaves) != covered * LEAF_PREFIX_BYTES:
+    if checkpoint.size <= checkpoint.previous or len(checkpoint.leaves) != HASH_BYTES:
         raise AuditError("the checkpoint does not name the entries that it covers")
     if checkpoint.tree().root() != checkpoint.root:
         raise AuditError("the checkpoint's frontier is not that of its root")
 
 
-class NoteReader:
-    """Splits the bytes of `logs/checkpoints` into notes, however they are cut into pieces. Bounded: raises `AuditError` when a note is too long."""
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What `logs/checkpoints` holds for one checkpoint: the signed note and the leaves whose digest it signs."""
+
+    note: bytes
+    leaves: bytes
+
+    def data(self) -> bytes:
+        """Return the record as it is in the file."""
+        return self.note + b"\n" + _LEAVES + base64.b64encode(self.leaves) + b"\n\n"
+
+
+def leaves_digest(leaves: bytes) -> bytes:
+    """Return what a checkpoint signs of its leaves."""
+    return hashlib.sha256(leaves).digest()
+
+
+class RecordReader:
+    """Splits the bytes of `logs/checkpoints` into records, however they are cut into pieces. Bounded. Raises `AuditError` on what is no record."""
 
     def __init__(self) -> None:
         self._buffer = b""
-        self.consumed = 0  # bytes of the whole notes returned so far, with their empty lines
+        self.consumed = 0  # bytes of the whole records returned so far
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Return the notes that `data` completes."""
+    def feed(self, data: bytes) -> list[Record]:
+        """Return the records that `data` completes."""
         self._buffer += data
-        notes = []
-        while (end := _end_of_note(self._buffer)) > 0:
-            notes.append(self._buffer[: end - 1])
+        records = []
+        while (end := _end_of_record(self._buffer)) > 0:
+            records.append(_parse_record(self._buffer[:end]))
             self._buffer = self._buffer[end:]
             self.consumed += end
-        if len(self._buffer) > MAX_CHECKPOINT_BYTES:
+        if len(self._buffer) > MAX_CHECKPOINT_RECORD_BYTES:
             raise AuditError("the checkpoints file holds something that is no checkpoint")
-        return notes
+        return records
 
     @property
     def rest(self) -> bytes:
-        """What has been fed of a note that is not whole."""
+        """What has been fed of a record that is not whole."""
         return self._buffer
 
 
-def _end_of_note(data: bytes) -> int:
-    """Return the length of the first note in `data` with its empty line, 0 when it is not whole: text, empty line, signatures, empty line."""
-    text = data.find(b"\n\n")
-    signatures = -1 if text < 0 else data.find(b"\n\n", text + 2)
-    return 0 if signatures < 0 else signatures + 2
+def _end_of_record(data: bytes) -> int:
+    """Return the length of the first record in `data`, 0 when it is not whole: three paragraphs (text, signatures, leaves) and their empty lines."""
+    end = 0
+    for _ in range(3):
+        found = data.find(b"\n\n", end)
+        if found < 0:
+            return 0
+        end = found + 2
+    return end
+
+
+def _parse_record(data: bytes) -> Record:
+    note, separator, leaves = data[:-2].rpartition(b"\n" + _LEAVES)
+    if not separator or b"\n" in leaves:
+        raise AuditError("the checkpoints file holds something that is no checkpoint")
+    record = Record(note, _unb64(leaves.decode("ascii", "replace")))
+    if record.data() != data:
+        raise AuditError("the checkpoints file holds something that is no checkpoint")
+    return record
 
 
 def _b64(data: bytes) -> str:
@@ -214,14 +244,12 @@ def _unb64(text: str) -> bytes:
 
 
 def _unhex(text: str) -> bytes:
+    if text == "-":
+        return b""
     try:
         return bytes.fromhex(text)
     except ValueError as error:
         raise AuditError("the checkpoint is malformed") from error
-
-
-def _field(decode: Callable[[str], bytes], text: str) -> bytes:
-    return b"" if text == "-" else decode(text)
 
 
 def _number(text: str) -> int:

@@ -6,7 +6,7 @@ under way, and nothing new is taken until it is through. When a segment is full 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum, auto
 from typing import Protocol
 
@@ -146,9 +146,11 @@ class Cycle:
             self._stage = _Stage.NOTING
             return True
         if not log.waiting_entries:
-            self._owner.sealed()
+            self._owner.sealed()  # packets that left no lines
+            self._owner.durable()
             if self._unsynced_note and self._demanded:
-                self._request_sync()  # whoever demanded the checkpoint is about to leave: do not count on the next batch
+                self._demanded = 0
+                self._request_sync()  # whoever demanded the checkpoint relies on it: do not wait for the next batch
             return False
         if not self._is_awaited() and now < self._sealed_at + AUDIT_SYNC_SECONDS:
             return False

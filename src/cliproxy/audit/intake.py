@@ -18,6 +18,7 @@ from cliproxy.audit.events import (
     VaultCommit,
     VaultIntent,
     lines_of,
+    timestamp,
 )
 from cliproxy.audit.log import LogWriter
 from cliproxy.audit.quota import HourlyQuota, Suppressed
@@ -54,7 +55,7 @@ class Source:
 
 
 class Intake:
-    """Turns events into lines that wait in `log`. `now` is any steady clock in seconds, `time` the text that the lines get."""
+    """Turns events into lines that wait in `log`. `now` is any steady clock in seconds, `wall` seconds since the epoch, `time` the text that the lines get."""
 
     def __init__(self, log: LogWriter, *, unauthenticated_bytes_per_hour: int, now: float) -> None:
         self._log = log
@@ -86,13 +87,13 @@ class Intake:
         """Let an event of the auditor itself wait for the next batch."""
         self._log.add(lines_of([event], source="auditor", time=time), 1)
 
-    def summarise(self, *, now: float, time: str) -> None:
+    def summarise(self, *, now: float, wall: float) -> None:
         """Once a minute, write what the quotas had no room for."""
         if now < self._summary_at:
             return
         self._summary_at = now + AUDIT_SUMMARY_SECONDS
         for event in self._suppressed.summary():
-            self.own(event, time=time)
+            self.own(event, time=timestamp(wall))
 
     def _take_quoted(self, source: Source, events: list[Event], *, now: float, time: str) -> None:
         for event in events:

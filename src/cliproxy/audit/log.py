@@ -14,7 +14,18 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from cliproxy.audit.checkpoint import FORMAT, LEAF_PREFIX_BYTES, Checkpoint, VaultAnchor, key_id, origin_of, parse_note, signed_note
+from cliproxy.audit.checkpoint import (
+    FORMAT,
+    LEAF_PREFIX_BYTES,
+    Checkpoint,
+    Record,
+    VaultAnchor,
+    key_id,
+    leaves_digest,
+    origin_of,
+    parse_note,
+    signed_note,
+)
 from cliproxy.audit.events import LogOpened, LogRecovered, VaultCommit, VaultIntent, lines_of
 from cliproxy.audit.merkle import leaf_hash
 from cliproxy.audit.recovery import Position, anchored
@@ -138,6 +149,7 @@ class LogWriter:
         """Sign for all entries; they are durable, and `write` appends the note. Returns the note, the last one when nothing came since."""
         position = self._position
         if position.tree.size > self._previous:
+            leaves = b"".join(position.leaves)
             checkpoint = Checkpoint(
                 origin=self._signer.origin,
                 size=position.tree.size,
@@ -148,10 +160,10 @@ class LogWriter:
                 offset=position.offset,
                 frontier=position.tree.hashes,
                 anchor=position.anchor,
-                leaves=b"".join(position.leaves),
+                leaves=leaves_digest(leaves),
             )
             self._note = self._signer.sign(checkpoint.text())
-            self._unwritten_note = memoryview(self._note + b"\n")
+            self._unwritten_note = memoryview(Record(self._note, leaves).data())
             self._previous = checkpoint.size
             position.leaves.clear()
         return self._note

@@ -15,10 +15,10 @@ from typing import BinaryIO
 
 import msgspec
 
-from cliproxy.audit.checkpoint import FORMAT, LEAF_PREFIX_BYTES, Checkpoint, NoteReader, VaultAnchor, parse_checkpoint, parse_note
+from cliproxy.audit.checkpoint import FORMAT, LEAF_PREFIX_BYTES, Checkpoint, RecordReader, VaultAnchor, parse_checkpoint, parse_note
 from cliproxy.audit.files import CHECKPOINTS, cut, lines_from, logs_of, open_file, segment_name, segment_numbers
 from cliproxy.audit.merkle import Frontier, leaf_hash
-from cliproxy.bounds import KIB, MAX_CHECKPOINT_BYTES, MAX_RECENT_LINES, MAX_RESUMED_ENTRIES
+from cliproxy.bounds import KIB, MAX_CHECKPOINT_RECORD_BYTES, MAX_RECENT_LINES, MAX_RESUMED_ENTRIES
 from cliproxy.errors import CorruptLog, NewerLog
 
 _RECENT_BYTES = 256 * KIB  # of the newest segment, for `Position.recent`
@@ -91,19 +91,19 @@ def _read_last_checkpoint(logs: Path, position: Position) -> list[tuple[Path, in
         return []
     with open_file(path) as file:
         length = file.seek(0, os.SEEK_END)
-        start = max(0, length - 3 * MAX_CHECKPOINT_BYTES)
+        start = max(0, length - 3 * MAX_CHECKPOINT_RECORD_BYTES)
         file.seek(start)
         data = file.read(length - start)
     if start:
-        first = data.find(b"\n\ncliproxy/")  # the end of some note: what follows are whole notes
+        first = data.find(b"\n\ncliproxy/")  # the end of some record: what follows are whole ones
         if first < 0:
             raise CorruptLog("the checkpoints file holds something that is no checkpoint", index=0)
         start, data = start + first + 2, data[first + 2 :]
-    reader = NoteReader()
-    notes = reader.feed(data)
-    if notes:
-        position.note = notes[-1]
-        position.checkpoint = checkpoint = parse_checkpoint(parse_note(notes[-1]).text)
+    reader = RecordReader()
+    records = reader.feed(data)
+    if records:
+        position.note = records[-1].note
+        position.checkpoint = checkpoint = parse_checkpoint(parse_note(position.note).text)
         position.tree = checkpoint.tree()
         position.segment, position.offset, position.anchor = checkpoint.segment, checkpoint.offset, checkpoint.anchor
     return [(path, start + reader.consumed)] if reader.rest else []
