@@ -42,11 +42,11 @@ class EventSplitter:
             data = self._with_line_feeds(data)
         if not self._held:
             end = data.rfind(b"\n\n") + 2
-            if end == len(data):
-                return data  # the common case: whole events in one piece (or nothing at all)
             if end == 1:  # not found
                 self._hold(data)
                 return b""
+            if end == len(data):
+                return data  # the common case: whole events in one piece
             self._hold(data[end:])
             return data[:end]
         if data[:1] == b"\n" and self._held[-1].endswith(b"\n"):

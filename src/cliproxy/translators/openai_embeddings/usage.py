@@ -55,7 +55,7 @@ def usage_of_embeddings(body: bytes) -> Usage | None:
         answer = _answer_decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise UpstreamError("The provider's answer is not a list of embeddings.", code="bad_upstream_answer") from None
-    if any(bytes(item.embedding[:1]) not in (b"[", b'"') for item in answer.data[:1]):
+    if any(memoryview(item.embedding)[0] not in b'["' for item in answer.data):
         raise UpstreamError("The provider's answer is not a list of embeddings.", code="bad_upstream_answer")
     try:
         return Usage(_usage_decoder.decode(answer.usage).prompt_tokens, 0)
