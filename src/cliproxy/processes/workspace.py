@@ -7,26 +7,19 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import socket
 import stat
 from pathlib import Path
 from typing import Final
 
+from cliproxy.audit.files import CHECKPOINTS, segment_name, segment_numbers
 from cliproxy.bounds import CONTROL_BACKLOG
-from cliproxy.errors import ConfigError
+from cliproxy.errors import AuditError, ConfigError
 from cliproxy.processes.spawn import lift
 
 CONTROL_SOCKET: Final = "control.sock"
-CHECKPOINTS: Final = "checkpoints"
 _LOCK: Final = "lock"
-_SEGMENT: Final = re.compile(r"audit-([0-9]{8})\.jsonl\Z")
 _MAX_PID_BYTES: Final = 16
-
-
-def segment_name(index: int) -> str:
-    """Return the file name of log segment `index`, 1 or more."""
-    return f"audit-{index:08d}.jsonl"
 
 
 class Workspace:
@@ -83,10 +76,13 @@ class Workspace:
 
     def open_newest_segment(self) -> tuple[int, int]:
         """Return index and descriptor (append only) of the newest log segment; the first is created when there is none."""
-        indices = [int(found[1]) for name in os.listdir(self._logs) if (found := _SEGMENT.match(name))]  # noqa: PTH208 - by descriptor
-        if not indices:
+        try:
+            numbers = segment_numbers(self._home / "logs")
+        except AuditError as error:
+            raise ConfigError(str(error), cure="give the directory to the user who runs cliproxy, mode 0700") from error
+        if not numbers:
             return 1, self.create_segment(1)
-        return max(indices), lift(self._open(self._logs, segment_name(max(indices)), os.O_WRONLY | os.O_APPEND))
+        return numbers[-1], lift(self._open(self._logs, segment_name(numbers[-1]), os.O_WRONLY | os.O_APPEND))
 
     def create_segment(self, index: int) -> int:
         """Create log segment `index` and return its descriptor, append only. Raises `ConfigError`, also when it exists."""
