@@ -106,7 +106,7 @@ class ControlSocket:
                 self.answer(connection.ticket, Refused(message=f"no answer within {CONTROL_REQUEST_SECONDS:g} seconds; look at `cliproxy status`"), now=now)
             elif not connection.ticket and now - connection.heard > CONTROL_IDLE_SECONDS:
                 self._close(connection)
-            elif not connection.ticket and connection.inbox:
+            elif not (connection.ticket or connection.closing or connection.outbox) and connection.inbox:
                 self._take_command(connection, now)
 
     def close(self) -> None:

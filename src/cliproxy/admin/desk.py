@@ -25,6 +25,7 @@ from cliproxy.ipc.commands import Command, Refused, Reply
 
 _VAULT_AWAY = "the vault is restarting; try again in a moment"
 _VAULT_LOST = "the vault restarted before it answered; look whether the change was made, and repeat the command if not"
+_NO_ANSWER = "the auditor does not answer; look at the gateway's messages and at `cliproxy status`"
 _NO_AUDIT = "the audit log takes nothing now, so nothing was changed; look at the gateway's messages and the disk"
 
 
@@ -34,7 +35,6 @@ class Peers(Protocol):
     def tell_vault(self, message: messages.AdminToVault) -> bool: ...
     def tell_auditor(self, message: messages.AdminToAuditor) -> bool: ...
     def record(self, events: Sequence[AdminEvent]) -> bool: ...
-    def is_auditor_healthy(self) -> bool: ...
     def ask_for_reload(self) -> None: ...
 
 
@@ -86,6 +86,7 @@ class Desk:
             commands.GetStatus: self._status,
             commands.Reload: self._reload,
             commands.TakeCheckpoint: self._checkpoint,
+            commands.GetAuditStatus: self._audit_status,
         }
 
     def take(self, ticket: int, operator: str, command: Command, *, now: float) -> None:
@@ -252,8 +253,15 @@ class Desk:
         self._ask_vault(ticket, operator, messages.GetVaultStatus, {}, messages.VaultStatus, reply)
 
     def _status(self, ticket: int, operator: str, command: commands.GetStatus) -> None:
-        def status(answer: Any) -> None:
-            rules = answer.rules if isinstance(answer, messages.RulesInForce) else None
+        """Ask both; answer when both have answered, or their time is over."""
+        found: dict[str, Any] = {}
+
+        def heard(peer: str, answer: Any) -> None:
+            found[peer] = answer
+            if len(found) < 2:
+                return
+            rules = found["vault"].rules if isinstance(found["vault"], messages.RulesInForce) else None
+            log = found["auditor"]
             self._answer(
                 ticket,
                 commands.Status(
@@ -262,14 +270,18 @@ class Desk:
                     generation=self.generation,
                     supervisor_pid=self._gateway.supervisor_pid,
                     vault=rules is not None,
-                    auditor=self._peers.is_auditor_healthy(),
+                    auditor=isinstance(log, messages.AuditStatus) and log.healthy,
                     lockdown=rules is not None and rules.lockdown,
                     blocked=() if rules is None else rules.blocked,
                 ),
             )
 
-        if not self._send_vault(messages.GetRules, operator, {}, (messages.RulesInForce,), status, seconds=STATUS_WAIT_SECONDS):
-            status(None)
+        if not self._send_vault(messages.GetRules, operator, {}, (messages.RulesInForce,), lambda answer: heard("vault", answer), seconds=STATUS_WAIT_SECONDS):
+            heard("vault", None)
+        if not self._send_auditor(
+            messages.GetAuditStatus, operator, messages.AuditStatus, lambda answer: heard("auditor", answer), seconds=STATUS_WAIT_SECONDS
+        ):
+            heard("auditor", None)
 
     def _reload(self, ticket: int, operator: str, command: commands.Reload) -> None:
         if not self._gateway.serving:
@@ -283,16 +295,13 @@ class Desk:
         self._peers.ask_for_reload()
 
     def _checkpoint(self, ticket: int, operator: str, command: commands.TakeCheckpoint) -> None:
-        def checkpoint(answer: Any) -> None:
-            if isinstance(answer, messages.CheckpointTaken):
-                self._answer(ticket, commands.Checkpoint(note=answer.note))
-            else:
-                self._refuse(ticket, _NO_AUDIT if answer is None else answer.message)
+        self._ask_auditor(ticket, operator, messages.TakeCheckpoint, messages.CheckpointTaken, lambda answer: commands.Checkpoint(note=answer.note))
 
-        request = self._expect(self._auditor, (messages.CheckpointTaken, messages.Refused), checkpoint, CONTROL_REQUEST_SECONDS)
-        if not self._peers.tell_auditor(messages.TakeCheckpoint(request=request, operator=operator)):
-            self._auditor.pop(request)
-            self._refuse(ticket, _NO_AUDIT)
+    def _audit_status(self, ticket: int, operator: str, command: commands.GetAuditStatus) -> None:
+        def reply(answer: messages.AuditStatus) -> Reply:
+            return commands.AuditStatus(**{name: getattr(answer, name) for name in commands.AuditStatus.__struct_fields__})
+
+        self._ask_auditor(ticket, operator, messages.GetAuditStatus, messages.AuditStatus, reply)
 
     # --- questions and answers ---------------------------------------------------------------------------------------
 
@@ -322,6 +331,25 @@ class Desk:
         if self._peers.tell_vault(question(request=request, operator=operator, **fields)):
             return True
         self._vault.pop(request, None)
+        return False
+
+    def _ask_auditor(self, ticket: int, operator: str, question: type[Any], kind: type[Any], reply: Callable[[Any], Reply]) -> None:
+        def then(answer: Any) -> None:
+            if isinstance(answer, kind):
+                self._answer(ticket, reply(answer))
+            else:
+                self._refuse(ticket, _NO_ANSWER if answer is None else answer.message)
+
+        if not self._send_auditor(question, operator, kind, then):
+            self._refuse(ticket, _NO_ANSWER)
+
+    def _send_auditor(
+        self, question: type[Any], operator: str, kind: type[Any], then: Callable[[Any], None], *, seconds: float = CONTROL_REQUEST_SECONDS
+    ) -> bool:
+        request = self._expect(self._auditor, (kind, messages.Refused), then, seconds)
+        if self._peers.tell_auditor(question(request=request, operator=operator)):
+            return True
+        self._auditor.pop(request, None)
         return False
 
     def _expect(self, asked_of: dict[int, _Asked], kinds: tuple[type, ...], then: Callable[[Any], None], seconds: float) -> int:

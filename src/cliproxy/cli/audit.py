@@ -1,4 +1,4 @@
-"""`cliproxy audit`: the log, read offline; only `checkpoint` asks the auditor."""
+"""`cliproxy audit`: the log, read offline; only `status` and `checkpoint` ask the auditor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FIRST_LINE_BYTES = 65536
 
 @click.group()
 def group() -> None:
-    """The audit log: tail, checkpoint."""
+    """The audit log: status, tail, checkpoint."""
 
 
 @group.command(epilog="Example: cliproxy audit tail --follow")
@@ -61,6 +61,38 @@ def tail(home: Home, as_json: bool, count: int, follow: bool) -> None:
         file.close()
 
 
+@group.command(epilog="Example: cliproxy audit status --json")
+@common_options
+def status(home: Home, as_json: bool) -> None:
+    """Show how long the log is, its root, its name and its public key."""
+    from cliproxy.audit.checkpoint import origin_of
+    from cliproxy.cli.connection import connect
+    from cliproxy.cli.output import emit
+    from cliproxy.ipc import commands
+
+    with connect(home) as session:
+        found = session.ask(commands.GetAuditStatus(), commands.AuditStatus)
+    name = origin_of(found.public_key)
+    emit(
+        {
+            "log": name,
+            "public_key": found.public_key.hex(),
+            "size": found.size,
+            "root": found.root.hex(),
+            "segment": found.segment,
+            "healthy": found.healthy,
+        },
+        [
+            f"log        {name}",
+            f"public key {found.public_key.hex()} (Ed25519)",
+            f"entries    {found.size}, root {found.root.hex()}",
+            f"segment    {found.segment}",
+            f"state      {'takes entries' if found.healthy else 'TAKES NOTHING: calls are refused; look at the disk'}",
+        ],
+        as_json=as_json,
+    )
+
+
 @group.command(epilog="Example: cliproxy audit checkpoint > witness-$(date +%F).note")
 @common_options
 def checkpoint(home: Home, as_json: bool) -> None:
@@ -71,19 +103,6 @@ def checkpoint(home: Home, as_json: bool) -> None:
     with connect(home) as session:
         note = session.ask(commands.TakeCheckpoint(), commands.Checkpoint).note
     sys.stdout.write(json.dumps({"note": note}) + "\n" if as_json else note)
-
-
-def read_log_key(home: Home) -> tuple[str, str]:
-    """Return the log's name and public key (Ed25519, hex) as its first line states them. Raises `AuditError` when there is none."""
-    from cliproxy.audit.files import logs_of, open_file, segment_name
-
-    with open_file(logs_of(home.path) / segment_name(1)) as file:
-        line = file.read(_FIRST_LINE_BYTES).split(b"\n", 1)[0]
-    try:
-        first = json.loads(line)
-        return str(first["log"]), str(first["public_key"])
-    except (ValueError, KeyError, TypeError):
-        raise AuditError(f"{logs_of(home.path)}: the first entry does not name the log's key; run `cliproxy audit verify`") from None
 
 
 def _whole_lines(file: BinaryIO, rest: bytes = b"") -> tuple[list[bytes], bytes]:

@@ -39,5 +39,6 @@ class Home:
 
     @property
     def directories(self) -> tuple[Path, ...]:
-        """The home itself and the five directories below it."""
-        return (self.path, *(self.path / name for name in ("config", "key", "auths", "logs", "run")))
+        """The five directories, and before them the home itself, unless that is the root of a container."""
+        five = tuple(self.path / name for name in ("config", "key", "auths", "logs", "run"))
+        return five if self.path == Path("/") else (self.path, *five)

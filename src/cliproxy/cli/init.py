@@ -38,6 +38,7 @@ def command(home: Home, as_json: bool, if_missing: bool) -> int:
 
     What exists is never overwritten.
     """
+    from cliproxy.audit.checkpoint import origin_of
     from cliproxy.cli.output import emit
 
     if _is_made(home):
@@ -48,18 +49,22 @@ def command(home: Home, as_json: bool, if_missing: bool) -> int:
                 as_json=as_json,
             )
         return 0
+    had_vault = _holds_vault(home)
     _make_files(home)
-    secret = _first_key(home)
+    if had_vault:
+        emit({"home": str(home.path), "created": False}, [f"made what was missing in {home.path}; the vault and its client keys were kept"], as_json=as_json)
+        return 0
+    secret, log_key = _first_key(home)
     key = secret.reveal().decode("ascii")
     secret.wipe()
-    log = _log_key(home)
+    log = origin_of(log_key)
     emit(
-        {"home": str(home.path), "created": True, "key": key, "config": str(home.config_file), "log": log[0], "log_public_key": log[1]},
+        {"home": str(home.path), "created": True, "key": key, "config": str(home.config_file), "log": log, "log_public_key": log_key.hex()},
         [
             f"made {home.path}",
             f"  configuration    {home.config_file}",
             f"  master key       {home.master_key_file}  (keep a copy elsewhere: without it the vault cannot be opened)",
-            f"  audit log's key  {log[0]} {log[1]}  (keep it elsewhere; `cliproxy audit verify --public-key` takes it)",
+            f"  audit log's key  {log} {log_key.hex()}  (keep it elsewhere; `cliproxy audit verify --public-key` takes it)",
             f"  client key       {key}  (shown once)",
             "",
             "Start it with `cliproxy serve`, then:",
@@ -78,7 +83,15 @@ def curl_lines(home: Home, key: str, url: str = "http://127.0.0.1:8317") -> list
 
 
 def _is_made(home: Home) -> bool:
-    return os.path.lexists(home.config_file) and (os.path.lexists(home.master_key_file) or not _holds_vault(home))
+    return os.path.lexists(home.config_file) and _holds_vault(home) and (os.path.lexists(home.master_key_file) or _is_key_given())
+
+
+def _is_key_given() -> bool:
+    """Whether the master key comes from elsewhere, so that no file is to be made."""
+    from cliproxy.vault.master_key import ENVIRONMENT_VARIABLE, SYSTEMD_CREDENTIAL
+
+    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    return ENVIRONMENT_VARIABLE in os.environ or (bool(directory) and os.path.lexists(os.path.join(directory, SYSTEMD_CREDENTIAL)))  # noqa: PTH118
 
 
 def _holds_vault(home: Home) -> bool:
@@ -91,22 +104,23 @@ def _holds_vault(home: Home) -> bool:
 def _make_files(home: Home) -> None:
     """Create what is missing. A new master key only where no vault is: it would not open the old one."""
     from cliproxy.secure_files import create_private_directory, write_private_file
-    from cliproxy.vault.master_key import ENVIRONMENT_VARIABLE, create_master_key
+    from cliproxy.vault.master_key import create_master_key
 
-    given = ENVIRONMENT_VARIABLE in os.environ or "CREDENTIALS_DIRECTORY" in os.environ
-    if not os.path.lexists(home.master_key_file) and not given and _holds_vault(home):
+    needs_key = not os.path.lexists(home.master_key_file) and not _is_key_given()
+    if needs_key and _holds_vault(home):
         raise ConfigError("the vault in auths/ has lost its master key", cure="put the key back, from your copy", file=str(home.master_key_file))
     if not home.path.parent.is_dir():
         raise ConfigError("there is no such directory", cure="create it", file=str(home.path.parent))
     for directory in home.directories:
         create_private_directory(directory)
-    if not os.path.lexists(home.master_key_file) and not given:
+    if needs_key:
         create_master_key(home.master_key_file)
     if not os.path.lexists(home.config_file):
         write_private_file(home.config_file, DEFAULT_CONFIG.encode(), replace=False)
 
 
-def _first_key(home: Home) -> Secret:
+def _first_key(home: Home) -> tuple[Secret, bytes]:
+    """Start the vault and the log of this home; return its first client key and the log's public key."""
     from cliproxy.cli.connection import connect
     from cliproxy.cli.new_key import new_key
     from cliproxy.ipc import commands
@@ -114,11 +128,4 @@ def _first_key(home: Home) -> Secret:
     secret, digest = new_key()
     with connect(home) as session:
         session.ask(commands.CreateKey(digest=digest, name=_FIRST_KEY_NAME, models=("*",)), commands.KeyCreated)
-    return secret
-
-
-def _log_key(home: Home) -> tuple[str, str]:
-    """Return the log's name and public key (Ed25519, hex), from its first line."""
-    from cliproxy.cli.audit import read_log_key
-
-    return read_log_key(home)
+        return secret, session.ask(commands.GetAuditStatus(), commands.AuditStatus).public_key

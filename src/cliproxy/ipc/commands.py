@@ -120,6 +120,10 @@ class TakeCheckpoint(_Command, frozen=True, tag="audit.checkpoint"):
     """Sign a checkpoint of the log as it is now."""
 
 
+class GetAuditStatus(_Command, frozen=True, tag="audit.status"):
+    """How the log stands."""
+
+
 class _Reply(msgspec.Struct, frozen=True, tag_field="reply", forbid_unknown_fields=True, kw_only=True):
     """A reply."""
 
@@ -205,6 +209,16 @@ class Checkpoint(_Reply, frozen=True, tag="checkpoint"):
     note: str
 
 
+class AuditStatus(_Reply, frozen=True, tag="audit_status"):
+    """`root` is the tree's hash at `size` entries; `healthy`: the log takes entries; `public_key`: Ed25519, raw."""
+
+    size: int
+    root: bytes
+    segment: int
+    public_key: bytes
+    healthy: bool
+
+
 class Done(_Reply, frozen=True, tag="done"):
     """It is done and durable."""
 
@@ -230,8 +244,24 @@ Command = (
     | GetStatus
     | Reload
     | TakeCheckpoint
+    | GetAuditStatus
 )
-Reply = Hello | KeyCreated | KeyRevoked | KeyPage | CredentialAdded | CredentialPage | Rules | VaultStatus | Status | Reloaded | Checkpoint | Done | Refused
+Reply = (
+    Hello
+    | KeyCreated
+    | KeyRevoked
+    | KeyPage
+    | CredentialAdded
+    | CredentialPage
+    | Rules
+    | VaultStatus
+    | Status
+    | Reloaded
+    | Checkpoint
+    | AuditStatus
+    | Done
+    | Refused
+)
 
 _encoder = msgspec.json.Encoder()
 _commands: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Command)

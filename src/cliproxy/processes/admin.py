@@ -137,10 +137,6 @@ class Admin:
         """Hand `events` to the auditor; False: not taken."""
         return self._audit.offer(events)
 
-    def is_auditor_healthy(self) -> bool:
-        """Whether the auditor takes events and makes them durable."""
-        return self._audit.healthy(time.monotonic())
-
     def ask_for_reload(self) -> None:
         """Ask the supervisor to read the configuration again."""
         assert self._control is not None
