@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections import deque
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import click
 
+from cliproxy.bounds import MAX_CHECKPOINT_BYTES
 from cliproxy.cli.home import Home
 from cliproxy.cli.options import common_options
-from cliproxy.errors import AuditError
+from cliproxy.errors import EXIT_CHECK_FAILED, AuditError, CorruptLog
 
 _FOLLOW_SECONDS = 0.25
 _FIRST_LINE_BYTES = 65536
 
 
+class PublicKey(click.ParamType[bytes]):
+    """64 hexadecimal digits."""
+
+    name = "HEX"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        if isinstance(value, bytes):
+            return value
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", value):
+            self.fail("a public key has 64 hexadecimal digits", param, ctx)
+        return bytes.fromhex(value)
+
+
 @click.group()
 def group() -> None:
-    """The audit log: status, tail, checkpoint."""
+    """The audit log: verify, tail, prove, checkpoint, status."""
 
 
 @group.command(epilog="Example: cliproxy audit tail --follow")
@@ -91,6 +106,70 @@ def status(home: Home, as_json: bool) -> None:
         ],
         as_json=as_json,
     )
+
+
+@group.command(epilog="Example: cliproxy audit verify --public-key 5f0c…e1 --checkpoint witness-2026-01-31.note")
+@click.option("--public-key", type=PublicKey(), metavar="HEX", help="The log's key, as `init` printed it: a log written anew with another key is found out.")
+@click.option("--checkpoint", "earlier", type=click.File("rb"), help="A checkpoint kept from before: truncation and forks are found out.")
+@common_options
+def verify(home: Home, as_json: bool, public_key: bytes | None, earlier: BinaryIO | None) -> int:
+    """Verify the whole log offline. Exit code 1, and the first bad index, when it is not what it was."""
+    from cliproxy.audit.verify import verify_log
+    from cliproxy.cli.output import emit
+
+    try:
+        report = verify_log(home.path, public_key=public_key, earlier_checkpoint=None if earlier is None else earlier.read(MAX_CHECKPOINT_BYTES + 1))
+    except CorruptLog as error:
+        emit({"good": False, "index": error.index, "problem": error.problem}, [f"BAD  {error}"], as_json=as_json)
+        return EXIT_CHECK_FAILED
+    emit(
+        {
+            "good": True,
+            "log": report.log,
+            "public_key": report.public_key.hex(),
+            "pinned": public_key is not None,
+            "entries": report.entries,
+            "root": report.root.hex(),
+            "checkpoints": report.checkpoints,
+            "uncovered": report.uncovered,
+            "unfinished_bytes": report.unfinished_bytes,
+        },
+        [
+            f"good: {report.entries} entries, {report.checkpoints} checkpoints, root {report.root.hex()}",
+            f"log {report.log}, key {report.public_key.hex()}" + ("" if public_key else " (as the log itself says; pin it with --public-key)"),
+            *([f"the last {report.uncovered} entries have no checkpoint yet: nothing vouches for them"] if report.uncovered else []),
+            *([f"{report.unfinished_bytes} bytes at the end are not finished: being written, or cut off by a crash"] if report.unfinished_bytes else []),
+        ],
+        as_json=as_json,
+    )
+    return 0
+
+
+@group.command(epilog="Example: cliproxy audit prove 4711 --json")
+@click.argument("index", type=click.IntRange(min=0), required=False)
+@click.option("--since", type=click.File("rb"), help="Instead: prove that the log continues the one that this earlier checkpoint signs.")
+@click.option("--public-key", type=PublicKey(), metavar="HEX", help="The log's key, as `init` printed it.")
+@common_options
+def prove(home: Home, as_json: bool, index: int | None, since: BinaryIO | None, public_key: bytes | None) -> None:
+    """Print the proof (RFC 9162) that entry INDEX is in the log that its last checkpoint signs. Hashes are hexadecimal."""
+    from cliproxy.audit.verify import prove_consistency, prove_inclusion
+    from cliproxy.cli.output import emit
+
+    if (index is None) == (since is None):
+        raise click.UsageError("give an INDEX, or --since FILE")
+    data: dict[str, Any]
+    if index is not None:
+        inclusion = prove_inclusion(home.path, index, public_key=public_key)
+        data = {"index": inclusion.index, "size": inclusion.size, "entry": inclusion.line.decode("utf-8"), "path": [node.hex() for node in inclusion.path]}
+        note = inclusion.checkpoint
+    else:
+        assert since is not None
+        consistency = prove_consistency(home.path, since.read(MAX_CHECKPOINT_BYTES + 1), public_key=public_key)
+        data = {"old": consistency.old, "new": consistency.new, "path": [node.hex() for node in consistency.path]}
+        note = consistency.checkpoint
+    data["checkpoint"] = note.decode("utf-8")
+    lines = [f"{name}: {value}" for name, value in data.items() if name not in ("path", "checkpoint")]
+    emit(data, [*lines, *(f"path: {node}" for node in data["path"]), "checkpoint:", data["checkpoint"].rstrip("\n")], as_json=as_json)
 
 
 @group.command(epilog="Example: cliproxy audit checkpoint > witness-$(date +%F).note")

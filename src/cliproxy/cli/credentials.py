@@ -36,12 +36,14 @@ def add(home: Home, as_json: bool, provider: str, label: str, from_stdin: bool) 
     from cliproxy.cli.output import emit
     from cliproxy.ipc import commands
     from cliproxy.vault.crypto import credential_context, seal_to
+    from cliproxy.vault.identity import FILE_NAME, read_identity
 
     secret = _read_secret(provider, from_stdin=from_stdin)
     try:
         with connect(home) as session:
-            vault = session.ask(commands.GetVaultStatus(), commands.VaultStatus)
-            context = credential_context(vault=vault.vault_id, provider=provider, label=label)
+            # From the vault's own file, never over the socket: whoever took over admin could name a key of his own.
+            vault = read_identity(home.path / "auths" / FILE_NAME)
+            context = credential_context(vault=vault.vault, provider=provider, label=label)
             sealed = seal_to(vault.public_key, secret.reveal(), context=context)
             made = session.ask(commands.AddCredential(provider=provider, label=label, sealed=sealed), commands.CredentialAdded).credential
     finally:
