@@ -93,7 +93,7 @@ def test_a_child_that_never_gets_up_stops_the_start_after_five_deaths(gateway):
     gateway.start(wait=False)
     assert gateway.wait() == 70
     assert len(gateway.trace(name="egress", what="exit")) == 5
-    assert "egress ended 5 times" in gateway.stderr()
+    assert "5 processes ended, the last one is egress (70)" in gateway.stderr()
     assert not any(is_alive(record["pid"]) for record in gateway.trace(what="prepare"))
 
 

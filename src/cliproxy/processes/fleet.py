@@ -121,11 +121,18 @@ class Fleet:
         child.deadline = time.monotonic() + START_SECONDS
         self._on_start(child)
 
-    def start_due(self, now: float) -> None:
-        """Start every child whose pause is over."""
+    def start_due(self, now: float) -> list[tuple[Child, OSError]]:
+        """Start every child whose pause is over; return those that the system did not let start. They wait for their next time."""
+        failed: list[tuple[Child, OSError]] = []
         for child in self:
             if child.state is State.WAITING and child.restart_at <= now:
-                self.start(child)
+                try:
+                    self.start(child)
+                except OSError as error:
+                    child.failures += 1
+                    child.restart_at = now + pause_after(child.failures)
+                    failed.append((child, error))
+        return failed
 
     def ready(self, child: Child) -> None:
         """The child has said READY."""
@@ -154,9 +161,16 @@ class Fleet:
             os.kill(child.pid, signal.SIGKILL)
 
     def kill_overdue(self, now: float) -> None:
-        """Kill the children whose deadline has passed: not READY in time, or not gone in time."""
+        """Kill the children whose deadline has passed: not READY in time, or not gone in time.
+
+        A start is not late while another child is dead: it may be the one that it waits for.
+        """
+        absent = any(child.state is State.WAITING for child in self)
         for child in self:
             if child.pid and child.deadline and child.deadline <= now:
+                if absent and child.state is State.STARTING:
+                    child.deadline = now + START_SECONDS
+                    continue
                 child.deadline = 0.0
                 self.kill(child)
 

@@ -147,7 +147,7 @@ class Supervisor:
                 self._add_workers()
             elif role in COMMAND_ROLES or (self._plan.serving and role != WORKER):
                 self._fleet.add(Member(role), generation=1)
-        self._fleet.start_due(time.monotonic())
+        self._start_due(time.monotonic())
         while self._phases is None or self._phases:
             self._turn()
         self._workspace.remove_control_socket()
@@ -156,7 +156,20 @@ class Supervisor:
     def start_workers(self) -> None:
         """Start the workers of the generation in force."""
         self._add_workers()
-        self._fleet.start_due(time.monotonic())
+        self._start_due(time.monotonic())
+
+    def _start_due(self, now: float) -> None:
+        for child, error in self._fleet.start_due(now):
+            self.say(f"cliproxy: {child.name} cannot be started: {error.strerror}")
+            if not self._announced:
+                self._count_start_death(child, f"({error.strerror})", EXIT_SOFTWARE)
+
+    def _count_start_death(self, child: Child, how: str, code: int) -> None:
+        """A child ended before everything was READY for the first time: too often, or in a way that the next one will too, and the start is over."""
+        self._start_deaths += 1
+        if self._phases is None and (code == EXIT_CONFIG or self._start_deaths >= MAX_START_DEATHS):
+            self.say(f"cliproxy: not started: {self._start_deaths} processes ended, the last one is {child.name} {how}")
+            self._stop(code, at_once=True)
 
     def _add_workers(self) -> None:
         for _ in range(self.in_force.settings.server.workers):
@@ -237,11 +250,7 @@ class Supervisor:
         self._fleet.kill_overdue(now)
         self._reload.tick(now)
         if self._phases is None:
-            try:
-                self._fleet.start_due(now)
-            except OSError as error:
-                self.say(f"cliproxy: cannot start a process: {error.strerror}; stopping")
-                self._stop(EXIT_SOFTWARE, at_once=True)
+            self._start_due(now)
         self._flush_events()
 
     def _on_signals(self) -> None:
@@ -328,10 +337,7 @@ class Supervisor:
         if death.expected:
             return
         if not self._announced:
-            self._start_deaths += 1
-            if death.status == EXIT_CONFIG or self._start_deaths >= MAX_START_DEATHS:
-                self.say(f"cliproxy: not started: {child.name} ended {self._start_deaths} times, the last time with {death.signal or death.status}")
-                self._stop(death.status if death.status == EXIT_CONFIG else EXIT_SOFTWARE, at_once=True)
+            self._count_start_death(child, f"({death.signal or death.status})", EXIT_CONFIG if death.status == EXIT_CONFIG else EXIT_SOFTWARE)
             return
         self._reload.child_died(child, unusable=death.status == EXIT_CONFIG)
         if child.generation < self.in_force.generation and child.member.role == WORKER and child.member in self._fleet:
@@ -441,6 +447,8 @@ class Supervisor:
         self._events.append(event)
 
     def _flush_events(self) -> None:
+        if self._events and self._audit is not None:
+            self._audit.poll(time.monotonic())  # what a new auditor has to get again comes first
         while self._events and self._audit is not None and self._audit.offer([self._events[0]]):
             self._events.popleft()
 
