@@ -28,7 +28,7 @@ KEPT_PIECES = 4  # of a stream's end; the usage event is the last but one
 
 
 class AskedFor(msgspec.Struct, frozen=True, gc=False):
-    """`max_tokens` is the most output tokens of one choice; 0: the body names no cap."""
+    """`max_tokens` is the most output tokens of one of the `n` choices."""
 
     model: str
     max_tokens: int
@@ -53,13 +53,17 @@ _body_decoder = msgspec.json.Decoder(_AskedFor)
 def reread(body: bytes) -> AskedFor:
     """Return what the final bytes of a request ask for. Of duplicate names the last one counts.
 
-    Raises `SchemaError` if they are no JSON object with these fields; everything else in it is skipped, not checked.
+    Raises `SchemaError` if they are no JSON object with these fields, or name no cap on output tokens, which every body from `decode` has (ADR 0051).
+    Everything else in it is skipped, not checked.
     """
     try:
         read = _body_decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise SchemaError("The body is not a chat completion request.") from None
-    return AskedFor(read.model, max(read.max_tokens or 0, read.max_completion_tokens or 0), read.n or 1, read.stream is True)
+    max_tokens = max(read.max_tokens or 0, read.max_completion_tokens or 0)
+    if not max_tokens:
+        raise SchemaError("The body has no cap on output tokens.", param="max_tokens")
+    return AskedFor(read.model, max_tokens, read.n or 1, read.stream is True)
 
 
 # --- what an answer used -----------------------------------------------------------------------------------------------
