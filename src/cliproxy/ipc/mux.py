@@ -13,7 +13,7 @@ import asyncio
 import struct
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Protocol
+from typing import Protocol, cast
 
 import msgspec
 
@@ -145,9 +145,8 @@ class MuxChannel(asyncio.Protocol):
     # --- asyncio.Protocol ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=CHANNEL_HIGH_WATER_BYTES)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports are no subclasses of asyncio's
+        self._transport.set_write_buffer_limits(high=CHANNEL_HIGH_WATER_BYTES)
 
     def data_received(self, data: bytes) -> None:
         if self._rest:
