@@ -13,7 +13,7 @@ import asyncio
 import struct
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Protocol, cast
+from typing import Protocol, cast, cast
 
 import msgspec
 
@@ -136,6 +136,7 @@ class MuxChannel(asyncio.Protocol):
         self.peer = peer
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._connected = False  # has been: frames queued before wait for it
         self._rest = b""
         self._out: list[bytes] = []
         self._flush_due = False
@@ -147,6 +148,8 @@ class MuxChannel(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports are no subclasses of asyncio's
         self._transport.set_write_buffer_limits(high=CHANNEL_HIGH_WATER_BYTES)
+        self._connected = True
+        self.flush()
 
     def data_received(self, data: bytes) -> None:
         if self._rest:
@@ -203,7 +206,7 @@ class MuxChannel(asyncio.Protocol):
         """Write what was queued."""
         self._flush_due = False
         out = self._out
-        if not out:
+        if not out or not self._connected:
             return
         self._out = []
         transport = self._transport
