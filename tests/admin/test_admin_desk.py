@@ -9,7 +9,7 @@ import pytest
 
 from cliproxy.admin.desk import Desk, Gateway
 from cliproxy.audit.events import AdminEvent, Authentication, ConfigurationChange
-from cliproxy.bounds import CONTROL_REQUEST_SECONDS, MAX_BLOCKED_NETWORKS, STATUS_WAIT_SECONDS
+from cliproxy.bounds import MAX_BLOCKED_NETWORKS, PEER_ANSWER_SECONDS, STATUS_WAIT_SECONDS
 from cliproxy.errors import ChannelError
 from cliproxy.ipc import commands, messages
 from cliproxy.ipc.commands import Command, Refused, Reply
@@ -185,7 +185,7 @@ def test_a_command_is_answered_when_the_vault_is_lost_or_silent(bench: Bench, na
     bench.desk.on_vault_lost()
     assert "restarted before it answered" in bench.refused(ticket)
     ticket = bench.take(THROUGH[name][0])
-    bench.desk.sweep(bench.now + CONTROL_REQUEST_SECONDS + 1)
+    bench.desk.sweep(bench.now + PEER_ANSWER_SECONDS + 1)
     assert bench.refused(ticket)
     bench.desk.on_vault(messages.Done(request=2))  # late: dropped
 

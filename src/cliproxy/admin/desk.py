@@ -17,7 +17,7 @@ from typing import Any, NoReturn, Protocol
 import msgspec
 
 from cliproxy.audit.events import AdminEvent, Authentication, ConfigurationChange
-from cliproxy.bounds import CONTROL_REQUEST_SECONDS, MAX_BLOCKED_NETWORKS, STATUS_WAIT_SECONDS
+from cliproxy.bounds import CONTROL_REQUEST_SECONDS, MAX_BLOCKED_NETWORKS, PEER_ANSWER_SECONDS, STATUS_WAIT_SECONDS
 from cliproxy.config.addresses import complaint_about_network
 from cliproxy.errors import ChannelError
 from cliproxy.ipc import commands, messages
@@ -325,7 +325,7 @@ class Desk:
         kinds: tuple[type, ...],
         then: Callable[[Any], None],
         *,
-        seconds: float = CONTROL_REQUEST_SECONDS,
+        seconds: float = PEER_ANSWER_SECONDS,
     ) -> bool:
         request = self._expect(self._vault, (*kinds, messages.Refused), then, seconds)
         if self._peers.tell_vault(question(request=request, operator=operator, **fields)):
@@ -343,9 +343,7 @@ class Desk:
         if not self._send_auditor(question, operator, kind, then):
             self._refuse(ticket, _NO_ANSWER)
 
-    def _send_auditor(
-        self, question: type[Any], operator: str, kind: type[Any], then: Callable[[Any], None], *, seconds: float = CONTROL_REQUEST_SECONDS
-    ) -> bool:
+    def _send_auditor(self, question: type[Any], operator: str, kind: type[Any], then: Callable[[Any], None], *, seconds: float = PEER_ANSWER_SECONDS) -> bool:
         request = self._expect(self._auditor, (kind, messages.Refused), then, seconds)
         if self._peers.tell_auditor(question(request=request, operator=operator)):
             return True

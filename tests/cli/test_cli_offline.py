@@ -1,0 +1,248 @@
+"""Commands that need no gateway: usage, check, doctor, completion, version, routes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cliproxy import __version__
+from cliproxy.cli.main import COMMANDS
+
+Run = Callable[..., Any]
+
+
+def write(home: Path, text: str, mode: int = 0o600) -> Path:
+    home.mkdir(mode=0o700, exist_ok=True)
+    (home / "config").mkdir(mode=0o700, exist_ok=True)
+    file = home / "config" / "cliproxy.yaml"
+    file.write_text(text)
+    file.chmod(mode)
+    return file
+
+
+def test_version_and_build_are_told(cliproxy: Run) -> None:
+    done = cliproxy("version", "--json")
+    assert done.code == 0
+    assert done.json["version"] == __version__
+    assert done.json["build"].startswith(__version__ + "+")
+    assert cliproxy("version").out.startswith(f"cliproxy {__version__} ")
+
+
+def test_every_command_has_help_with_an_example(cliproxy: Run) -> None:
+    from cliproxy.cli.main import cli
+
+    for name in COMMANDS:
+        command = cli.get_command(None, name)  # type: ignore[arg-type]
+        assert command is not None and command.help, name
+        for leaf in getattr(command, "commands", {"": command}).values():
+            assert leaf.help, (name, leaf.name)
+            assert (leaf.epilog or "").startswith("Example: "), (name, leaf.name)
+            assert "cliproxy " in leaf.epilog
+    assert cliproxy("keys", "create", "--help").code == 0
+
+
+def test_every_command_takes_home_and_json(cliproxy: Run) -> None:
+    from cliproxy.cli.main import cli
+
+    for name in COMMANDS:
+        command = cli.get_command(None, name)  # type: ignore[arg-type]
+        for leaf in getattr(command, "commands", {"": command}).values():
+            options = {option for parameter in leaf.params for option in parameter.opts}
+            assert name == "completion" or {"--home", "--json"} <= options, (name, leaf.name)
+
+
+WRONG_USAGE = {
+    "unknown command": ("bogus",),
+    "unknown option": ("version", "--bogus"),
+    "missing argument": ("keys", "revoke"),
+    "wrong choice": ("lockdown", "maybe"),
+    "wrong expiry": ("keys", "create", "--expires", "soon"),
+    "expiry in the past": ("keys", "create", "--expires", "2001-01-01"),
+    "no date": ("keys", "create", "--expires", "2027-02-31"),
+    "wrong network": ("keys", "create", "--network", "10.0.0.1/8"),
+    "negative limit": ("keys", "create", "--rpm", "-1"),
+    "a key instead of its name": ("keys", "revoke", "cpk_abc"),
+    "wrong public key": ("audit", "verify", "--public-key", "xyz"),
+    "nothing to prove": ("audit", "prove"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_USAGE)
+def test_wrong_usage_is_one_line_and_exit_code_2(cliproxy: Run, tmp_path: Path, name: str) -> None:
+    done = cliproxy("--home", str(tmp_path), *WRONG_USAGE[name])
+    assert done.code == 2
+    assert done.line.startswith("cliproxy: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_command_shows_help_and_is_wrong_usage(cliproxy: Run) -> None:
+    done = cliproxy()
+    assert done.code == 2
+    assert "Commands:" in done.out + done.err
+
+
+def test_an_error_is_json_where_json_is_asked_for(cliproxy: Run, tmp_path: Path) -> None:
+    import json
+
+    done = cliproxy("check", "--json", "--home", str(tmp_path))
+    assert done.code == 78
+    assert json.loads(done.line) == {"error": json.loads(done.line)["error"], "exit": 78}
+
+
+NEEDS_A_HOME = {
+    "check": ("check",),
+    "serve": ("serve",),
+    "reload": ("reload",),
+    "keys list": ("keys", "list"),
+    "vault status": ("vault", "status"),
+    "routes": ("routes",),
+    "lockdown": ("lockdown", "on"),
+}
+
+
+@pytest.mark.parametrize("name", NEEDS_A_HOME)
+def test_without_a_home_commands_say_so_and_create_nothing(cliproxy: Run, tmp_path: Path, name: str) -> None:
+    done = cliproxy(*NEEDS_A_HOME[name], "--home", str(tmp_path / "none"))
+    assert done.code == 78
+    assert str(tmp_path / "none") in done.line
+    assert "cliproxy init" in done.line or "cliproxy serve" in done.line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_home_is_the_option_then_the_environment(cliproxy: Run, tmp_path: Path) -> None:
+    write(tmp_path / "a", "providers:\n  echo:\n    models: [from-a]\n")
+    write(tmp_path / "b", "providers:\n  echo:\n    models: [from-b]\n")
+    environment = {"CLIPROXY_HOME": str(tmp_path / "a")}
+    assert "from-a" in cliproxy("routes", environment=environment).out
+    assert "from-b" in cliproxy("routes", "--home", str(tmp_path / "b"), environment=environment).out
+    assert "from-b" in cliproxy("--home", str(tmp_path / "b"), "routes", environment=environment).out
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+
+
+def test_check_accepts_what_is_usable_and_shows_warnings(cliproxy: Run, tmp_path: Path) -> None:
+    file = write(tmp_path, "providers:\n  echo:\n    models: [echo]\n  claude:\n    rate_limit: {requests_per_minute: 100}\n")
+    done = cliproxy("check", "--home", str(tmp_path), "--json")
+    assert done.code == 0
+    assert done.json["models"] == ["echo"]
+    assert [warning.startswith(f"{file}:4: providers.claude: ") for warning in done.json["warnings"]] == [True]
+
+
+def test_check_names_file_line_key_and_cure_and_exits_78(cliproxy: Run, tmp_path: Path) -> None:
+    file = write(tmp_path, "server:\n  prot: 1\n")
+    done = cliproxy("check", "--home", str(tmp_path))
+    assert done.code == 78
+    assert done.line == f"cliproxy: {file}:2: server.prot: this key is unknown; did you mean port?"
+
+
+def test_check_refuses_the_placeholder_key(cliproxy: Run, tmp_path: Path) -> None:
+    write(tmp_path, 'auth:\n  encryption:\n    enabled: true\n    key: "YOUR_32_BYTE_ENCRYPTION_KEY_HERE"\n')
+    done = cliproxy("check", "--home", str(tmp_path))
+    assert done.code == 78
+    assert "placeholder" in done.line and "YOUR_32" not in done.line
+
+
+def test_check_takes_another_file(cliproxy: Run, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text("providers:\n  echo:\n    models: [echo]\n")
+    other.chmod(0o600)
+    assert cliproxy("check", "--home", str(tmp_path / "none"), "--config", str(other)).code == 0
+
+
+def test_serve_with_a_faulty_file_is_one_line_and_changes_nothing(cliproxy: Run, tmp_path: Path) -> None:
+    file = write(tmp_path, "server:\n  port: 99999\n")
+    before = sorted(tmp_path.rglob("*"))
+    done = cliproxy("serve", "--home", str(tmp_path))
+    assert done.code == 78
+    assert done.line.startswith(f"cliproxy: {file}:2: server.port: ")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# --- doctor ----------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_finds_what_others_may_read_and_fix_takes_it_away(cliproxy: Run, home: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(home, copy, ignore=shutil.ignore_patterns("control.sock"))
+    copy.chmod(0o700)
+    (copy / "key" / "master.key").chmod(0o644)
+    (copy / "logs").chmod(0o755)
+    done = cliproxy("doctor", "--home", str(copy), "--json")
+    assert done.code == 1
+    bad = [finding["text"] for finding in done.json["findings"] if finding["good"] is False and finding["area"] == "files"]
+    assert len(bad) == 2
+    assert all("chmod" in text for text in bad)
+    assert stat.S_IMODE((copy / "key" / "master.key").stat().st_mode) == 0o644
+    fixed = cliproxy("doctor", "--home", str(copy), "--fix", "--json")
+    assert [finding for finding in fixed.json["findings"] if finding["good"] is False and finding["area"] == "files"] == []
+    assert stat.S_IMODE((copy / "key" / "master.key").stat().st_mode) == 0o600
+    assert stat.S_IMODE((copy / "logs").stat().st_mode) == 0o700
+
+
+def test_doctor_fix_follows_no_link_and_no_second_name(cliproxy: Run, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("x")
+    victim.chmod(0o644)
+    linked = tmp_path / "linked"
+    linked.write_text("x")
+    linked.chmod(0o644)
+    home = tmp_path / "home"
+    write(home, "")
+    (home / "key").mkdir(mode=0o700)
+    (home / "key" / "master.key").symlink_to(victim)
+    os.link(linked, home / "config" / "second")
+    assert cliproxy("doctor", "--home", str(home), "--fix").code == 1
+    assert stat.S_IMODE(victim.stat().st_mode) == 0o644
+    assert stat.S_IMODE(linked.stat().st_mode) == 0o644
+
+
+def test_doctor_reports_the_kernel_and_what_each_guarantee_rests_on(cliproxy: Run, tmp_path: Path) -> None:
+    findings = cliproxy("doctor", "--home", str(tmp_path), "--json").json["findings"]
+    assert any(finding["area"] == "kernel" and "seccomp" in finding["text"] for finding in findings)
+    assert any(finding["area"] == "sandbox" and "execve" in finding["text"] for finding in findings)
+
+
+# --- completion, routes, speed ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_for_the_shell(cliproxy: Run, shell: str) -> None:
+    done = cliproxy("completion", shell)
+    assert done.code == 0
+    assert f"_CLIPROXY_COMPLETE={shell}_complete" in done.out
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=done.out, text=True, check=True, timeout=30)
+
+
+def test_completion_completes_commands(cliproxy: Run) -> None:
+    done = cliproxy(environment={"_CLIPROXY_COMPLETE": "bash_complete", "COMP_WORDS": "cliproxy ke", "COMP_CWORD": "1"})
+    assert done.out.split() == ["plain,keys"]
+
+
+def test_routes_shows_where_a_model_goes(cliproxy: Run, tmp_path: Path) -> None:
+    write(tmp_path, "providers:\n  up:\n    base_url: https://api.example.com/v1\nmodels:\n  cheap:\n    provider: up\n    model: small-1\n")
+    done = cliproxy("routes", "cheap", "--home", str(tmp_path), "--json")
+    assert done.json == [
+        {"model": "cheap", "provider": "up", "kind": "openai_compatible", "base_url": "https://api.example.com/v1", "provider_model": "small-1"}
+    ]
+    missing = cliproxy("routes", "other", "--home", str(tmp_path))
+    assert (missing.code, missing.out) == (1, "there is no model other: a call is answered 404\n")
+
+
+def test_a_command_imports_only_what_it_needs() -> None:
+    script = "import sys; from cliproxy.cli.main import _run; _run(['version']); print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    loaded = set(done.stdout.split())
+    assert not {"yaml", "rich", "uvloop", "httptools", "cryptography", "ssl", "asyncio", "sqlite3"} & loaded
+    script = "import sys; import cliproxy.cli.serve, cliproxy.cli.starting; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert not {"yaml", "rich", "uvloop", "httptools", "ssl", "asyncio"} & set(done.stdout.split())
