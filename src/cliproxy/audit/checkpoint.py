@@ -13,6 +13,7 @@ import base64
 import binascii
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cliproxy.audit.events import MAX_COUNT
@@ -193,17 +194,18 @@ class RecordReader:
         self._buffer = b""
         self.consumed = 0  # bytes of the whole records returned so far
 
-    def feed(self, data: bytes) -> list[Record]:
-        """Return the records that `data` completes."""
-        self._buffer += data
-        records = []
-        while (end := _end_of_record(self._buffer)) > 0:
-            records.append(_parse_record(self._buffer[:end]))
-            self._buffer = self._buffer[end:]
-            self.consumed += end
+    def feed(self, data: bytes) -> Iterator[Record]:
+        """Yield the records that `data` completes."""
+        buffer = self._buffer + data
+        start = 0
+        while (end := _end_of_record(buffer, start)) > 0:
+            record = _parse_record(buffer[start:end])
+            self.consumed += end - start
+            start = end
+            yield record
+        self._buffer = buffer[start:]
         if len(self._buffer) > MAX_CHECKPOINT_RECORD_BYTES:
             raise AuditError("the checkpoints file holds something that is no checkpoint")
-        return records
 
     @property
     def rest(self) -> bytes:
@@ -211,15 +213,14 @@ class RecordReader:
         return self._buffer
 
 
-def _end_of_record(data: bytes) -> int:
-    """Return the length of the first record in `data`, 0 when it is not whole: three paragraphs (text, signatures, leaves) and their empty lines."""
-    end = 0
+def _end_of_record(data: bytes, start: int) -> int:
+    """Return where the record that begins at `start` ends, 0 when it is not whole: three paragraphs (text, signatures, leaves) and their empty lines."""
     for _ in range(3):
-        found = data.find(b"\n\n", end)
+        found = data.find(b"\n\n", start)
         if found < 0:
             return 0
-        end = found + 2
-    return end
+        start = found + 2
+    return start
 
 
 def _parse_record(data: bytes) -> Record:

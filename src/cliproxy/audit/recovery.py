@@ -100,7 +100,7 @@ def _read_last_checkpoint(logs: Path, position: Position) -> list[tuple[Path, in
             raise CorruptLog("the checkpoints file holds something that is no checkpoint", index=0)
         start, data = start + first + 2, data[first + 2 :]
     reader = RecordReader()
-    records = reader.feed(data)
+    records = list(reader.feed(data))
     if records:
         position.note = records[-1].note
         position.checkpoint = checkpoint = parse_checkpoint(parse_note(position.note).text)
