@@ -13,7 +13,7 @@ import asyncio
 import struct
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Protocol, cast, cast
+from typing import Protocol, cast
 
 import msgspec
 
