@@ -120,6 +120,7 @@ def start_writing(connection: sqlite3.Connection, path: Path) -> None:
     if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
         raise ConfigError("SQLite has no WAL here", cure="put auths/ on a local disk", file=str(path))
     connection.execute(_DURABLE)
+    connection.execute("SELECT random()")  # SQLite seeds its generator from /dev/urandom once, and needs it for the salts of a restarted WAL
     # A write that changes nothing: it creates the WAL and syncs its directory now, while `open` is still allowed.
     connection.execute(f"PRAGMA user_version = {DATABASE_FORMAT}")
 
