@@ -15,7 +15,7 @@ import msgspec
 
 from cliproxy.audit.events import CredentialAccess, VaultEvent, clip
 from cliproxy.bounds import MAX_FEED_BACKLOG, MAX_PACKED_BYTES
-from cliproxy.ipc.messages import POLICY_KEYS_PER_PACKET, GrantsEnd, KeyRecord, PolicyBegin, PolicyEnd, PolicyKeys, VaultToEgress
+from cliproxy.ipc.messages import POLICY_KEYS_PER_PACKET, GrantsEnd, KeyRecord, PolicyBegin, PolicyEnd, PolicyKeys, VaultToEgress, Withdraw
 from cliproxy.vault.contents import Contents
 
 T = TypeVar("T")
@@ -50,8 +50,10 @@ class Feed:
         self._contents = contents
         self._record = record
         self._queue: deque[Iterator[VaultToEgress | GrantDue]] = deque()
+        self._withdrawals: dict[str, Withdraw] = {}  # queued and not sent: a new snapshot does not say what is gone
         self._held: VaultToEgress | GrantDue | None = None
         self._greeted = False
+        self.awaits_log = False  # whether the next message waits for the audit log rather than for egress
 
     @property
     def greeted(self) -> bool:
@@ -67,38 +69,48 @@ class Feed:
         """Egress said hello: the whole state, from the beginning."""
         self._greeted = True
         self._held = None
+        self._withdrawals.clear()
         self._queue = deque([self._snapshot(self._contents.number, self._contents.keys_in_force()), self._grants(self._contents.credential_ids())])
 
     def end(self) -> None:
         """Egress is gone: forget what it did not get."""
         self._greeted = False
         self._held = None
+        self._withdrawals.clear()
         self._queue.clear()
 
     def tell(self, message: VaultToEgress | GrantDue) -> None:
         """Send `message` after what was told before; nothing when egress is away, its hello brings it the state."""
         if not self._greeted:
             return
-        if len(self._queue) >= MAX_FEED_BACKLOG:
-            self.begin()  # holds `message` already: the contents changed before the telling
+        if isinstance(message, Withdraw):
+            self._withdrawals[message.id] = message
+        if len(self._queue) < MAX_FEED_BACKLOG:
+            self._queue.append(iter((message,)))
             return
-        self._queue.append(iter((message,)))
+        withdrawals = dict(self._withdrawals)
+        self.begin()  # the contents changed before the telling, so the new snapshot has every change
+        self._withdrawals = withdrawals
+        self._queue.appendleft(iter(tuple(withdrawals.values())))
 
     def pump(self, send: Callable[[VaultToEgress], bool]) -> bool:
         """Send what there is until `send` says that the peer's queue is full. True: nothing is left; False also when the audit log took no event."""
+        self.awaits_log = False
         while True:
             if self._held is None:
                 self._held = self._next()
             if self._held is None:
                 return True
             if isinstance(self._held, GrantDue):
-                granted = self._grant(self._held)
-                if not granted:
+                self.awaits_log = not self._grant(self._held)
+                if self.awaits_log:
                     return False
-                continue
-            if not send(self._held):
+            elif not send(self._held):
                 return False
-            self._held = None
+            else:
+                if isinstance(self._held, Withdraw):
+                    self._withdrawals.pop(self._held.id, None)
+                self._held = None
 
     def _next(self) -> VaultToEgress | GrantDue | None:
         while self._queue:

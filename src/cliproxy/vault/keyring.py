@@ -15,7 +15,19 @@ import msgspec
 
 from cliproxy.errors import EnvelopeError
 from cliproxy.secret import Secret
-from cliproxy.vault.crypto import KEY_BYTES, KeyTerm, Random, RecordId, generate_private_key, open_envelope, public_key_of, seal, term_number
+from cliproxy.vault.crypto import (
+    KEY_BYTES,
+    KeyTerm,
+    Random,
+    RecordId,
+    generate_private_key,
+    open_envelope,
+    open_sealed,
+    public_key_of,
+    seal,
+    seal_to,
+    term_number,
+)
 
 KEYRING_ID = "keyring"
 MASTER_TERM = 0
@@ -67,6 +79,15 @@ def create_keyring(random: Random = os.urandom) -> Keyring:
     """Return the keyring of a new vault: a random id, one term, a private key."""
     vault = random(_VAULT_ID_BYTES).hex()
     return Keyring(vault, {1: KeyTerm(1, Secret(random(KEY_BYTES)))}, 1, generate_private_key(random))
+
+
+def verify_working(keyring: Keyring) -> None:
+    """Seal and open once with each primitive. Raises `EnvelopeError` when what was sealed does not come back."""
+    record = RecordId(vault=keyring.vault, id="self-test", kind="self-test", revision=1, origin="https://self-test:443")
+    sealed = keyring.open(keyring.seal(b"self-test", record=record), record=record)
+    boxed = open_sealed(keyring.private_key, seal_to(keyring.public_key, b"self-test", context=b"self-test"), context=b"self-test")
+    if sealed != boxed or sealed.reveal() != b"self-test":
+        raise EnvelopeError("what the vault seals does not open again")
 
 
 def seal_keyring(keyring: Keyring, master: Secret, *, revision: int, random: Random = os.urandom) -> bytes:

@@ -6,7 +6,7 @@ printable ASCII, so that it cannot end a header. A record that does not decode w
 
 from __future__ import annotations
 
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -37,8 +37,6 @@ LOG_KEY_BYTES: Final = 32  # an Ed25519 seed
 DIGEST_BYTES: Final = 32
 _MAX_COUNT: Final = 10**15
 _MAX_TIME: Final = 2**40  # seconds since the epoch: the year 36,800
-
-T = TypeVar("T")
 
 
 class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -76,6 +74,13 @@ class LastUses(_Content, frozen=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
+# Made at once and not when first needed: the vault's process may not import anything later.
+_decoders: Final[dict[type[_Content], msgspec.msgpack.Decoder[Any]]] = {
+    kind: msgspec.msgpack.Decoder(kind) for kind in (ClientKey, Credential, Policy, LastUses)
+}
+
+
+T = TypeVar("T", bound=_Content)
 
 
 def encode(content: _Content) -> bytes:
@@ -86,7 +91,8 @@ def encode(content: _Content) -> bytes:
 def decode(plaintext: Secret, kind: type[T]) -> T:
     """Return what is in `plaintext`, which is wiped. Raises `EnvelopeError`."""
     try:
-        return msgspec.msgpack.decode(plaintext.reveal(), type=kind)
+        content: T = _decoders[kind].decode(plaintext.reveal())
+        return content
     except (msgspec.DecodeError, ValueError) as error:
         raise EnvelopeError(f"a sealed {kind.__name__} holds what this build does not understand") from error
     finally:
