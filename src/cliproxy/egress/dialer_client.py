@@ -94,15 +94,23 @@ class DialerClient:
 
     def _take(self, message: DialerToEgress, descriptors: list[int]) -> None:
         done = self._pending.pop(message.dial, None)
-        if done is None or len(descriptors) != isinstance(message, Dialled):
+        sock = _socket_of(message, descriptors) if done is not None else None
+        if done is None or (sock is None) is isinstance(message, Dialled) or (sock is None and descriptors):
             for descriptor in descriptors:
                 os.close(descriptor)
             if done is not None:
                 done(None, "dialer_gone")
             raise ChannelError("the dialer answered what was not asked, or with the wrong descriptors")
-        if isinstance(message, DialFailed):
-            done(None, message.reason)
-        else:
-            # Family and type given, so that Python does not ask the kernel for them.
-            family = socket.AF_INET6 if ":" in message.address else socket.AF_INET
-            done(socket.socket(family, socket.SOCK_STREAM, 0, fileno=descriptors[0]), "")
+        done(sock, message.reason if isinstance(message, DialFailed) else "")
+
+
+def _socket_of(message: DialerToEgress, descriptors: list[int]) -> socket.socket | None:
+    """Return the connected socket that came with `message`; `None` if it is a failure, or not exactly one socket came."""
+    if not isinstance(message, Dialled) or len(descriptors) != 1:
+        return None
+    # Family and type given, so that Python does not ask the kernel for them.
+    family = socket.AF_INET6 if ":" in message.address else socket.AF_INET
+    try:
+        return socket.socket(family, socket.SOCK_STREAM, 0, fileno=descriptors[0])
+    except OSError:
+        return None

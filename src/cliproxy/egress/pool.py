@@ -131,10 +131,10 @@ class Pool:
     def _wait(self, lane: Lane, sent: Sent) -> None:
         if len(lane.waiting) >= MAX_WAITING_PER_PROVIDER:
             raise Unavailable("Too many calls wait for the provider.", code="provider_busy")
-        asked = self._dial(lane)
-        if not asked and not lane.dialling and not lane.open:
-            raise Unavailable("Connections to providers can not be made now.", code="dialer_gone")
         lane.waiting.append(sent)
+        if not self._dial(lane) and not lane.dialling and not lane.open:
+            lane.waiting.pop()
+            raise Unavailable("Connections to providers can not be made now.", code="dialer_gone")
 
     def forget_waiting(self, sent: Sent) -> None:
         """Take a cancelled call out of its queue. A connection that was asked for on its behalf goes to the next call, or becomes idle."""
@@ -147,7 +147,7 @@ class Pool:
 
     def _dial(self, lane: Lane) -> bool:
         """Ask for one more connection, unless as many are coming as calls wait, or a bound is reached."""
-        if len(lane.open) + lane.dialling >= self._limit or lane.dialling > len(lane.waiting):
+        if len(lane.open) + lane.dialling >= self._limit or lane.dialling >= len(lane.waiting):
             return False
         total = sum(len(other.open) + other.dialling for other in (*self._lanes.values(), *self._retired))
         if total >= MAX_UPSTREAM_CONNECTIONS and not self._evict():
@@ -245,7 +245,7 @@ class Pool:
             for connection in [connection for connection in lane.idle if now - connection.since > UPSTREAM_IDLE_SECONDS]:
                 lane.idle.remove(connection)
                 connection.abort()
-            while lane.waiting and lane.dialling < len(lane.waiting) and self._dial(lane):
+            while self._dial(lane):
                 pass
         self._retired = [lane for lane in self._retired if lane.open or lane.dialling]
 

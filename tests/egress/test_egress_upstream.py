@@ -1,0 +1,228 @@
+"""What a hostile or broken provider sends: every case ends the call with the declared error, bounded, and the connection is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cliproxy.bounds import MAX_ERROR_BODY_BYTES
+from cliproxy.egress import upstream
+from cliproxy.egress.reflection import NO_SECRET, ReflectionGuard
+from cliproxy.egress.upstream import Connection, Sent
+from cliproxy.errors import CliproxyError, ProviderRefusal, UpstreamError
+from fakes.provider import RAW, FakeProvider
+from fakes.rig import Rig, raw_server, run
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[FakeProvider]:
+    with FakeProvider() as fake:
+        yield fake
+
+
+# These leave a usable connection behind; everything else in RAW must not.
+HARMLESS = {"malformed-json", "redirect", "redirect-307"}
+
+
+@pytest.mark.parametrize("fault", [name for name in RAW if name not in HARMLESS])
+def test_a_broken_answer_fails_the_call_and_closes_the_connection(provider: FakeProvider, fault: str) -> None:
+    async def work() -> None:
+        rig = Rig(provider.base_url)
+        recorder = await rig.call(f"fault-{fault}")
+        assert isinstance(recorder.error, UpstreamError) and recorder.error.status == 502
+        assert recorder.error.code in {"provider_bad_http", "provider_bad_answer", "provider_content_type"}
+        assert not recorder.completed and not recorder.body
+        await asyncio.sleep(0.02)
+        assert rig.pool.counts() == {"fake": (0, 0, 0)}
+        after = await rig.call()
+        assert after.completed and b"smuggled" not in after.body
+
+    run(work)
+
+
+@pytest.mark.parametrize("fault", ["redirect", "redirect-307"])
+def test_a_redirect_is_not_followed(provider: FakeProvider, fault: str) -> None:
+    async def work() -> None:
+        rig = Rig(provider.base_url)
+        recorder = await rig.call(f"fault-{fault}")
+        assert isinstance(recorder.error, ProviderRefusal) and recorder.error.code == "provider_redirected" and rig.dialer.dials == 1
+        assert "169.254" not in str(recorder.error) and "attacker" not in str(recorder.error)
+
+    run(work)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_an_endless_answer_is_cut(provider: FakeProvider, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "MAX_RESPONSE_BYTES", 1 << 20)
+
+    async def work() -> None:
+        recorder = await Rig(provider.base_url).call("fault-endless" if stream else "fault-big", stream=stream)
+        assert isinstance(recorder.error, UpstreamError) and recorder.error.code == "provider_answer_too_large"
+        assert len(recorder.body) <= 1 << 20
+
+    run(work)
+
+
+def test_a_large_error_is_not_read_to_its_end(provider: FakeProvider) -> None:
+    async def work() -> None:
+        rig = Rig(provider.base_url)
+        recorder = await rig.call("fault-large-error")
+        assert isinstance(recorder.error, ProviderRefusal) and recorder.error.status == 400 and len(recorder.error.message) < 100
+        await asyncio.sleep(0.02)
+        assert rig.pool.counts() == {"fake": (0, 0, 0)}
+
+    run(work)
+
+
+def test_an_answer_before_the_request_has_left_does_not_keep_the_connection() -> None:
+    early = b"HTTP/1.1 413 Content Too Large\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+
+    async def work() -> None:
+        with raw_server(early, close=False) as (base_url, _):
+            rig = Rig(base_url)
+            recorder, _ = rig.send(b"x" * (8 << 20))
+            await recorder.ended.wait()
+            assert isinstance(recorder.error, ProviderRefusal) and recorder.error.status == 413
+            await asyncio.sleep(0.02)
+            assert rig.pool.counts() == {"fake": (0, 0, 0)}
+
+    run(work)
+
+
+# --- without sockets: any bytes, cut anywhere ------------------------------------------------------------------------
+
+
+class Transport:
+    def __init__(self) -> None:
+        self.closed = False
+
+    def abort(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+class Shelf:
+    """What a connection needs of its pool."""
+
+    def __init__(self) -> None:
+        self.usable: list[Connection] = []
+
+    def now(self) -> float:
+        return 1.0
+
+    def ready(self, connection: Connection) -> None:
+        self.usable.append(connection)
+
+    def gone(self, connection: Connection) -> None:
+        pass
+
+
+class Notes:
+    def __init__(self) -> None:
+        self.body = b""
+        self.ends = 0
+        self.status = 0
+        self.error: CliproxyError | None = None
+
+    def on_head(self, status: int, headers: dict[bytes, bytes]) -> None:
+        assert not self.ends and not self.status
+        self.status = status
+
+    def on_data(self, data: bytes) -> None:
+        assert not self.ends and self.status
+        self.body += data
+
+    def on_complete(self) -> None:
+        self.ends += 1
+
+    def on_failure(self, error: CliproxyError) -> None:
+        self.error = error
+        self.ends += 1
+
+
+def feed(*pieces: bytes, guard: ReflectionGuard = NO_SECRET, stream: bool = False, eof: bool = True) -> tuple[Notes, Transport, Shelf]:
+    """Give `pieces` to a connection as the answer to one call, then end the connection."""
+    shelf: Any = Shelf()
+    transport: Any = Transport()
+    connection = Connection(shelf, None)  # type: ignore[arg-type]
+    connection.connection_made(transport)
+    shelf.usable.clear()
+    notes: Any = Notes()
+    connection.begin(Sent(notes, shelf, None, guard, stream, b"", b"", 0.0), 0.0)  # type: ignore[arg-type]
+    for piece in pieces:
+        if transport.closed:
+            break
+        connection.data_received(piece)
+    if eof:
+        connection.connection_lost(None)
+    return notes, transport, shelf
+
+
+GOOD = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\nX-Empty:\r\n\r\n7\r\n{"a":1}\r\n1;ext=1\r\n\n\r\n0\r\n\r\n'
+
+
+@given(st.lists(st.integers(1, len(GOOD) - 1), max_size=12))
+def test_a_good_answer_is_taken_however_it_is_cut(cuts: list[int]) -> None:
+    edges = sorted({0, len(GOOD), *cuts})
+    notes, transport, shelf = feed(*(GOOD[start:end] for start, end in itertools.pairwise(edges)))
+    assert (notes.status, notes.body, notes.ends, notes.error) == (200, b'{"a":1}\n', 1, None)
+    assert not transport.closed and len(shelf.usable) == 1
+
+
+@given(st.binary(max_size=400), st.integers(0, 400))
+def test_any_bytes_end_the_call_once(data: bytes, cut: int) -> None:
+    notes, _, _ = feed(data[:cut], data[cut:])
+    assert notes.ends == 1
+
+
+@settings(max_examples=300)
+@given(st.integers(0, len(GOOD) - 1), st.binary(min_size=1, max_size=3), st.booleans(), st.integers(0, len(GOOD)))
+def test_a_mutated_answer_ends_the_call_once(at: int, noise: bytes, replace: bool, cut: int) -> None:
+    data = GOOD[:at] + noise + GOOD[at + len(noise) * replace :]
+    notes, _, _ = feed(data[:cut], data[cut:])
+    assert notes.ends == 1
+    assert notes.error is None or isinstance(notes.error, UpstreamError)
+
+
+@pytest.mark.parametrize("end", range(1, len(GOOD) - 1))
+def test_an_answer_that_stops_short_fails(end: int) -> None:
+    notes, _, shelf = feed(GOOD[:end])
+    assert isinstance(notes.error, UpstreamError) and notes.error.code == "provider_broke_off" and not shelf.usable
+
+
+def test_a_second_answer_in_a_later_read_closes_the_connection_and_is_nobodys() -> None:
+    notes, transport, _ = feed(GOOD, GOOD, eof=False)
+    assert notes.body == b'{"a":1}\n' and notes.ends == 1 and transport.closed
+
+
+def test_an_error_body_of_exactly_the_bound_is_read_and_one_byte_more_is_not() -> None:
+    for extra, kept in ((0, True), (1, False)):
+        body = b'{"error":{"message":"m"}}'.ljust(MAX_ERROR_BODY_BYTES + extra)
+        notes, _, shelf = feed(b"HTTP/1.1 400 Bad\r\nContent-Length: %d\r\n\r\n" % len(body) + body, eof=False)
+        assert isinstance(notes.error, ProviderRefusal) and notes.ends == 1
+        assert ("m" in notes.error.message.removeprefix("The provider rejected the request")) is kept and bool(shelf.usable) is kept
+
+
+def test_a_body_until_close_is_complete_at_a_clean_end_only() -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
+    assert feed(head, b"{}")[0].error is None
+    shelf: Any = Shelf()
+    connection = Connection(shelf, None)  # type: ignore[arg-type]
+    transport: Any = Transport()
+    connection.connection_made(transport)
+    notes: Any = Notes()
+    connection.begin(Sent(notes, shelf, None, NO_SECRET, False, b"", b"", 0.0), 0.0)  # type: ignore[arg-type]
+    connection.data_received(head + b"{}")
+    connection.connection_lost(ConnectionResetError())
+    assert isinstance(notes.error, UpstreamError) and notes.error.code == "provider_broke_off"
