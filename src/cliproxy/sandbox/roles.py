@@ -175,7 +175,8 @@ _CLOSED = (*_KILLED, *_OPENING, *_CONNECTING)  # neither files nor sockets
 
 WORKER = Profile(role="worker", calls=(*_BASE, *_NO_THREADS, *_EVENT_LOOP, *_calls("accept4 listen")), kills=_CLOSED)
 
-EGRESS = Profile(role="egress", calls=(*_BASE, *_NO_THREADS, *_EVENT_LOOP, *_calls("mlock munlock")), kills=_CLOSED)
+# pread64: the settings of a PREPARE lie in one memfd that all read, so nobody may move its offset
+EGRESS = Profile(role="egress", calls=(*_BASE, *_NO_THREADS, *_EVENT_LOOP, *_calls("mlock munlock pread64")), kills=_CLOSED)
 
 # O_CLOEXEC, O_NONBLOCK, and O_LARGEFILE, O_NOFOLLOW, O_DIRECTORY, O_DIRECT, whose bits the two machines deal out differently;
 # all other flags write, create or make an O_PATH descriptor
@@ -235,7 +236,7 @@ AUDITOR = Profile(
     threads=True,
 )
 
-ADMIN = Profile(role="admin", calls=(*_BASE, *_NO_THREADS, *_SET_STATUS_FLAGS, *_FSTAT, *_calls("accept4 listen eventfd2")), kills=_CLOSED)
+ADMIN = Profile(role="admin", calls=(*_BASE, *_NO_THREADS, *_SET_STATUS_FLAGS, *_FSTAT, *_calls("accept4 listen eventfd2 pread64")), kills=_CLOSED)
 
 PROFILES: dict[str, Profile] = {profile.role: profile for profile in (WORKER, EGRESS, DIALER, VAULT, AUDITOR, ADMIN)}
 
