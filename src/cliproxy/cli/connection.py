@@ -6,7 +6,9 @@ and end with the last connection. The lock of the home makes sure that there are
 
 from __future__ import annotations
 
+import fcntl
 import os
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ from cliproxy.processes.spawn import build_id
 from cliproxy.processes.workspace import CONTROL_SOCKET, Workspace
 
 R = TypeVar("R")
-_RETRY_SECONDS = 0.02
+_RETRY_SECONDS = 0.05
 
 
 class CommandRefused(CliproxyError):
@@ -30,11 +32,12 @@ class CommandRefused(CliproxyError):
 
 
 class GatewayFailed(CliproxyError):
-    """The processes that a command needs did not start; what is wrong stands on stderr already."""
+    """The processes that a command needs did not start. `is_said`: they have told why on stderr, and nothing is left to add."""
 
-    def __init__(self, message: str, *, exit_code: int) -> None:
+    def __init__(self, message: str, *, exit_code: int, is_said: bool = False) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self.is_said = is_said
 
 
 class Session:
@@ -60,6 +63,10 @@ class Session:
         if not isinstance(reply, expected):
             raise ChannelError("the gateway answered something else; is it of the same build? See `cliproxy version` and `cliproxy status`")
         return reply
+
+    def close(self) -> None:
+        """End the connection."""
+        self._sock.close()
 
 
 def attach(home: Home) -> Session | None:
@@ -101,66 +108,83 @@ def attach(home: Home) -> Session | None:
 def connect(home: Home) -> Iterator[Session]:
     """Give a session with the running gateway, else with one that is started for this command and ended after it."""
     until = time.monotonic() + COMMAND_START_SECONDS
-    child = 0
-    starter = -1
-    session = None
+    own: _OwnGateway | None = None
+    session = attach(home)
     try:
-        while (session := attach(home)) is None:
-            if child:
-                child = _still_there(child)
-            elif _is_locked(home):
-                pass  # another command's gateway, or one that is just starting or ending
-            else:
-                child, starter = _start(home)
-            if time.monotonic() > until:
-                raise GatewayFailed("the vault did not get ready in time; see the messages above", exit_code=EXIT_CHECK_FAILED)
-            time.sleep(_RETRY_SECONDS)
+        if session is None:
+            with _turn_to_start(home, until):
+                while (session := attach(home)) is None:
+                    if own is None and not _is_locked(home):
+                        own = _OwnGateway(home)
+                        own.wait_ready(until)
+                    elif time.monotonic() > until:
+                        raise GatewayFailed("the vault did not get ready in time; look at `cliproxy status` and the disk", exit_code=EXIT_CHECK_FAILED)
+                    else:
+                        time.sleep(_RETRY_SECONDS)  # a gateway that is just starting or ending
         yield session
     finally:
         if session is not None:
-            session._sock.close()
-        if child:
-            _end(child, starter, waits=session is not None)
+            session.close()
+        if own is not None:
+            own.end(at_once=session is None)
 
 
-def _start(home: Home) -> tuple[int, int]:
-    """Start a gateway for commands alone; return its pid and the pipe whose closing stops it at once."""
-    from cliproxy.cli.starting import make_plan
-
-    reader, writer = os.pipe2(os.O_CLOEXEC)
+@contextmanager
+def _turn_to_start(home: Home, until: float) -> Iterator[None]:
+    """Of several commands without a gateway one starts it, and the others find it running: the directory `run` is locked meanwhile."""
     try:
-        plan = make_plan(home, home.config_file, serving=False, announce=False, starter_fd=reader)
+        directory = os.open(home.path / "run", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        yield  # the start says what is wrong with it
+        return
+    try:
+        while True:
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() > until:
+                    raise GatewayFailed(f"another command is starting the gateway ({error.strerror}); try again", exit_code=EXIT_CHECK_FAILED) from error
+                time.sleep(_RETRY_SECONDS)
+        yield
+    finally:
+        os.close(directory)
+
+
+class _OwnGateway:
+    """Supervisor, vault, auditor and admin, started for one command."""
+
+    def __init__(self, home: Home) -> None:
+        from cliproxy.cli.starting import make_plan
+
+        starter, self._starter = os.pipe2(os.O_CLOEXEC)  # closing our end stops the run
+        self._ready, ready = os.pipe2(os.O_CLOEXEC)
+        plan = make_plan(home, home.config_file, serving=False, announce=False, starter_fd=starter, ready_fd=ready)
         try:
-            return spawn_supervisor(plan), writer
+            self._pid = spawn_supervisor(plan)
         finally:
-            os.close(plan.master_key_fd)
-    except BaseException:
-        os.close(writer)
-        raise
-    finally:
-        os.close(reader)
+            for number in (plan.master_key_fd, starter, ready):
+                os.close(number)
 
+    def wait_ready(self, until: float) -> None:
+        """Return when all of it is ready. Raises `GatewayFailed`; what is wrong stands on stderr then."""
+        poller = select.poll()
+        poller.register(self._ready, select.POLLIN)
+        if not poller.poll(max(0, int((until - time.monotonic()) * 1000))):
+            raise GatewayFailed("the vault did not get ready in time; the lines above say more", exit_code=EXIT_CHECK_FAILED)
+        if not os.read(self._ready, 4096):
+            code, self._pid = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1]), 0
+            raise GatewayFailed("the vault did not start; the line above says why", exit_code=code if code > 0 else EXIT_CHECK_FAILED, is_said=code > 0)
 
-def _still_there(child: int) -> int:
-    """Return `child` while it runs. Raises `GatewayFailed` when it ended: it has said why."""
-    pid, status = os.waitpid(child, os.WNOHANG)
-    if pid:
-        code = os.waitstatus_to_exitcode(status)
-        raise GatewayFailed("the command could not be carried out; the line above says why", exit_code=code if code > 0 else EXIT_CHECK_FAILED)
-    return child
-
-
-def _end(child: int, starter: int, *, waits: bool) -> None:
-    """Let the gateway end by itself (another command may be using it too), or stop it when this command failed before it was ready."""
-    try:
-        if not waits:
-            os.close(starter)
-        os.waitpid(child, 0)
-    except ChildProcessError:
-        pass  # `_still_there` was first
-    finally:
-        if waits:
-            os.close(starter)
+    def end(self, *, at_once: bool) -> None:
+        """Wait for the end, which comes by itself with the last connection (another command may be using it too), or bring it about."""
+        if at_once:
+            os.close(self._starter)
+        if self._pid:
+            os.waitpid(self._pid, 0)
+        if not at_once:
+            os.close(self._starter)
+        os.close(self._ready)
 
 
 def _is_locked(home: Home) -> bool:

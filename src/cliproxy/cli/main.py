@@ -86,6 +86,8 @@ def _run(arguments: list[str]) -> int:
     except click.ClickException as error:
         return _fail(error.format_message(), EXIT_USAGE, arguments)
     except CliproxyError as error:
+        if getattr(error, "is_said", False) and "--json" not in arguments:
+            return _exit_code(error)
         return _fail(str(error), _exit_code(error), arguments)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's last flush has somewhere to go
