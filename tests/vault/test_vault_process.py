@@ -48,6 +48,9 @@ def create(vault: VaultProcess, number: int = 1, **fields: Any) -> Any:
 
 def test_a_first_start_makes_a_vault_that_the_log_knows(start: Start, log: LogOfEvents) -> None:
     vault = start().ready()
+    until = time.monotonic() + 20
+    while len(log.events) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
     assert [type(event) for event in log.events] == [VaultIntent, VaultCommit]
     status = vault.ask(messages.GetVaultStatus)
     assert (status.epoch, status.root.hex(), status.records) == (1, log.events[1].root, 3)
@@ -57,6 +60,14 @@ def test_a_first_start_makes_a_vault_that_the_log_knows(start: Start, log: LogOf
     assert log.keys[0] == log.keys[1]
     assert len(log.keys[0]) == 32
     assert again.ask(messages.GetVaultStatus).vault_id == status.vault_id
+
+
+def test_it_serves_under_its_own_filter_with_nothing_to_open(start: Start) -> None:
+    vault = start().ready()
+    create(vault)
+    vault.add_credential(SECRET)
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{vault.pid}/status").read_text().splitlines() if ":\t" in line)
+    assert (status["Seccomp"], status["NoNewPrivs"], status["Threads"]) == ("2", "1", "1")
 
 
 def test_keys_and_credentials_survive_a_restart_and_reach_egress(start: Start, log: LogOfEvents) -> None:
@@ -389,7 +400,7 @@ class TestTheReceiverEnforces:
 
 class TestTheAuditorIsNeeded:
     def test_nothing_changes_while_no_event_becomes_durable(self, start: Start, log: LogOfEvents) -> None:
-        vault = start().ready()
+        vault = start(audit_deadline=0.3).ready()
         before = vault.ask(messages.GetVaultStatus)
         log.refuses = True
         answer = create(vault)
@@ -500,3 +511,18 @@ def test_killed_in_the_middle_of_commits_it_has_every_acknowledged_write_and_no_
                 answered += 1
         vault.kill()
     assert len(acknowledged) > 12
+
+
+def test_checkpoints_of_the_wal_need_nothing_that_the_filter_denies(start: Start) -> None:
+    vault = start().ready()
+    models = tuple(f"{'m' * 190}-{n:03}" for n in range(70 - 8))
+    wal = vault.home / "auths" / "vault.db-wal"
+    file = vault.home / "auths" / "vault.db"
+    before = file.stat().st_size
+    for number in range(500):
+        assert isinstance(create(vault, number, models=models), messages.KeyCreated)
+        if file.stat().st_size > before + (1 << 20):
+            break
+    assert file.stat().st_size > before + (1 << 20)
+    assert wal.stat().st_size < 8 << 20
+    assert isinstance(create(vault, 1000, models=models), messages.KeyCreated)

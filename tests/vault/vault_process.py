@@ -18,7 +18,7 @@ from vault_fakes import MASTER
 
 from cliproxy.audit.client import ACKNOWLEDGEMENT, DURABLE, packet_decoder
 from cliproxy.audit.events import VaultCommit, VaultEvent, VaultIntent
-from cliproxy.config.schema import Provider, Settings, encode_settings
+from cliproxy.config.schema import AuditSettings, Provider, Settings, encode_settings
 from cliproxy.ipc import messages
 from cliproxy.ipc.channel import PacketChannel
 from cliproxy.ipc.control import Down, Report, SupervisorControl, Up
@@ -91,7 +91,15 @@ class VaultProcess:
     """One run of the vault on `home`."""
 
     def __init__(
-        self, home: Path, log: LogOfEvents, *, serving: bool = True, sandbox: bool = True, master: Secret = MASTER, providers: Any = PROVIDERS
+        self,
+        home: Path,
+        log: LogOfEvents,
+        *,
+        serving: bool = True,
+        sandbox: bool = True,
+        master: Secret = MASTER,
+        providers: Any = PROVIDERS,
+        audit_deadline: float = 5.0,
     ) -> None:
         self.home = home
         self.log = log
@@ -105,7 +113,7 @@ class VaultProcess:
             name="vault",
             build=BUILD,
             generation=1,
-            settings=encode_settings(Settings(providers=providers)),
+            settings=encode_settings(Settings(providers=providers, audit=AuditSettings(deadline_seconds=audit_deadline))),
             home=str(home),
             uid=os.getuid(),
             gid=os.getgid(),
