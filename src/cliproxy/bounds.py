@@ -22,6 +22,7 @@ MAX_CHANNEL_BACKLOG_BYTES = 64 * MIB  # unsent bytes above which the peer counts
 # --- dataplane -----------------------------------------------------------------------------------------------------
 DRAIN_POLL_SECONDS = 0.05  # how often a draining process looks whether it is done
 READY_POLL_SECONDS = 0.01  # how often a starting worker looks whether the others serve
+ACCEPT_ANYWAY_SECONDS = 2.0  # a starting worker accepts connections after this even when the others do not serve, to say so (503, /healthz)
 MAX_TALLY_ENTRIES = 256  # addresses that a worker's authentication tally tells apart in one second
 
 # --- ingress -------------------------------------------------------------------------------------------------------

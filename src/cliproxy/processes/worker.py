@@ -12,7 +12,7 @@ import time
 
 from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import ChannelViolation, clip
-from cliproxy.bounds import DRAIN_POLL_SECONDS, READY_POLL_SECONDS
+from cliproxy.bounds import ACCEPT_ANYWAY_SECONDS, DRAIN_POLL_SECONDS, READY_POLL_SECONDS
 from cliproxy.config.schema import Settings, decode_settings
 from cliproxy.dataplane.exchange import Exchange
 from cliproxy.dataplane.link import EgressLink
@@ -70,7 +70,12 @@ class Worker:
 
     async def start(self) -> None:
         await self.connect_egress()
-        await self.server.start(self.listening)
+        # Who connects meanwhile waits in the listening socket, or is taken by the worker that this one replaces: better than a 503. Not for ever, though.
+        until = time.monotonic() + ACCEPT_ANYWAY_SECONDS
+        while time.monotonic() < until and not self.link.is_ready(time.monotonic()):
+            await asyncio.sleep(READY_POLL_SECONDS)
+        if not self.server.draining:
+            await self.server.start(self.listening)
 
     async def connect_egress(self) -> None:
         await self.loop.create_unix_connection(self.link.attach, sock=take(WorkerSlots.EGRESS_FD))
