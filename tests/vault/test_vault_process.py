@@ -70,6 +70,18 @@ def test_it_serves_under_its_own_filter_with_nothing_to_open(start: Start) -> No
     assert (status["Seccomp"], status["NoNewPrivs"], status["Threads"]) == ("2", "1", "1")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="a uid of its own needs root")
+def test_with_a_uid_of_its_own_it_reads_and_writes_what_root_opened(start: Start) -> None:
+    for turn in range(2):
+        vault = start(uid=64201).ready()
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{vault.pid}/status").read_text().splitlines() if ":\t" in line)
+        assert status["Uid"].split() == ["64201"] * 4
+        assert isinstance(create(vault, turn), messages.KeyCreated)
+        assert len(vault.ask(messages.ListKeys).keys) == turn + 1
+        vault.kill()
+        assert {file.stat().st_uid for file in (vault.home / "auths").iterdir()} == {0}
+
+
 def test_keys_and_credentials_survive_a_restart_and_reach_egress(start: Start, log: LogOfEvents) -> None:
     vault = start().ready()
     made = create(vault, networks=("10.0.0.0/8",), requests_per_minute=5).key

@@ -100,6 +100,7 @@ class VaultProcess:
         master: Secret = MASTER,
         providers: Any = PROVIDERS,
         audit_deadline: float = 5.0,
+        uid: int | None = None,
     ) -> None:
         self.home = home
         self.log = log
@@ -115,8 +116,8 @@ class VaultProcess:
             generation=1,
             settings=encode_settings(Settings(providers=providers, audit=AuditSettings(deadline_seconds=audit_deadline))),
             home=str(home),
-            uid=os.getuid(),
-            gid=os.getgid(),
+            uid=os.getuid() if uid is None else uid,
+            gid=os.getgid() if uid is None else uid,
             operator_uid=os.getuid(),
             serving=serving,
             sandbox=sandbox,
