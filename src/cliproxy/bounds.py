@@ -38,7 +38,8 @@ MIN_READER_BYTES = 4 * KIB  # a paused client that takes less than this in `stal
 LINGER_SECONDS = 2.0  # after an error answer input is discarded this long, so that a reset does not overtake the answer (RFC 9112 §9.6)
 LINGER_BYTES = 16 * MIB
 DRAIN_IDLE_SECONDS = 1.0  # an idle connection of a draining worker may still send one request, which is answered with Connection: close
-SWEEP_SECONDS = 1.0  # DESIGN §7: one sweep over the deadlines each second
+ACCEPTS_PER_TURN = 8  # connections; a burst is shared among the workers
+INGRESS_SWEEP_SECONDS = 1.0  # DESIGN §7: one sweep over the deadlines each second
 
 # --- limits --------------------------------------------------------------------------------------------------------
 SHARED_RATE_SETS = 65_536  # address buckets of a machine: 65,536 sets of 4 ways of 16 bytes are 4 MiB

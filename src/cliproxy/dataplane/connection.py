@@ -1,64 +1,50 @@
-"""One client connection: its state, its deadline, what waits to be sent. `dataplane.server` says what always holds.
+"""One client connection: its state, its deadline, its answers. `dataplane.server` says what always holds. Its states:
 
-HANDSHAKE ──> READING ──> BUSY ──> READING …      BUSY: the exchange owes an answer
-                 └─ refused ──> LINGER            the answer is out; input is discarded so that a reset does not overtake it (RFC 9112 §9.6)
-any ──> CLOSED                                    nothing is sent or delivered any more
+    READING ──> BUSY ──> READING …     BUSY: the exchange owes an answer
+       └─ refused, or last ──> LINGER  the answer is out; input is discarded so that a reset does not overtake it (RFC 9112 §9.6)
+    any ──> CLOSED                     nothing is sent or delivered any more
+
+Answers to a connection that is gone are dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
-import http
 import math
 from collections.abc import Callable
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from cliproxy.bounds import LINGER_BYTES, LINGER_SECONDS, MAX_UNSENT_BYTES, MIN_READER_BYTES, PIPELINE_BYTES, WRITE_HIGH_WATER_BYTES
-from cliproxy.errors import CliproxyError, FramingError, NotPermitted, RateLimited, Unavailable
-from cliproxy.ingress.address import Address, IpAddress, parse_address
+from cliproxy.dataplane.outbox import CHUNKED, CLOSE, CONTINUE, Outbox
+from cliproxy.errors import CliproxyError, FramingError, RateLimited, Unavailable
+from cliproxy.ingress.address import Address
 from cliproxy.ingress.framing import Framer, Phase, RawRequest
 
 if TYPE_CHECKING:
     from cliproxy.dataplane.server import Server
     from cliproxy.limits.shared import Slot
 
-_STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
-_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_CLOSE: Final = b"Connection: close\r\n"
-_CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
-_LAST_CHUNK: Final = b"0\r\n\r\n"
 _BODILESS: Final = frozenset({204, 304})  # RFC 9110 §6.4.1
 
 
 class State(IntEnum):
     """What the connection is doing; the picture is in the module's docstring."""
 
-    HANDSHAKE = 0
-    READING = 1
-    BUSY = 2
-    LINGER = 3
-    CLOSED = 4
-
-
-class Verdict(IntEnum):
-    """What becomes of a new connection: served, answered with 403, or closed."""
-
-    SERVE = 0
-    REFUSE = 1
-    CLOSE = 2
+    READING = 0
+    BUSY = 1
+    LINGER = 2
+    CLOSED = 3
 
 
 class Connection(asyncio.Protocol):
     """A client's connection.
 
     `address` and `ip` are the client's, normalised; `secure` says whether it is TLS. `paused`: the client does not read, send no more than a bounded
-    buffer. `call` is the exchange's own, for whatever belongs to the request under way. Answers to a connection that is gone are dropped.
+    buffer. `call` is the exchange's own, for whatever belongs to the request under way.
     """
 
     __slots__ = (
-        "_body",
-        "_chunked",
         "_counted",
         "_deadline",
         "_dirty",
@@ -68,7 +54,7 @@ class Connection(asyncio.Protocol):
         "_keep_alive",
         "_lingered",
         "_omits_body",
-        "_out",
+        "_outbox",
         "_phase",
         "_reading_paused",
         "_server",
@@ -78,7 +64,6 @@ class Connection(asyncio.Protocol):
         "_state",
         "_streaming",
         "_transport",
-        "_unsent",
         "address",
         "call",
         "client",
@@ -90,37 +75,35 @@ class Connection(asyncio.Protocol):
     )
 
     _transport: asyncio.Transport
-    client: Address
-    address: str
-    ip: IpAddress
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, client: Address, *, secure: bool, slot: Slot | None) -> None:
+        """The server admitted `client` and counts it until `forget`. `slot`: where its address's bucket is."""
         limits = server.limits
         self._server = server
         self._framer = Framer(max_head_bytes=limits.max_head_bytes, max_headers=limits.max_headers, max_body_bytes=limits.max_body_bytes)
-        self._state = State.HANDSHAKE
+        self._outbox = Outbox()
+        self._state = State.READING
         self._phase = Phase.BETWEEN
         self._deadline = server.after(limits.head_timeout_seconds)
-        self._out: list[bytes] = []
-        self._body: list[bytes] = []  # of a stream: what the next chunk will hold
-        self._unsent = 0  # bytes in both, counted while streaming
+        self._stall_deadline = math.inf
+        self._stall_mark = 0
         self._dirty = False
         self._ending: Callable[[], None] | None = None  # called after the last write
         self._keep_alive = True
         self._omits_body = False
         self._streaming = False
-        self._chunked = False
         self._serving = False
         self._reading_paused = False
-        self._counted = False
+        self._counted = True
         self._held = 0
         self._lingered = 0
-        self._stall_mark = 0
-        self._stall_deadline = math.inf
-        self.secure = False
+        self.client = client
+        self.address = client.text
+        self.ip = client.ip
+        self.secure = secure
+        self.slot = slot
         self.paused = False
         self.prepaid = False
-        self.slot: Slot | None = None
         self.call: object = None
 
     # --- what the exchange calls ---
@@ -130,11 +113,11 @@ class Connection(asyncio.Protocol):
         if not self._may_answer():
             return
         if status in _BODILESS:
-            self._open_answer(status, headers)
+            self._open_answer(status, headers, b"")
         else:
             self._open_answer(status, headers, b"Content-Length: %d\r\n" % len(body))
-            if not self._omits_body:
-                self._out.append(body)
+            if body and not self._omits_body:
+                self._outbox.append(body)
         self._answered()
 
     def start_stream(self, status: int, headers: bytes) -> None:
@@ -142,78 +125,38 @@ class Connection(asyncio.Protocol):
         if not self._may_answer():
             return
         self._streaming = True
-        if self._chunked:
-            self._open_answer(status, headers, _CHUNKED)
-        else:
-            self._keep_alive = False
-            self._open_answer(status, headers)
-        self._mark_dirty()
+        self._open_answer(status, headers, CHUNKED if self._outbox.chunked else b"")
 
     def write_chunk(self, data: bytes) -> None:
-        """Add to the stream. What one loop turn adds leaves as one chunk in one write. A client that let too much pile up is aborted."""
+        """Add to the stream. What one loop turn adds leaves as one chunk in one write. A client that let too much pile up is dropped."""
         if not self._streaming or not data or self._omits_body or self._state is not State.BUSY:
             return
-        self._body.append(data)
-        self._unsent += len(data)
-        if self._unsent > MAX_UNSENT_BYTES and self.paused:
+        if self._outbox.stream(data) > MAX_UNSENT_BYTES and self.paused:
             self.drop()
-        else:
+        elif not self._dirty:
             self._mark_dirty()
 
     def end_stream(self) -> None:
         """The stream is complete; the connection goes on with its next request."""
         if not self._streaming or self._state is not State.BUSY:
             return
-        self._seal_chunk()
-        if self._chunked and not self._omits_body:
-            self._out.append(_LAST_CHUNK)
+        self._outbox.end_stream(omits_body=self._omits_body)
         self._answered()
 
     def abort(self) -> None:
         """Break the connection off, so that the client can't take what it has for the whole answer. The exchange is not told: it knows."""
         self._state = State.CLOSED
+        self._outbox.clear()
         self._transport.abort()
 
     # --- what the transport calls ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Step 1: judge the address; over TLS the handshake follows only then."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        try:
-            peer = transport.get_extra_info("peername")
-            self.client = client = parse_address(peer[0])
-        except (TypeError, IndexError, ValueError):  # gone before we looked
-            self._state = State.CLOSED
-            transport.abort()
-            return
-        self.address = client.text
-        self.ip = client.ip
-        server = self._server
-        verdict = server.admit(self, client)
-        if verdict is Verdict.CLOSE:
-            self._state = State.CLOSED
-            transport.abort()
-            return
-        self._counted = True
-        if verdict is Verdict.REFUSE:
-            transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES)
-            self._refuse(NotPermitted("Your address may not connect here.", code="address_not_permitted"))
-            self.flush()
-        elif server.tls is not None:
-            server.shake_hands(self, transport)
-        else:
-            self.opened(transport, secure=False)
-
-    def opened(self, transport: asyncio.Transport, *, secure: bool) -> None:
-        """The connection carries HTTP from now on; `transport` is the TLS one when `secure`."""
-        self._transport = transport
-        transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES)
-        self.secure = secure
-        self._state = State.READING
+        """The connection carries HTTP from now on; over TLS, its handshake is done."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES)
         self._deadline = self._server.after(self._server.limits.head_timeout_seconds)
-        if self._framer.unread:  # came with the end of the handshake
-            self._serve()
+        self._server.remember(self)
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the client."""
@@ -226,17 +169,13 @@ class Connection(asyncio.Protocol):
                 self._serve()
             elif state is State.BUSY:
                 self._framer.feed(data)
+                self._hold(self._framer.unread)
                 if self._framer.unread > PIPELINE_BYTES and not self._reading_paused:
                     self._reading_paused = True
                     self._transport.pause_reading()
             elif state is State.LINGER:
                 self._lingered += len(data)
                 if self._lingered > LINGER_BYTES:
-                    self.abort()
-            elif state is State.HANDSHAKE:
-                # Decrypted bytes that overtook the news that the handshake is done. Before it began nothing may come: never read TLS's port as clear text.
-                self._framer.feed(data)
-                if not self.secure or self._framer.unread > PIPELINE_BYTES:
                     self.abort()
         except Exception as error:  # noqa: BLE001 - a bug in one connection's code closes that connection and no other
             self.failed(error)
@@ -251,11 +190,11 @@ class Connection(asyncio.Protocol):
         self._gone()
         if self._counted:
             self._counted = False
-            self._server.forget(self, self.client)
-        self._release()
+            self._server.forget(self)
+        self._hold(0)
         self._framer.close()
-        self._out.clear()
-        self._body.clear()
+        self._outbox.clear()
+        self._ending = None
 
     def pause_writing(self) -> None:
         """The client reads more slowly than we write."""
@@ -268,15 +207,12 @@ class Connection(asyncio.Protocol):
         """The client has caught up."""
         self.paused = False
         self._watch_reader()
-        if self._out or self._body:
+        if (self._outbox or self._ending is not None) and not self._dirty:
             self._mark_dirty()
         if self._state is State.BUSY:
             self._tell(self._server.exchange.on_writable)
-        elif self._state is State.READING:
-            try:
-                self._serve()
-            except Exception as error:  # noqa: BLE001 - as in data_received
-                self.failed(error)
+        else:
+            self._serve_on()
 
     # --- what the server calls ---
 
@@ -290,8 +226,7 @@ class Connection(asyncio.Protocol):
         if self._deadline <= now:
             self._expire()
         elif self._stall_deadline <= now:
-            size = self._transport.get_write_buffer_size()
-            if size > self._stall_mark - MIN_READER_BYTES:
+            if self._transport.get_write_buffer_size() > self._stall_mark - MIN_READER_BYTES:
                 self.drop()
             else:
                 self._watch_reader()
@@ -307,23 +242,23 @@ class Connection(asyncio.Protocol):
         self._dirty = False
         if self.paused or self._state is State.CLOSED:
             return
-        if self._body:
-            self._seal_chunk()
-        out = self._out
-        if out:
-            data = out[0] if len(out) == 1 else b"".join(out)
-            out.clear()
-            self._unsent = 0
-            self._transport.write(data)
+        if self._outbox:
+            self._transport.write(self._outbox.take())
         if self._ending is not None:
-            self._ending()
-            self._ending = None
+            ending, self._ending = self._ending, None
+            ending()
             self._watch_reader()
 
     def failed(self, error: BaseException) -> None:
         """Code of ours raised: close this connection, report, go on."""
         self._server.report_fault(error)
         self.drop()
+
+    def drop(self) -> None:
+        """Break off, and tell the exchange if it owes an answer."""
+        self._gone()
+        self._outbox.clear()
+        self._transport.abort()
 
     # --- reading ---
 
@@ -348,13 +283,21 @@ class Connection(asyncio.Protocol):
         finally:
             self._serving = False
 
+    def _serve_on(self) -> None:
+        """Go on with what was read before, outside of this connection's own turn."""
+        if self._framer.unread and self._state is State.READING:
+            try:
+                self._serve()
+            except Exception as error:  # noqa: BLE001 - as in data_received
+                self.failed(error)
+
     def _begin(self, request: RawRequest) -> None:
         server = self._server
         self._state = State.BUSY
         self._phase = Phase.BETWEEN
         self._deadline = math.inf
         self._keep_alive = request.keep_alive and not server.draining
-        self._chunked = not request.http_1_0
+        self._outbox.chunked = not request.http_1_0
         self._omits_body = request.method == b"HEAD"
         try:
             server.exchange.on_request(self, request)
@@ -378,23 +321,95 @@ class Connection(asyncio.Protocol):
             if wait is not None:
                 self._refuse(RateLimited("Too many requests from your address.", retry_after=wait))
                 return
-        if phase is Phase.BODY:
             if framer.wants_continue:
                 framer.wants_continue = False
-                self._out.append(_CONTINUE)
+                self._outbox.append(CONTINUE)
                 self._mark_dirty()
-            server.held += framer.held - self._held
-            self._held = framer.held
+        if phase is Phase.BODY:
+            self._hold(framer.held)
             if server.is_overloaded:
                 self._refuse(Unavailable("The gateway holds more request bodies than it may; try again in a moment.", code="overloaded"))
 
+    def _hold(self, count: int) -> None:
+        """Account for `count` bytes of bodies and of what waits behind them."""
+        self._server.held += count - self._held
+        self._held = count
+
+    def _refuse(self, error: CliproxyError) -> None:
+        """Answer a request that is not whole, then close: what follows has no meaning."""
+        self._keep_alive = False
+        self._framer.close()
+        self._hold(0)
+        status, headers, body = self._server.encode_error(error)
+        self._open_answer(status, headers, b"Content-Length: %d\r\n" % len(body))
+        self._outbox.append(body)
+        self._linger(close=False)
+
+    # --- writing ---
+
+    def _may_answer(self) -> bool:
+        if self._state is State.BUSY and not self._streaming:
+            return True
+        if self._state is not State.CLOSED:
+            self.failed(RuntimeError("an answer without a request, or a second one"))
+        return False
+
+    def _open_answer(self, status: int, headers: bytes, framing: bytes) -> None:
+        if not self._keep_alive or not (self._outbox.chunked or framing):
+            self._keep_alive = False
+            framing += CLOSE
+        self._outbox.open(status, self._server.common_headers(secure=self.secure), headers, framing)
+        if not self._dirty:
+            self._mark_dirty()
+
+    def _answered(self) -> None:
+        """The request under way has its whole answer."""
+        self._streaming = False
+        self.call = None
+        self.prepaid = False
+        self._hold(0)
+        if not self._keep_alive:
+            self._linger(close=True)
+            return
+        if not self._dirty:
+            self._mark_dirty()
+        self._state = State.READING
+        self._deadline = self._server.after(self._server.limits.idle_timeout_seconds)
+        if self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        if self._framer.unread and not self._serving:
+            self._serve_on()
+
+    def _linger(self, *, close: bool) -> None:
+        """Nothing is sent after what waits; the client has `LINGER_SECONDS` to close. `close`: it is not in the middle of sending."""
+        self._state = State.LINGER
+        self._deadline = self._server.after(LINGER_SECONDS)
+        if not self.secure:
+            self._ending = self._transport.write_eof
+        elif close:
+            self._ending = self._transport.close  # TLS knows no half-closed connection
+        if self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        if not self._dirty:
+            self._mark_dirty()
+
+    def _mark_dirty(self) -> None:
+        self._dirty = True
+        self._server.mark_dirty(self)
+
+    # --- time and ending ---
+
     def _expire(self) -> None:
         server = self._server
-        if self._state is State.READING:
-            if self._phase is not Phase.BETWEEN:
-                self._refuse(FramingError("The request did not arrive in time.", status=408))
-                server.flush_dirty()
-            elif not self.paused:
+        if self._state is State.READING and self._phase is not Phase.BETWEEN:
+            self._refuse(FramingError("The request did not arrive in time.", status=408))
+            server.flush_dirty()
+        elif self._state is State.READING:
+            if self.paused:
+                self._deadline = server.after(LINGER_SECONDS)  # not idle: it still has an answer to read
+            else:
                 self._state = State.LINGER
                 self._deadline = server.after(LINGER_SECONDS)
                 self._transport.close()
@@ -409,95 +424,6 @@ class Connection(asyncio.Protocol):
         waits = self.paused or (self._state is State.LINGER and self._stall_mark > 0)
         self._stall_deadline = self._server.after(self._server.limits.stalled_reader_seconds) if waits else math.inf
 
-    def _refuse(self, error: CliproxyError) -> None:
-        """Answer a request that is not whole, then close: what follows has no meaning."""
-        self._keep_alive = False
-        self._omits_body = False
-        self._framer.close()
-        self._release()
-        status, headers, body = self._server.encode_error(error)
-        self._open_answer(status, headers, b"Content-Length: %d\r\n" % len(body))
-        self._out.append(body)
-        self._linger()
-
-    def _linger(self, *, close: bool = False) -> None:
-        """Nothing is sent after what waits. Then the client has `LINGER_SECONDS` to close first."""
-        self._state = State.LINGER
-        self._deadline = self._server.after(LINGER_SECONDS)
-        transport = self._transport
-        if not self.secure:  # TLS knows no half-closed connection
-            self._ending = transport.write_eof
-        elif close:
-            self._ending = transport.close
-        self._mark_dirty()
-
-    # --- writing ---
-
-    def _may_answer(self) -> bool:
-        if self._state is not State.BUSY:
-            if self._state is State.CLOSED:
-                return False
-            self.failed(RuntimeError("an answer without a request"))
-            return False
-        if self._streaming:
-            self.failed(RuntimeError("a second answer to one request"))
-            return False
-        return True
-
-    def _open_answer(self, status: int, headers: bytes, framing: bytes = b"") -> None:
-        self._out.append(
-            (_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status)
-            + self._server.common_headers(secure=self.secure)
-            + headers
-            + framing
-            + (b"\r\n" if self._keep_alive else _CLOSE + b"\r\n")
-        )
-
-    def _seal_chunk(self) -> None:
-        """Move the stream's bytes of this turn to what is sent, as one chunk."""
-        body = self._body
-        if not body:
-            return
-        if self._chunked:
-            self._out.append(b"%x\r\n" % sum(map(len, body)))
-            body.append(b"\r\n")
-        self._out += body
-        body.clear()
-
-    def _answered(self) -> None:
-        """The request under way has its whole answer."""
-        self._streaming = False
-        self._unsent = 0
-        self.call = None
-        self.prepaid = False
-        self._release()
-        if not self._keep_alive:
-            self._linger(close=True)
-            return
-        self._mark_dirty()
-        self._state = State.READING
-        self._deadline = self._server.after(self._server.limits.idle_timeout_seconds)
-        if self._reading_paused:
-            self._reading_paused = False
-            self._transport.resume_reading()
-        if self._framer.unread and not self._serving:
-            try:
-                self._serve()
-            except Exception as error:  # noqa: BLE001 - as in data_received; the caller is another connection's turn
-                self.failed(error)
-
-    def _mark_dirty(self) -> None:
-        if not self._dirty:
-            self._dirty = True
-            self._server.mark_dirty(self)
-
-    # --- ending ---
-
-    def drop(self) -> None:
-        """Break off, and tell the exchange if it owes an answer."""
-        self._gone()
-        self._transport.abort()
-
     def _gone(self) -> None:
         state, self._state = self._state, State.CLOSED
         self._deadline = self._server.after(self._server.limits.stalled_reader_seconds)  # for the transport to get rid of what it has
@@ -509,9 +435,4 @@ class Connection(asyncio.Protocol):
             what(self)
         except Exception as error:  # noqa: BLE001 - as in data_received
             self._server.report_fault(error)
-            self._state = State.CLOSED
-            self._transport.abort()
-
-    def _release(self) -> None:
-        self._server.held -= self._held
-        self._held = 0
+            self.abort()

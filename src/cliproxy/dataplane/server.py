@@ -1,9 +1,10 @@
 """The client connections of one worker: bytes to requests and answers to bytes (DESIGN §3, steps 1 and 2, and what the client sees of 10).
 
 What always holds:
+- An address is judged before anything is spent on its connection.
 - A connection has at most one request under way; pipelined ones wait in order, unread bytes behind it are bounded, then reading stops.
 - Every state but "a request is under way" has a deadline; one sweep a second looks at all of them.
-- A client that does not read costs `MAX_UNSENT_BYTES` at most and is aborted when it stays so.
+- A client that does not read costs `MAX_UNSENT_BYTES` at most and is dropped when it stays so.
 - After broken framing: one error answer, then close. Nothing that follows it is ever looked at.
 - A bug that raises in one connection's code closes that connection and no other.
 - One `transport.write` per connection and loop turn: answers collect until `flush_dirty`.
@@ -12,19 +13,21 @@ What always holds:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from cliproxy.bounds import DRAIN_IDLE_SECONDS, LISTEN_BACKLOG, MAX_HELD_BODY_BYTES, SWEEP_SECONDS
+from cliproxy.bounds import ACCEPTS_PER_TURN, DRAIN_IDLE_SECONDS, INGRESS_SWEEP_SECONDS, MAX_HELD_BODY_BYTES, PIPELINE_BYTES
 from cliproxy.config.schema import ServerLimits
-from cliproxy.dataplane.connection import Connection, State, Verdict
+from cliproxy.dataplane.connection import Connection, State
 from cliproxy.dataplane.errors import encode_error
-from cliproxy.errors import CliproxyError
-from cliproxy.ingress.address import Address
+from cliproxy.dataplane.outbox import CLOSE, status_line
+from cliproxy.errors import CliproxyError, NotPermitted
+from cliproxy.ingress.address import parse_address
 from cliproxy.ingress.framing import RawRequest
 from cliproxy.ingress.headers import security_headers
 from cliproxy.ingress.rules.address_rate import AddressRate
@@ -41,7 +44,7 @@ class Exchange(Protocol):
         """Answer `request`, now or later, through `connection`. The next one of this connection comes only after that."""
 
     def on_client_gone(self, connection: Connection) -> None:
-        """The client closed, or was aborted, while its request was under way. Answers are dropped from now on."""
+        """The client closed, or was dropped, while its request was under way. Answers are ignored from now on."""
 
     def on_paused(self, connection: Connection) -> None:
         """The client does not read: send no more than a bounded buffer."""
@@ -51,9 +54,10 @@ class Exchange(Protocol):
 
 
 class Server:
-    """All client connections of a worker. Make it after the loop; `start` it with the inherited listening sockets.
+    """All client connections of a worker. `start` it with the inherited listening sockets.
 
-    `fault` is told what a bug raised, `denied` which address a rule turned away and the rule's name; neither may raise or block.
+    `fault` is told what a bug raised, `denied` which address a rule turned away and the rule's name; neither may raise or block. `address_rate` is
+    asked here only for requests whose body is still to come (`prepay`); the exchange asks it for all.
     """
 
     def __init__(
@@ -67,15 +71,15 @@ class Server:
         tls: ServerContext | None,
         fault: Callable[[BaseException], None],
         denied: Callable[[str, str], None],
-        sweep_seconds: float = SWEEP_SECONDS,
+        sweep_seconds: float = INGRESS_SWEEP_SECONDS,
         max_held_bytes: int = MAX_HELD_BODY_BYTES,
     ) -> None:
         self.exchange = exchange
         self.limits = limits
-        self.tls = tls
         self.draining = False
         self.collecting = False  # somebody will call `flush_dirty` before this loop turn ends
         self.held = 0  # body bytes of requests that are not answered, of all connections
+        self._tls = tls
         self._max_held = max_held_bytes
         self._loop = loop
         self._rules = rules
@@ -85,52 +89,124 @@ class Server:
         self._sweep_seconds = sweep_seconds
         self._now = loop.time()
         self._connections: set[Connection] = set()
+        self._openings: set[asyncio.Task[None]] = set()
         self._dirty: list[Connection] = []
         self._flush_planned = False
-        self._listeners: list[asyncio.AbstractServer] = []
-        self._handshakes: set[asyncio.Task[None]] = set()
-        self._sweeper: asyncio.TimerHandle | None = None
-        self._common = (b"", b"")
+        self._listeners: list[socket.socket] = []
+        self._resting: list[socket.socket] = []  # listeners that are not accepted on until the next sweep
+        self._common = (b"", b"")  # in clear, over TLS
         self._date = ""
 
     # --- life ---
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
-        """Accept on `sockets`, which are bound already, and begin to sweep."""
+        """Accept on `sockets`, which listen already, and begin to sweep. The server owns them from now on."""
         self._sweep()
         for sock in sockets:
-            self._listeners.append(await self._loop.create_server(lambda: Connection(self), sock=sock, backlog=LISTEN_BACKLOG))
+            sock.setblocking(False)
+            self._listeners.append(sock)
+            self._loop.add_reader(sock, self._accept, sock)
 
     def drain(self) -> None:
         """Accept no more; requests under way are finished and answered with `Connection: close`; idle connections close within about a second."""
         self.draining = True
-        self.stop_accepting()
+        for listener in self._listeners:
+            self._loop.remove_reader(listener)
+            listener.close()
+        self._listeners.clear()
+        self._resting.clear()
         deadline = self._loop.time() + DRAIN_IDLE_SECONDS
         for connection in tuple(self._connections):
             connection.drain(deadline)
 
-    def stop_accepting(self) -> None:
-        """Close our descriptors of the listening sockets."""
-        for listener in self._listeners:
-            listener.close()
-        self._listeners.clear()
-
     def abort_all(self) -> None:
         """Break every connection off: the drain timeout is over."""
+        for opening in tuple(self._openings):
+            opening.cancel()
         for connection in tuple(self._connections):
             connection.drop()
 
     @property
     def open_connections(self) -> int:
         """How many connections there are. 0 after `drain`: everything is answered."""
-        return len(self._connections)
+        return len(self._connections) + len(self._openings)
 
-    def block(self, networks: Iterable[str]) -> None:
-        """Put the policy feed's blocked networks in force: for new connections, and open ones of these networks end now."""
-        self._rules.block(networks)
+    def block(self, networks: Sequence[str]) -> None:
+        """Put the policy feed's blocked networks in force: for new connections, and open ones of these networks end now.
+
+        Raises `ConfigError`, and changes nothing, if one is no network.
+        """
+        if not self._rules.block(networks):
+            return
         for connection in tuple(self._connections):
             if not self._rules.still_admits(connection.client):
+                self._denied(connection.address, "ip_lists")
                 connection.drop()
+
+    # --- step 1: accepting ---
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Accept what waits, but leave some of a burst to other workers.
+
+        We accept ourselves, not by `loop.create_server`, so that an address is judged before anything is spent on it (a TLS handshake above all),
+        and because libuv closes its listener for good when descriptors run out.
+        """
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                sock, peer = listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return  # another worker was faster
+            except ConnectionError:
+                continue  # gone before we looked
+            except OSError as error:  # out of descriptors or memory: those who are connected go on; try again at the next sweep
+                self._loop.remove_reader(listener)
+                self._resting.append(listener)
+                self._fault(error)
+                return
+            try:
+                self._admit(sock, peer)
+            except Exception as error:  # noqa: BLE001 - a bug about one connection closes that connection and no other
+                sock.close()
+                self._fault(error)
+
+    def _admit(self, sock: socket.socket, peer: tuple[str, ...]) -> None:
+        try:
+            client = parse_address(peer[0])
+        except (IndexError, ValueError):
+            sock.close()
+            return
+        denied = self._rules.denied_by(client)
+        if denied is not None:
+            self._denied(client.text, denied)
+            self._turn_away(sock, say_why=denied == "ip_lists" and self._tls is None)
+            return
+        connection = Connection(self, client, secure=self._tls is not None, slot=None if self._rate is None else self._rate.slot(client.group))
+        opening = self._loop.create_task(self._open(sock, connection))
+        self._openings.add(opening)
+        opening.add_done_callback(self._openings.discard)
+
+    async def _open(self, sock: socket.socket, connection: Connection) -> None:
+        handshake = None if self._tls is None else self.limits.head_timeout_seconds
+        try:
+            await self._loop.connect_accepted_socket(lambda: connection, sock, ssl=self._tls, ssl_handshake_timeout=handshake)
+        except (OSError, RuntimeError, asyncio.CancelledError) as error:  # ssl.SSLError is an OSError; no TLS client is no fault of ours
+            connection.connection_lost(error)  # nobody else tells it when the handshake failed
+            sock.close()
+
+    def _turn_away(self, sock: socket.socket, *, say_why: bool) -> None:
+        """Close, after a word to whoever can read it in clear. Best effort: it keeps no state and never waits."""
+        try:
+            if say_why:
+                sock.setblocking(False)
+                status, headers, body = self.encode_error(NotPermitted("Your address may not connect here.", code="address_not_permitted"))
+                head = status_line(status) + self.common_headers(secure=False) + headers + CLOSE + b"Content-Length: %d\r\n\r\n" % len(body)
+                with contextlib.suppress(BlockingIOError):
+                    sock.recv(PIPELINE_BYTES)  # what is unread at `close` would reset the connection and take the answer with it
+                sock.send(head + body)
+        except OSError:
+            pass  # it is gone
+        finally:
+            sock.close()
 
     # --- the end of a loop turn ---
 
@@ -159,17 +235,20 @@ class Server:
     # --- time ---
 
     def after(self, seconds: float) -> float:
-        """Return the deadline that passes in `seconds`, or up to two sweeps later: the clock is the sweep's, which costs nothing."""
+        """Return the deadline that passes in `seconds`, or up to two sweeps later: the clock is the sweep's, which costs nothing to read."""
         return self._now + seconds + self._sweep_seconds
 
     def _sweep(self) -> None:
         self._now = now = self._loop.time()
-        self._sweeper = self._loop.call_later(self._sweep_seconds, self._sweep)
+        self._loop.call_later(self._sweep_seconds, self._sweep)
         date = email.utils.formatdate(time.time(), usegmt=True)  # RFC 9110 §6.6.1
         if date != self._date:
             self._date = date
             line = b"Date: " + date.encode("ascii") + b"\r\n"
             self._common = (line + security_headers(secure=False), line + security_headers(secure=True))
+        while self._resting:
+            listener = self._resting.pop()
+            self._loop.add_reader(listener, self._accept, listener)
         for connection in tuple(self._connections):
             try:
                 connection.sweep(now)
@@ -178,23 +257,14 @@ class Server:
 
     # --- what a connection asks for ---
 
-    def admit(self, connection: Connection, address: Address) -> Verdict:
-        """Step 1. Whoever is served or refused is counted until `forget`."""
-        denied = self._rules.denied_by(address)
-        if denied is not None:
-            self._denied(address.text, denied)
-            # In clear the address learns why, if there is room; over TLS a handshake would be too dear for it.
-            if self.tls is not None or denied != "ip_lists" or not self._rules.counts(address):
-                return Verdict.CLOSE
-        elif self._rate is not None:
-            connection.slot = self._rate.slot(address.group)
+    def remember(self, connection: Connection) -> None:
+        """`connection` carries HTTP from now on."""
         self._connections.add(connection)
-        return Verdict.SERVE if denied is None else Verdict.REFUSE
 
-    def forget(self, connection: Connection, address: Address) -> None:
+    def forget(self, connection: Connection) -> None:
         """`connection` is gone."""
         self._connections.discard(connection)
-        self._rules.release(address)
+        self._rules.release(connection.client)
 
     def prepay(self, connection: Connection) -> float | None:
         """Let a request whose body is still to come pay its address's token now: None, or the seconds until there is one."""
@@ -220,28 +290,3 @@ class Server:
     def report_fault(self, error: BaseException) -> None:
         """Code of ours raised `error`."""
         self._fault(error)
-
-    def shake_hands(self, connection: Connection, transport: asyncio.Transport) -> None:
-        """Begin TLS on an admitted connection. Nothing was read from it yet: the loop reads only after this turn's callbacks."""
-        task = self._loop.create_task(self._shake_hands(connection, transport))
-        self._handshakes.add(task)
-        task.add_done_callback(self._handshakes.discard)
-
-    async def _shake_hands(self, connection: Connection, transport: asyncio.Transport) -> None:
-        assert self.tls is not None
-        connection.secure = True  # from here on the transport's bytes go through TLS
-        try:
-            secured = await self._loop.start_tls(transport, connection, self.tls, server_side=True, ssl_handshake_timeout=self.limits.head_timeout_seconds)
-        except (OSError, ValueError, RuntimeError) as error:  # ssl.SSLError is an OSError; a client that is no TLS client is no fault of ours
-            transport.abort()
-            connection.connection_lost(error)  # TLS does not tell the protocol of a handshake that failed
-            return
-        if secured is None or connection.state is State.CLOSED:
-            transport.abort()
-            connection.connection_lost(None)
-            return
-        try:
-            connection.opened(secured, secure=True)
-        except Exception as error:  # noqa: BLE001 - as in flush_dirty
-            connection.failed(error)
-        self.flush_dirty()

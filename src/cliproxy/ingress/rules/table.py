@@ -7,7 +7,7 @@ per request  3  address_rate      how often one address may ask                 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Protocol
 
 from cliproxy.config.schema import ServerLimits, ServerSecurity
@@ -32,16 +32,25 @@ class AcceptRules:
 
     def __init__(self, security: ServerSecurity, limits: ServerLimits) -> None:
         self._lists = IpLists(security)
+        self._blocked: tuple[str, ...] = ()
         self._caps = ConnectionCaps(total=limits.max_connections, per_address=limits.max_connections_per_address)
         self._order = self._table()
 
     def _table(self) -> tuple[AcceptRule, ...]:
         return (self._lists, self._caps)
 
-    def block(self, networks: Iterable[str]) -> None:
-        """Put the policy feed's blocked networks in force for new connections. Raises `ConfigError` (and changes nothing) if one is no network."""
-        self._lists = self._lists.with_blocked(networks)
+    def block(self, networks: Sequence[str]) -> bool:
+        """Put the policy feed's blocked networks in force for new connections; return whether anything changed.
+
+        Raises `ConfigError` (and changes nothing) if one is no network.
+        """
+        blocked = tuple(networks)
+        if blocked == self._blocked:
+            return False
+        self._lists = self._lists.with_blocked(blocked)
+        self._blocked = blocked
         self._order = self._table()
+        return True
 
     def denied_by(self, address: Address) -> str | None:
         """Return the name of the first rule that denies `address`, or None: then its connection is counted."""
@@ -49,10 +58,6 @@ class AcceptRules:
             if not rule.admits(address):
                 return rule.name
         return None
-
-    def counts(self, address: Address) -> bool:
-        """Count a connection of an address that is denied but answered, if the caps allow: `release` must follow."""
-        return self._caps.admits(address)
 
     def still_admits(self, address: Address) -> bool:
         """Say whether an open connection of `address` may stay after `block`."""

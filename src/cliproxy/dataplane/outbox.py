@@ -1,0 +1,83 @@
+"""What one connection has to send: the bytes of answers, framed, collected until the end of the loop turn.
+
+What always holds: a stream's bytes of one turn are one chunk; nothing is lost or reordered between answers; `unsent` counts what a stream holds.
+"""
+
+from __future__ import annotations
+
+import http
+from typing import Final
+
+_STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
+_LAST_CHUNK: Final = b"0\r\n\r\n"
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+CLOSE: Final = b"Connection: close\r\n"
+CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
+
+
+class Outbox:
+    """Bytes that wait. `chunked` says how the present stream is framed."""
+
+    __slots__ = ("_out", "_pieces", "chunked", "unsent")
+
+    def __init__(self) -> None:
+        self._out: list[bytes] = []
+        self._pieces: list[bytes] = []  # of a stream: what the next chunk will hold
+        self.chunked = True
+        self.unsent = 0
+
+    def open(self, status: int, common: bytes, headers: bytes, framing: bytes) -> None:
+        """Begin an answer. Each part is whole header lines; `status` need not be a registered one."""
+        self._out.append(status_line(status) + common + headers + framing + b"\r\n")
+
+    def append(self, data: bytes) -> None:
+        """Add bytes that are framed already."""
+        self._out.append(data)
+
+    def stream(self, data: bytes) -> int:
+        """Add to the stream's next chunk; return how many bytes of it wait now."""
+        self._pieces.append(data)
+        self.unsent += len(data)
+        return self.unsent
+
+    def end_stream(self, *, omits_body: bool) -> None:
+        """The stream is complete."""
+        self._seal()
+        if self.chunked and not omits_body:
+            self._out.append(_LAST_CHUNK)
+        self.unsent = 0
+
+    def take(self) -> bytes:
+        """Return everything that waits, and forget it."""
+        if self._pieces:
+            self._seal()
+        out = self._out
+        data = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        self.unsent = 0
+        return data
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._out.clear()
+        self._pieces.clear()
+        self.unsent = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._out or self._pieces)
+
+    def _seal(self) -> None:
+        """Make the stream's pieces one chunk."""
+        pieces = self._pieces
+        if not pieces:
+            return
+        if self.chunked:
+            self._out.append(b"%x\r\n" % sum(map(len, pieces)))
+            pieces.append(b"\r\n")
+        self._out += pieces
+        pieces.clear()
+
+
+def status_line(status: int) -> bytes:
+    """Return the line that begins an answer; the phrase may be empty (RFC 9112 §4)."""
+    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
