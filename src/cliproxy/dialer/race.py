@@ -44,8 +44,12 @@ class Race:
 
     def ready(self, descriptor: int, now: float) -> None:
         """Take note that the socket `descriptor` is writable or failed."""
-        sock, address = self._running.pop(descriptor)
-        self._settle(sock, address, sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        sock, address = self._running[descriptor]
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not code and not _is_connected(sock):
+            return  # the event was for an earlier socket of that number
+        del self._running[descriptor]
+        self._settle(sock, address, code)
         if self.won is None:
             self.step(now)
 
@@ -78,3 +82,11 @@ class Race:
             self.close()
         else:
             sock.close()
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True

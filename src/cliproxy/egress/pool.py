@@ -42,17 +42,22 @@ class Dialer(Protocol):
     def dial(self, origin: str, done: Callable[[socket.socket | None, str], None]) -> bool: ...
 
 
-# What the dialer's reasons are to a client. Whatever is not here is a 502 with the reason as its code.
+# What the dialer's reasons are to a client: status, code, message.
 _DIAL_FAILURES = {
-    "resolve": UpstreamError("The provider's name does not resolve.", code="provider_resolve"),
-    "refused": UpstreamError("The provider refused the connection.", code="provider_refused_connection"),
-    "unreachable": UpstreamError("The provider can not be reached.", code="provider_unreachable"),
-    "timeout": UpstreamError("The provider did not take the connection in time.", status=504, code="provider_connect_timeout"),
-    "forbidden_address": UpstreamError("The provider's name leads to an address that is not allowed.", code="provider_forbidden_address"),
-    "not_enrolled": Unavailable("The provider is not enrolled with the dialer.", code="provider_not_enrolled"),
-    "busy": Unavailable("Too many connections to providers are being made.", code="dialer_busy"),
-    "dialer_gone": Unavailable("Connections to providers can not be made now.", code="dialer_gone"),
+    "resolve": (502, "provider_resolve", "The provider's name does not resolve."),
+    "refused": (502, "provider_refused_connection", "The provider refused the connection."),
+    "unreachable": (502, "provider_unreachable", "The provider can not be reached."),
+    "timeout": (504, "provider_connect_timeout", "The provider did not take the connection in time."),
+    "forbidden_address": (502, "provider_forbidden_address", "The provider's name leads to an address that is not allowed."),
+    "not_enrolled": (503, "provider_not_enrolled", "The provider is not enrolled with the dialer."),
+    "busy": (503, "dialer_busy", "Too many connections to providers are being made."),
+    "dialer_gone": (503, "dialer_gone", "Connections to providers can not be made now."),
 }
+
+
+def _dial_failure(reason: str) -> CliproxyError:
+    status, code, message = _DIAL_FAILURES.get(reason, _DIAL_FAILURES["unreachable"])
+    return Unavailable(message, code=code) if status == 503 else UpstreamError(message, status=status, code=code)
 
 
 class Lane:
@@ -134,7 +139,7 @@ class Pool:
         lane.waiting.append(sent)
         if not self._dial(lane) and not lane.dialling and not lane.open:
             lane.waiting.pop()
-            raise Unavailable("Connections to providers can not be made now.", code="dialer_gone")
+            raise _dial_failure("dialer_gone")
 
     def forget_waiting(self, sent: Sent) -> None:
         """Take a cancelled call out of its queue. A connection that was asked for on its behalf goes to the next call, or becomes idle."""
@@ -167,7 +172,7 @@ class Pool:
     def _dialled(self, lane: Lane, sock: socket.socket | None, reason: str) -> None:
         if sock is None:
             lane.dialling -= 1
-            self._connect_failed(lane, _DIAL_FAILURES.get(reason) or UpstreamError("The provider can not be reached.", code="provider_unreachable"))
+            self._connect_failed(lane, _dial_failure(reason))
         elif self._closed or lane.retired:
             lane.dialling -= 1
             sock.close()
@@ -189,7 +194,7 @@ class Pool:
         except ssl.SSLCertVerificationError:
             failure = UpstreamError("The provider's certificate is not valid.", code="provider_certificate")
         except TimeoutError:
-            failure = _DIAL_FAILURES["timeout"]
+            failure = _dial_failure("timeout")
         except (OSError, ssl.SSLError):
             failure = UpstreamError("The connection to the provider broke off while it was made.", code="provider_tls")
         finally:
@@ -224,7 +229,7 @@ class Pool:
         if connection in lane.idle:
             lane.idle.remove(connection)
         if lane.waiting and not self._closed and not self._dial(lane) and not lane.open and not lane.dialling:
-            self._connect_failed(lane, _DIAL_FAILURES["dialer_gone"])
+            self._connect_failed(lane, _dial_failure("dialer_gone"))
 
     # --- time, reload, end ---------------------------------------------------------------------------------------
 

@@ -90,9 +90,6 @@ class Sent:
             call.on_failure(error)
 
 
-_BROKE_OFF = UpstreamError("The provider broke off the connection.", code="provider_broke_off")
-
-
 class Connection(asyncio.Protocol):
     """A connection to one provider, carrying one call at a time."""
 
@@ -209,7 +206,7 @@ class Connection(asyncio.Protocol):
         if exc is None and self._until_close and self._answering and not self._complete:
             self._finish(sent)
         else:
-            sent.fail(_BROKE_OFF)
+            sent.fail(UpstreamError("The provider broke off the connection.", code="provider_broke_off"))
 
     # --- httptools -----------------------------------------------------------------------------------------------
 
