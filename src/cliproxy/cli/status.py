@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,8 @@ from cliproxy.cli.options import common_options
 from cliproxy.errors import EXIT_CHECK_FAILED
 
 if TYPE_CHECKING:
+    from http.client import HTTPConnection
+
     from cliproxy.config.schema import Settings
 
 _READY_SECONDS = 5.0
@@ -59,20 +62,17 @@ def command(home: Home, as_json: bool, ready: bool) -> int:
 def _ask_ready(home: Home) -> tuple[bool, str]:
     """Return whether `/readyz` says so, and what it said. Asked where the configuration file says that the gateway listens."""
     import http.client
-    import ssl
 
     from cliproxy.config.load import load_settings
 
     settings = load_settings(home.config_file, allow_no_sandbox=True).settings
     host, port = _address(settings)
-    connection: http.client.HTTPConnection
-    if settings.server.tls.enabled:
-        context = ssl.create_default_context(cafile=settings.server.tls.cert_file)
-        context.check_hostname = False  # the gateway's own address, and only its own certificate is trusted
-        connection = http.client.HTTPSConnection(host, port, timeout=_READY_SECONDS, context=context)
-    else:
-        connection = http.client.HTTPConnection(host, port, timeout=_READY_SECONDS)
+    tls = settings.server.tls
+    connection = _pinned(host, port) if tls.enabled else http.client.HTTPConnection(host, port, timeout=_READY_SECONDS)
     try:
+        connection.connect()
+        if tls.enabled and not _shows(connection, tls.cert_file):
+            return False, f"{host}:{port} shows another certificate than {tls.cert_file}"
         connection.request("GET", "/readyz")
         answer = connection.getresponse()
         return answer.status == http.client.OK, f"/readyz answers {answer.status}"
@@ -80,6 +80,28 @@ def _ask_ready(home: Home) -> tuple[bool, str]:
         return False, f"{host}:{port} does not answer ({type(error).__name__})"
     finally:
         connection.close()
+
+
+def _pinned(host: str, port: int) -> HTTPConnection:
+    """Return a TLS connection whose certificate `_shows` has to compare before anything is sent: no authority and no name vouches for a local address."""
+    import http.client
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return http.client.HTTPSConnection(host, port, timeout=_READY_SECONDS, context=context)
+
+
+def _shows(connection: HTTPConnection, cert_file: str) -> bool:
+    """Whether the peer's certificate is the first one in `cert_file`."""
+    import ssl
+
+    text = Path(cert_file).read_text(encoding="ascii", errors="replace")
+    first = text[: text.find(ssl.PEM_FOOTER) + len(ssl.PEM_FOOTER)]
+    sock = connection.sock
+    return isinstance(sock, ssl.SSLSocket) and sock.getpeercert(binary_form=True) == ssl.PEM_cert_to_DER_cert(first[first.find(ssl.PEM_HEADER) :])
 
 
 def _address(settings: Settings) -> tuple[str, int]:

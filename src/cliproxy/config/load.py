@@ -126,6 +126,8 @@ def _problem_with(name: str, *, private: bool) -> tuple[str, str]:
         return "there is no such file, or it cannot be reached", "correct the path"
     if not stat.S_ISREG(found.st_mode):
         return "this is not a regular file", "name the file itself"
+    if found.st_mode & 0o022:
+        return "others may write this file", f"chmod go-w {name}"
     if private and found.st_mode & 0o007:
         return "everybody may read this private key", f"chmod 600 {name}"
     if not os.access(name, os.R_OK):

@@ -25,6 +25,7 @@ CIPHER_SUITES = frozenset(  # TLS 1.2 with forward secrecy and authenticated enc
     for certificate in ("RSA", "ECDSA")
     for cipher in ("AES_128_GCM_SHA256", "AES_256_GCM_SHA384", "CHACHA20_POLY1305_SHA256")
 )
+ALWAYS_ON_SUITES = frozenset({"TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"})  # TLS 1.3: may be named
 ALERT_METRICS = frozenset({"auth_failures", "rate_limit_violations", "suspicious_activity", "blocked_ips"})  # the specification's counters
 _CONDITION = re.compile(r"([a-z_]{1,64}) (>|>=|<|<=|==) ([0-9]{1,12}(?:\.[0-9]{1,6})?)")
 _DURATION = re.compile(r"[1-9][0-9]{0,5}[smhd]")
@@ -102,11 +103,11 @@ class Judge:
             if value:
                 self._absolute((*path, key), value)
         for index, suite in enumerate(tls.cipher_suites):
-            if suite not in CIPHER_SUITES:
+            if suite not in CIPHER_SUITES | ALWAYS_ON_SUITES:
                 self._refuse(
                     (*path, "cipher_suites", index), "this cipher suite is not known or not safe", cure="choose from " + ", ".join(sorted(CIPHER_SUITES))
                 )
-        if tls.cipher_suites and tls.min_version == "1.3":
+        if CIPHER_SUITES.intersection(tls.cipher_suites) and tls.min_version == "1.3":
             self._warn((*path, "cipher_suites"), "these suites are TLS 1.2's: with min_version 1.3 they are never used")
 
     def _provider(self, name: str, provider: Provider) -> Provider:
