@@ -10,10 +10,10 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from vault_fakes import MASTER
 
 from cliproxy.audit.client import ACKNOWLEDGEMENT, DURABLE, packet_decoder
@@ -53,6 +53,15 @@ class LogOfEvents:
             pending_epoch=pending.epoch if pending else 0,
             pending_root=bytes.fromhex(pending.root) if pending else b"",
         )
+
+    def wait_for(self, kind: type, count: int = 1) -> list[Any]:
+        """The first `count` events of `kind`, as soon as they are there."""
+        until = time.monotonic() + SECONDS
+        while len(self.of(kind)) < count and time.monotonic() < until:
+            time.sleep(0.01)
+        found = self.of(kind)
+        assert len(found) >= count
+        return found
 
     def of(self, kind: type) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
@@ -268,8 +277,11 @@ def digest(number: int) -> bytes:
     return struct.pack(">32s", b"%032d" % number)
 
 
-def encode(message: Any) -> bytes:
-    return msgspec.msgpack.encode(message)
+Start = Callable[..., VaultProcess]
+
+
+def create(vault: VaultProcess, number: int = 1, **fields: Any) -> Any:
+    return vault.ask(messages.CreateKey, digest=digest(number), name=fields.pop("name", f"key {number}"), models=fields.pop("models", ("*",)), **fields)
 
 
 assert sys.platform == "linux"
