@@ -7,6 +7,8 @@ sources, so its three hooks are replaced.
 
 from __future__ import annotations
 
+import encodings.idna  # host names as str, in socket and uvloop
+import encodings.punycode  # noqa: F401 - idna looks it up with the first name that is not ASCII
 import linecache
 import sys
 import threading

@@ -7,9 +7,7 @@ after the lockdown would kill the process.
 from __future__ import annotations
 
 import asyncio
-import encodings.idna  # noqa: F401 - uvloop encodes addresses with it
 import socket
-import stringprep  # noqa: F401
 
 import uvloop
 
