@@ -60,7 +60,7 @@ class Log:
     def rotate(self) -> None:
         number = self.writer.segment + 1
         descriptor = self._open(segment_name(number))
-        os.dup2(descriptor, self.segment)
+        os.dup2(descriptor, self.segment, inheritable=False)
         os.close(descriptor)
         self.writer.begin_segment(number)
 

@@ -99,7 +99,7 @@ class Rig:
     def _put(self, name: str, sock: socket.socket) -> None:
         """As in the sender's process: a new channel lands on the old one's number."""
         if name in self.ends:
-            os.dup2(sock.fileno(), self.ends[name].fileno())
+            os.dup2(sock.fileno(), self.ends[name].fileno(), inheritable=False)
             sock.close()
             if name in self.clients:
                 self.clients[name].replaced()

@@ -41,7 +41,8 @@ def main(rate: float, seconds: float, per_packet: int) -> None:
         used = cpu(rig.pid) - before
         rig.stop()
         print(
-            f"{rate:.0f} calls/s wanted, {sent / 2 / seconds:.0f} sent, {refused} refused: auditor {used / sent * 1e6:.2f} CPU-µs per event, sender {mine / sent * 1e6:.2f}"
+            f"{rate:.0f} calls/s wanted, {sent / 2 / seconds:.0f} sent, {refused} refused: "
+            f"auditor {used / sent * 1e6:.2f} CPU-µs per event, sender {mine / sent * 1e6:.2f}"
         )
 
 

@@ -48,7 +48,7 @@ class Pair:
         ours, auditor = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         auditor.setblocking(False)
         self.auditor.close()
-        os.dup2(ours.fileno(), self.sock.fileno())
+        os.dup2(ours.fileno(), self.sock.fileno(), inheritable=False)
         ours.close()
         self.auditor = auditor
         self.client.replaced()
