@@ -44,7 +44,6 @@ INGRESS_SWEEP_SECONDS = 1.0  # DESIGN §7: one sweep over the deadlines each sec
 # --- limits --------------------------------------------------------------------------------------------------------
 SHARED_RATE_SETS = 65_536  # address buckets of a machine: 65,536 sets of 4 ways of 16 bytes are 4 MiB
 SHARED_RATE_WAYS = 4
-MAX_RATE_KEYS = 65_536  # buckets in memory of one process; the least recently used one goes first
 
 # --- translators ---------------------------------------------------------------------------------------------------
 SMALL_JSON_BYTES = 16 * KIB  # bodies up to here are not counted: at worst 5,461 empty lists, 2 ms

@@ -61,7 +61,7 @@ class Phase(IntEnum):
 
 
 _CHUNK_SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,8}")
-_BARE_LF: Final = re.compile(rb"(?:^|[^\r])\n")
+_BROKEN_LINE: Final = re.compile(rb"(?:^|[^\r])\n|\r[^\n]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # a bare LF or CR, a control byte
 _FIRST_BYTES: Final = frozenset(method[0] for method in METHODS)
 
 # What the next byte of a chunked body belongs to.
@@ -182,7 +182,7 @@ class Framer:
         """Refuse what cannot become a head, so that nobody waits for the deadline to learn it. Same verdict as on the whole head."""
         self.phase = Phase.HEAD
         prefix = self._buffer[: self._max_head_bytes]
-        if prefix[0] not in _FIRST_BYTES or _BARE_LF.search(prefix, max(0, self._at - 1)):
+        if prefix[0] not in _FIRST_BYTES or _BROKEN_LINE.search(prefix, max(0, self._at - 1)):
             refuse("The request line or a header line is not valid HTTP/1.1.")
         line_end = prefix.find(b"\r\n")
         if line_end >= 0 and not REQUEST_LINE.fullmatch(prefix, 0, line_end):
