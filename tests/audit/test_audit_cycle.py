@@ -143,9 +143,19 @@ def test_a_full_segment_waits_for_the_next_and_asks_again(desk: Desk) -> None:
     assert desk.turn(after=1.0) == [("segment", 2)]
     with pytest.raises(AuditError):
         desk.cycle.segment_begun(3)
-    desk.cycle.segment_begun(2)
+    assert desk.cycle.segment_begun(2)
     assert desk.turn() == ["sync"]
     assert desk.log.writer.segment == 2
+    assert not desk.cycle.segment_begun(2)  # the answer to having asked twice
+
+
+def test_at_the_end_a_full_segment_takes_the_rest(desk: Desk) -> None:
+    desk.cycle.segment_bytes = 10
+    desk.log.add(event(1))
+    assert desk.turn(after=1.0) == [("segment", 2)]
+    desk.cycle.stop_rotating()
+    assert desk.turn() == ["sync"]
+    assert desk.log.writer.segment == 1
 
 
 def test_a_segment_that_nobody_asked_for_is_an_error(desk: Desk) -> None:

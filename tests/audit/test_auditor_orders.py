@@ -155,6 +155,45 @@ def test_stop_takes_what_was_sent_before_it(rig: Rig) -> None:
     assert verify_log(rig.home).covered == 1 + 100 + 1
 
 
+def test_stop_does_not_wait_for_a_segment_and_the_next_start_uses_it(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, settings=AuditSettings(segment_bytes=1))
+    try:
+        rig.start()
+        assert rig.client("egress").offer([intent(1)])
+        assert rig.control.order(Down.STOP)
+        until = time.monotonic() + 10
+        while time.monotonic() < until and not os.waitpid(rig.pid, os.WNOHANG)[0]:
+            time.sleep(0.01)  # its question, if it came to that, is not answered
+        assert time.monotonic() < until
+        assert verify_log(tmp_path).covered == 2
+        rig.segment_number, rig.segment = 2, rig.workspace.create_segment(2)
+        rig.start()
+        client = rig.client("egress")
+        assert client.offer([intent(2)])
+        while client.durable_through() < client.offered_through() and time.monotonic() < until:
+            rig._serve_control(0.01)
+            client.poll(time.monotonic())
+        assert rig.stop() == 0
+        assert verify_log(tmp_path).covered >= 3
+    finally:
+        rig.close()
+
+
+def test_a_flood_before_the_key_does_not_keep_the_key_out(rig: Rig) -> None:
+    rig.start(seed=None)
+    egress = rig.client("egress")
+    sent = 0
+    until = time.monotonic() + 1.5
+    while sent * 60_000 < 3 * 1024 * 1024 and time.monotonic() < until:
+        if egress.offer([intent(0)] * 500):
+            sent += 1
+        else:
+            time.sleep(0.001)
+    rig.hand_over(SEED)
+    rig.wait_for(Up.READY)
+    rig.record("supervisor", [event(1)])
+
+
 def test_without_its_supervisor_it_leaves(rig: Rig) -> None:
     rig.start()
     rig.record("egress", [intent(1)])

@@ -114,10 +114,19 @@ class Cycle:
         self._stage = _Stage.IDLE
         self._owner.durable()
 
-    def segment_begun(self, number: int) -> None:
-        """The descriptor is that of the new segment now. Raises `AuditError` when it is not the next one or nobody asked for it."""
+    def segment_begun(self, number: int) -> bool:
+        """The new segment is there. `False`: it is the present one, asked for twice. Raises `AuditError` when it is not the next one or nobody asked for it."""
+        if number == self._log.segment:
+            return False
         self._log.begin_segment(number if self._stage is _Stage.WAITING_FOR_SEGMENT else -1)
         self._stage = _Stage.IDLE
+        return True
+
+    def stop_rotating(self) -> None:
+        """The end is near: what waits goes into the present segment, however full."""
+        self.segment_bytes = 1 << 62
+        if self._stage is _Stage.WAITING_FOR_SEGMENT:
+            self._stage = _Stage.IDLE
 
     def _step(self, now: float, wall: float) -> bool:
         """Take one step; `False` when there is none to take now."""

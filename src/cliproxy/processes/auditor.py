@@ -9,47 +9,30 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import msgspec
 
-from cliproxy.audit.client import ACKNOWLEDGEMENT, DURABLE, FAILED
 from cliproxy.audit.cycle import Cycle
-from cliproxy.audit.events import ChannelViolation, Event, clip, timestamp
+from cliproxy.audit.events import ChannelViolation, clip, timestamp
 from cliproxy.audit.intake import Intake, Source
 from cliproxy.audit.log import SEED_BYTES, LogSigner, LogWriter, verify_note
 from cliproxy.audit.recovery import Position, recover
 from cliproxy.audit.sync import Syncer
-from cliproxy.bounds import AUDIT_NAP_SECONDS, AUDIT_QUERIES_PER_SECOND, MAX_CONTROL_MESSAGE_BYTES, MAX_PENDING_AUDIT_BYTES
+from cliproxy.bounds import AUDIT_NAP_SECONDS, AUDIT_QUERIES_PER_SECOND, MAX_PENDING_AUDIT_BYTES
 from cliproxy.config.schema import AuditSettings, decode_settings
 from cliproxy.errors import AuditError, ChannelError
-from cliproxy.ipc.channel import ChannelClosed, PacketChannel
-from cliproxy.ipc.messages import Anchor, LogKey, VaultToAuditor
+from cliproxy.ipc.messages import Anchor, LogKey
 from cliproxy.processes import child
 from cliproxy.processes.boot import read_sealed
 from cliproxy.processes.child import Boot, Control, Down, Order, Up
 from cliproxy.processes.queries import Queries
-from cliproxy.processes.slots import channel, is_socket, vacate
-from cliproxy.processes.topology import ADMIN, AUDITOR, DIALER, EGRESS, SUPERVISOR, VAULT, WORKER, AuditorSlots
+from cliproxy.processes.senders import AWAITED, Senders
+from cliproxy.processes.slots import channel, is_socket
+from cliproxy.processes.topology import AUDITOR, AuditorSlots
 from cliproxy.secret import Secret
-
-# In this order they are read when several wait: egress's intents hold up calls.
-SENDERS: Final[dict[int, tuple[str, str]]] = {
-    AuditorSlots.EGRESS_FD: (EGRESS, EGRESS),
-    AuditorSlots.VAULT_FD: (VAULT, VAULT),
-    AuditorSlots.SUPERVISOR_FD: (SUPERVISOR, SUPERVISOR),
-    AuditorSlots.ADMIN_FD: (ADMIN, ADMIN),
-    AuditorSlots.DIALER_FD: (DIALER, DIALER),
-    **{slot: (WORKER, f"{WORKER}-{number}") for number, slot in enumerate(AuditorSlots.WORKER_FDS)},
-}
-_AWAITED: Final = frozenset({VAULT, ADMIN, SUPERVISOR})  # few events, each waited for
-_PACKETS_PER_TURN: Final = 64
-_LONGEST_QUEUE: Final = 4096  # packets; more than a socket buffer holds of the smallest
-_CLOSED: Final = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
 @dataclass(slots=True)
@@ -58,15 +41,6 @@ class Prepared:
 
     position: Position
     syncer: Syncer
-
-
-@dataclass(slots=True)
-class Channel:
-    """One sender's channel. `handshake`: the vault's, until its key came."""
-
-    sock: socket.socket
-    source: Source
-    handshake: PacketChannel[VaultToAuditor] | None = None
 
 
 class Auditor:
@@ -79,7 +53,6 @@ class Auditor:
         self._position = prepared.position
         self._syncer = prepared.syncer
         self._control = control
-        self._channels: dict[int, Channel] = {}
         self._held: list[tuple[Source, bytes]] = []  # packets that came before the key
         self._held_bytes = 0
         self._log: LogWriter | None = None
@@ -94,16 +67,15 @@ class Auditor:
         for poll in (self._urgent_poll, self._poll):
             poll.register(control.fileno(), select.POLLIN)
             poll.register(self._syncer.fileno(), select.POLLIN)
-        for slot in (*SENDERS, AuditorSlots.ADMIN_QUERY_FD):
-            self._open(slot)
+        self._senders = Senders(self, self._poll)
+        self._open_queries()
 
     def run(self) -> None:
         """Serve until STOP. Raises `CorruptLog` when the log is another key's, `AuditError` when it cannot be written."""
         self._syncer.start()
         while not self._leaving:
             self._turn()
-        for slot in tuple(self._channels):
-            self._receive(slot, most=_LONGEST_QUEUE)
+        self._senders.receive_rest()
         self._finish()
 
     # --- one turn ----------------------------------------------------------------------------------------------------
@@ -111,14 +83,14 @@ class Auditor:
     def _turn(self) -> None:
         now = time.monotonic()
         cycle = self._cycle
-        backed_up = self._held_bytes >= MAX_PENDING_AUDIT_BYTES if cycle is None else cycle.is_backed_up()
+        backed_up = cycle is not None and cycle.is_backed_up()
         wake = now + 1.0 if cycle is None else min(now + 1.0, cycle.next_time(now))
         reads = not backed_up and now >= self._nap_until
         if not reads and not backed_up:
             wake = min(wake, self._nap_until)
         ready = dict((self._poll if reads else self._urgent_poll).poll(max(0.0, (wake - now) * 1000)))
-        if reads:
-            self._receive_all(ready)
+        if reads and self._senders.receive(ready, only_vault=self._held_bytes >= MAX_PENDING_AUDIT_BYTES):
+            self._nap_until = time.monotonic() + AUDIT_NAP_SECONDS
         if ready.get(self._syncer.fileno()) and self._syncer.collect() and cycle is not None:
             cycle.synced()
         if ready.get(AuditorSlots.ADMIN_QUERY_FD):
@@ -127,12 +99,14 @@ class Auditor:
         if ready.get(self._control.fileno()):
             self._take_orders()
 
-    def _receive_all(self, ready: dict[int, int]) -> None:
-        quiet = True
-        for slot in [slot for slot in self._channels if slot in ready]:
-            quiet = self._receive(slot, most=_PACKETS_PER_TURN) in _AWAITED and quiet
-        if not quiet:
-            self._nap_until = time.monotonic() + AUDIT_NAP_SECONDS
+    def _open_queries(self) -> None:
+        """Take the channel of admin's questions, if there is one."""
+        slot = AuditorSlots.ADMIN_QUERY_FD
+        there = is_socket(slot)
+        self._queries.open(channel(slot) if there else None, per_second=AUDIT_QUERIES_PER_SECOND)
+        if there:
+            for poll in (self._poll, self._urgent_poll):
+                poll.register(slot, select.POLLIN)
 
     def _serve_admin(self) -> None:
         if not self._queries.serve():
@@ -150,6 +124,7 @@ class Auditor:
         """Write, sync and sign for everything received. Without a key nothing was taken."""
         if self._cycle is None:
             return
+        self._cycle.stop_rotating()
         self._cycle.demand()
         self._advance()
         done = select.poll()
@@ -160,101 +135,30 @@ class Auditor:
                 self._cycle.synced()
             self._advance()
 
-    # --- senders -----------------------------------------------------------------------------------------------------
+    # --- what senders send (processes.senders.Owner) -----------------------------------------------------------------
 
-    def _open(self, slot: int) -> None:
-        """Take the channel that is on `slot` now, if there is one."""
-        if slot == AuditorSlots.ADMIN_QUERY_FD:
-            self._queries.open(channel(slot) if is_socket(slot) else None, per_second=AUDIT_QUERIES_PER_SECOND)
-        elif is_socket(slot):
-            role, name = SENDERS[slot]
-            sock = channel(slot)
-            handshake: PacketChannel[VaultToAuditor] | None = None
-            if role == VAULT:
-                handshake = PacketChannel(sock, incoming=VaultToAuditor, peer=VAULT, per_second=_PACKETS_PER_TURN, secrets=True)
-            self._channels[slot] = Channel(sock, Source(role, name), handshake)
-            self._channels = {one: self._channels[one] for one in SENDERS if one in self._channels}
-        if is_socket(slot):
-            self._poll.register(slot, select.POLLIN)
-            if slot == AuditorSlots.ADMIN_QUERY_FD:
-                self._urgent_poll.register(slot, select.POLLIN)
-
-    def _close(self, slot: int) -> None:
-        """End the channel on `slot`; the number stays occupied."""
-        self._channels.pop(slot).sock.detach()
-        vacate(slot)
-        self._poll.unregister(slot)
-
-    def _receive(self, slot: int, *, most: int) -> str:
-        """Take up to `most` packets from the sender on `slot`, and close its channel when it ended or broke the rules; return its role."""
-        one = self._channels[slot]
-        now = time.monotonic()
-        stamp = timestamp(time.time())
-        for _ in range(most):
-            try:
-                if one.handshake is not None:
-                    if not self._shake_hands(one):
-                        break
-                    continue
-                packet = one.sock.recv(MAX_CONTROL_MESSAGE_BYTES + 1, socket.MSG_DONTWAIT)
-                if not packet:
-                    self._close(slot)
-                    break
-                self._take(one.source, packet, now=now, stamp=stamp)
-            except BlockingIOError:
-                break
-            except ConnectionResetError:
-                continue  # reported once, when the peer died with acknowledgements unread; what it had sent is still there
-            except ChannelClosed:
-                self._close(slot)
-                break
-            except ChannelError as error:
-                self._close(slot)
-                self.violation(one.source.name, str(error))
-                break
-        return one.source.role
-
-    def _take(self, source: Source, packet: bytes, *, now: float, stamp: str) -> None:
+    def take(self, source: Source, packet: bytes, *, now: float, stamp: str) -> None:
+        """Let the events of a packet wait for the next batch; before the key is there, let the packet wait."""
         if self._intake is None or self._cycle is None:
             self._held.append((source, packet))
             self._held_bytes += len(packet)
             return
         self._intake.take(source, packet, now=now, time=stamp)
-        if source.role in _AWAITED:
+        if source.role in AWAITED:
             self._cycle.urgent = True
 
     def violation(self, peer: str, reason: str) -> None:
         """Let the log say that `peer` broke its channel's rules."""
-        self._own(ChannelViolation(peer=peer, reason=clip(reason)))
-
-    def _own(self, event: Event) -> None:
         if self._intake is not None:
-            self._intake.own(event, time=timestamp(time.time()))
+            self._intake.own(ChannelViolation(peer=peer, reason=clip(reason)), time=timestamp(time.time()))
 
-    # --- the vault's key ---------------------------------------------------------------------------------------------
+    def take_key(self, message: LogKey) -> Anchor:
+        """Open the log with the vault's key and return what it knows of the vault. Raises `CorruptLog` when the log is another key's."""
+        anchor = self._begin(message).anchor
+        return Anchor(epoch=anchor.epoch, root=anchor.root, pending_epoch=anchor.pending_epoch, pending_root=anchor.pending_root)
 
-    def _shake_hands(self, one: Channel) -> bool:
-        """Take the vault's key and answer with what the log knows of it. `False`: it has not come yet."""
-        assert one.handshake is not None
-        try:
-            message = one.handshake.receive()
-        except ChannelError as error:
-            if isinstance(error.__cause__, ConnectionResetError):
-                return True
-            raise
-        if message is None:
-            return False
-        self._begin(message)
-        assert self._log is not None
-        anchor = self._log.anchor
-        answer = Anchor(epoch=anchor.epoch, root=anchor.root, pending_epoch=anchor.pending_epoch, pending_root=anchor.pending_root)
-        if not one.handshake.send(answer):
-            raise ChannelError("the vault does not read its anchor")
-        one.handshake = None
-        return True
-
-    def _begin(self, message: LogKey) -> None:
-        """Open the log with the vault's key. Raises `CorruptLog` when the log is another key's, `ChannelError` when it is open with another."""
+    def _begin(self, message: LogKey) -> LogWriter:
+        """Return the log, open. Raises `ChannelError` when it is open with another key."""
         try:
             signer = LogSigner(message.secret)
         except AuditError as error:
@@ -264,7 +168,7 @@ class Auditor:
         if self._log is not None:
             if signer.public_key != self._log.public_key:
                 raise ChannelError("the vault brought another signing key")
-            return
+            return self._log
         now, wall = time.monotonic(), time.time()
         segment, checkpoints = AuditorSlots.SEGMENT_FD, AuditorSlots.CHECKPOINTS_FD
         self._log = LogWriter(self._position, signer, segment=segment, checkpoints=checkpoints, now=timestamp(wall))
@@ -272,41 +176,34 @@ class Auditor:
         self._cycle = Cycle(self._log, self._syncer, self, segment=segment, checkpoints=checkpoints, segment_bytes=self._settings.segment_bytes, now=now)
         self._take_held(now=now, stamp=timestamp(wall))
         self._control.send(Up.READY, self._generation)
+        return self._log
 
     def _take_held(self, *, now: float, stamp: str) -> None:
         held, self._held, self._held_bytes = self._held, [], 0
-        slots = {id(one.source): slot for slot, one in self._channels.items()}
-        broken: set[int] = set()
+        broken: list[Source] = []
         for source, packet in held:
-            if id(source) in broken:
+            if source in broken:
                 continue
             try:
-                self._take(source, packet, now=now, stamp=stamp)
+                self.take(source, packet, now=now, stamp=stamp)
             except ChannelError as error:
-                broken.add(id(source))
-                if id(source) in slots:
-                    self._close(slots[id(source)])
-                self.violation(source.name, str(error))
+                broken.append(source)
+                self._senders.close_source(source, str(error))
 
     # --- what the cycle tells (audit.cycle.Owner) --------------------------------------------------------------------
 
     def sealed(self) -> None:
         """What was received is in a batch now."""
-        for one in self._channels.values():
-            one.source.sealed = one.source.received
+        self._senders.sealed()
 
     def durable(self) -> None:
         """Acknowledge what is durable."""
-        for one in self._channels.values():
-            if one.source.sealed > one.source.acknowledged and _tell(one.sock, DURABLE, one.source.sealed):
-                one.source.acknowledged = one.source.sealed
+        self._senders.durable()
 
     def trouble(self, failing: bool) -> None:
-        """Tell everybody that the log takes nothing, or does again."""
+        """Tell everybody, the operator too, that the log takes nothing, or does again."""
         child.say(f"cliproxy: {AUDITOR}: the disk of the log is full; calls are refused" if failing else f"cliproxy: {AUDITOR}: the log is written again")
-        for one in self._channels.values():
-            if one.handshake is None:
-                _tell(one.sock, FAILED if failing else DURABLE, one.source.acknowledged)
+        self._senders.trouble(failing)
 
     def covered(self, size: int, note: bytes) -> None:
         """Answer those who asked for a checkpoint, a DRAIN among them."""
@@ -333,9 +230,7 @@ class Auditor:
 
     def _take_orders(self) -> None:
         # A REPLACE is on its slot as soon as it is received: first read what the one who died had sent.
-        for slot, what in self._poll.poll(0):
-            if what & _CLOSED and slot in self._channels:
-                self._receive(slot, most=_LONGEST_QUEUE)
+        self._senders.receive_last(self._poll.poll(0))
         for order in self._control.receive():
             self._carry_out(order)
 
@@ -367,18 +262,19 @@ class Auditor:
         self._advance()
 
     def _replace(self, slot: int) -> None:
-        """A restarted sender's channel is on `slot` already: let go of the old one's object without touching the number."""
-        if slot in self._channels:
-            self._channels.pop(slot).sock.detach()
-        self._open(slot)
+        """A restarted peer's channel is on `slot` already."""
+        if slot == AuditorSlots.ADMIN_QUERY_FD:
+            self._open_queries()
+        else:
+            self._senders.open(slot)
 
     def _take_segment(self, number: int, descriptors: Sequence[int]) -> None:
         (descriptor,) = descriptors
         try:
             if self._cycle is None:
                 raise ChannelError("a segment that nobody asked for")
-            self._cycle.segment_begun(number)
-            os.dup2(descriptor, AuditorSlots.SEGMENT_FD, inheritable=False)
+            if self._cycle.segment_begun(number):
+                os.dup2(descriptor, AuditorSlots.SEGMENT_FD, inheritable=False)
         finally:
             os.close(descriptor)
 
@@ -403,15 +299,6 @@ class Auditor:
             self._intake.resize(self._settings.unauthenticated_bytes_per_hour)
             self._cycle.segment_bytes = self._settings.segment_bytes
         self._control.send(Up.COMMITTED, generation)
-
-
-def _tell(sock: socket.socket, state: int, batch: int) -> bool:
-    """Send an acknowledgement; `False` when the sender does not read (it goes with the next) or is gone."""
-    try:
-        sock.send(ACKNOWLEDGEMENT.pack(state, batch), socket.MSG_DONTWAIT)
-    except OSError:
-        return False
-    return True
 
 
 def prepare(boot: Boot) -> Prepared:

@@ -1,0 +1,185 @@
+"""The auditor's end of everybody's audit channel: packets in, acknowledgements out, one slot per sender.
+
+The vault begins with the log's key and gets its anchor; everybody else begins with events. A channel that carries what it may not is closed.
+What a dead sender had sent is still read: its end closed, its packets are there.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from cliproxy.audit.client import ACKNOWLEDGEMENT, DURABLE, FAILED
+from cliproxy.audit.events import timestamp
+from cliproxy.audit.intake import Source
+from cliproxy.bounds import MAX_CONTROL_MESSAGE_BYTES
+from cliproxy.errors import ChannelError
+from cliproxy.ipc.channel import ChannelClosed, PacketChannel
+from cliproxy.ipc.messages import Anchor, LogKey, VaultToAuditor
+from cliproxy.processes.slots import channel, is_socket, vacate
+from cliproxy.processes.topology import ADMIN, DIALER, EGRESS, SUPERVISOR, VAULT, WORKER, AuditorSlots
+
+# In this order they are read when several wait: egress's intents hold up calls.
+SENDERS: Final[dict[int, tuple[str, str]]] = {
+    AuditorSlots.EGRESS_FD: (EGRESS, EGRESS),
+    AuditorSlots.VAULT_FD: (VAULT, VAULT),
+    AuditorSlots.SUPERVISOR_FD: (SUPERVISOR, SUPERVISOR),
+    AuditorSlots.ADMIN_FD: (ADMIN, ADMIN),
+    AuditorSlots.DIALER_FD: (DIALER, DIALER),
+    **{slot: (WORKER, f"{WORKER}-{number}") for number, slot in enumerate(AuditorSlots.WORKER_FDS)},
+}
+AWAITED: Final = frozenset({VAULT, ADMIN, SUPERVISOR})  # few events, each waited for
+_PACKETS_PER_TURN: Final = 512  # whatever a queue holds when packets are small; the channel's socket buffer bounds the bytes
+_KEYS_PER_SECOND: Final = 8.0  # the vault sends one to each auditor
+_LONGEST_QUEUE: Final = 4096  # packets; more than a socket buffer holds of the smallest
+_CLOSED: Final = select.POLLHUP | select.POLLERR | select.POLLNVAL
+
+
+class Owner(Protocol):
+    """The auditor."""
+
+    def take(self, source: Source, packet: bytes, *, now: float, stamp: str) -> None:
+        """A packet of events. Raises `ChannelError`."""
+
+    def take_key(self, message: LogKey) -> Anchor:
+        """The vault's key. Raises `ChannelError`."""
+
+    def violation(self, peer: str, reason: str) -> None:
+        """A channel was closed for what it carried."""
+
+
+@dataclass(slots=True)
+class _Channel:
+    """One sender's channel. `handshake`: the vault's, until its key came."""
+
+    sock: socket.socket
+    source: Source
+    handshake: PacketChannel[VaultToAuditor] | None = None
+
+
+class Senders:
+    """All of them. `poll` is the owner's: each open channel is registered there."""
+
+    def __init__(self, owner: Owner, poll: select.poll) -> None:
+        self._owner = owner
+        self._poll = poll
+        self._channels: dict[int, _Channel] = {}
+        for slot in SENDERS:
+            self.open(slot)
+
+    def open(self, slot: int) -> None:
+        """Take the channel that is on `slot` now, if there is one. An old one's object is let go of without touching the number."""
+        if slot in self._channels:
+            self._channels.pop(slot).sock.detach()
+            self._poll.unregister(slot)
+        if not is_socket(slot):
+            return
+        role, name = SENDERS[slot]
+        sock = channel(slot)
+        handshake: PacketChannel[VaultToAuditor] | None = None
+        if role == VAULT:
+            handshake = PacketChannel(sock, incoming=VaultToAuditor, peer=VAULT, per_second=_KEYS_PER_SECOND, secrets=True)
+        self._channels[slot] = _Channel(sock, Source(role, name), handshake)
+        self._channels = {one: self._channels[one] for one in SENDERS if one in self._channels}
+        self._poll.register(slot, select.POLLIN)
+
+    def receive(self, ready: dict[int, int], *, only_vault: bool) -> bool:
+        """Take what waits from those in `ready`, a bounded number of packets each; whether there was any of a sender that has many."""
+        waiting = [slot for slot in self._channels if slot in ready]
+        for slot in waiting:
+            if not only_vault or slot == AuditorSlots.VAULT_FD:
+                self._receive(slot, most=_PACKETS_PER_TURN)
+        return any(SENDERS[slot][0] not in AWAITED for slot in waiting)
+
+    def receive_last(self, ready: Iterable[tuple[int, int]]) -> None:
+        """Take everything from those whose sender has ended."""
+        for slot, what in ready:
+            if what & _CLOSED and slot in self._channels:
+                self._receive(slot, most=_LONGEST_QUEUE)
+
+    def receive_rest(self) -> None:
+        """Take everything that waits."""
+        for slot in tuple(self._channels):
+            self._receive(slot, most=_LONGEST_QUEUE)
+
+    def close_source(self, source: Source, reason: str) -> None:
+        """Close the channel of `source`, if it is open, for what it carried."""
+        for slot, one in tuple(self._channels.items()):
+            if one.source is source:
+                self._close(slot)
+        self._owner.violation(source.name, reason)
+
+    def sealed(self) -> None:
+        """Everything received is in a batch now."""
+        for one in self._channels.values():
+            one.source.sealed = one.source.received
+
+    def durable(self) -> None:
+        """Everything sealed is durable: acknowledge it. Whoever does not read hears of it with the next."""
+        for one in self._channels.values():
+            if one.source.sealed > one.source.acknowledged and _tell(one.sock, DURABLE, one.source.sealed):
+                one.source.acknowledged = one.source.sealed
+
+    def trouble(self, failing: bool) -> None:
+        """Tell everybody that the log takes nothing, or does again."""
+        for one in self._channels.values():
+            if one.handshake is None:
+                _tell(one.sock, FAILED if failing else DURABLE, one.source.acknowledged)
+
+    def _close(self, slot: int) -> None:
+        """End the channel; the number stays occupied."""
+        self._channels.pop(slot).sock.detach()
+        vacate(slot)
+        self._poll.unregister(slot)
+
+    def _receive(self, slot: int, *, most: int) -> None:
+        """Take up to `most` packets, and close the channel when it ended or broke the rules."""
+        one = self._channels[slot]
+        now = time.monotonic()
+        stamp = timestamp(time.time())
+        for _ in range(most):
+            try:
+                if one.handshake is not None:
+                    if not self._shake_hands(one, one.handshake):
+                        break
+                    continue
+                packet = one.sock.recv(MAX_CONTROL_MESSAGE_BYTES + 1, socket.MSG_DONTWAIT)
+                if not packet:
+                    self._close(slot)
+                    break
+                self._owner.take(one.source, packet, now=now, stamp=stamp)
+            except BlockingIOError:
+                break
+            except ConnectionResetError:
+                continue  # reported once, when the peer died with acknowledgements unread; what it had sent is still there
+            except ChannelClosed as error:
+                if isinstance(error.__cause__, ConnectionResetError):
+                    continue
+                self._close(slot)
+                break
+            except ChannelError as error:
+                self.close_source(one.source, str(error))
+                break
+
+    def _shake_hands(self, one: _Channel, handshake: PacketChannel[VaultToAuditor]) -> bool:
+        """Take the vault's key and answer with its anchor. `False`: it has not come yet."""
+        message = handshake.receive()
+        if message is None:
+            return False
+        if not handshake.send(self._owner.take_key(message)):
+            raise ChannelError("the vault does not read its anchor")
+        one.handshake = None
+        return True
+
+
+def _tell(sock: socket.socket, state: int, batch: int) -> bool:
+    """Send an acknowledgement; `False` when the sender does not read or is gone."""
+    try:
+        sock.send(ACKNOWLEDGEMENT.pack(state, batch), socket.MSG_DONTWAIT)
+    except OSError:
+        return False
+    return True
