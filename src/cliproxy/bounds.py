@@ -104,6 +104,7 @@ DIALER_THREADS = 8  # names resolved at a time; the rest waits within its deadli
 MAX_ADDRESSES_PER_NAME = 64
 MAX_CONNECT_ATTEMPTS = 8  # addresses tried for one connection
 CONNECT_STAGGER_SECONDS = 0.25  # RFC 8305 §5: the recommended delay between attempts
+DIALER_ORPHAN_SECONDS = 45.0  # without a channel to egress; longer than the supervisor's longest back-off (30 s)
 MAX_DENIED_ADDRESSES = 256  # forbidden addresses counted apart until they are in the log
 
 # --- vault ---------------------------------------------------------------------------------------------------------

@@ -101,6 +101,17 @@ def test_many_dials_at_once_are_all_answered(dialer: DialerProcess, server: sock
     assert answered == asked
 
 
+def test_an_egress_that_does_not_read_loses_no_answer(dialer: DialerProcess) -> None:
+    asked = 0
+    while select.select([], [dialer.channel.fileno()], [], 0.5)[1]:  # until both queues are full
+        dialer.ask("https://not-enrolled.example:443")
+        asked += 1
+    assert asked > 20
+    answered = [dialer.answer()[0].dial for _ in range(asked)]
+    assert answered == list(range(1, asked + 1))
+    assert dialer.dial("http://127.0.0.1:1") == "refused"
+
+
 def test_what_nobody_answers_times_out_and_more_than_the_queue_holds_is_busy() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

@@ -479,6 +479,20 @@ def test_a_call_that_gets_no_connection_in_time_fails(provider: FakeProvider) ->
     run(work)
 
 
+def test_a_call_that_finds_every_connection_taken_for_too_long_is_a_503(provider: FakeProvider) -> None:
+    async def work() -> None:
+        rig = Rig(provider.base_url, connections=1, connect=0.2)
+        _, stalled = rig.send(request("fault-stall"))
+        await until(lambda: stalled.may_have_left)
+        recorder, sent = rig.send(request())
+        await recorder.ended.wait()
+        assert failure(recorder) == (503, "provider_busy") and not sent.may_have_left
+        stalled.cancel()
+        assert (await rig.call()).completed
+
+    run(work)
+
+
 def test_idle_time_does_not_count_while_the_client_holds_back(provider: FakeProvider) -> None:
     async def work() -> None:
         rig = Rig(provider.base_url, idle=0.2)

@@ -50,6 +50,7 @@ _DIAL_FAILURES = {
     "timeout": (504, "provider_connect_timeout", "The provider did not take the connection in time."),
     "forbidden_address": (502, "provider_forbidden_address", "The provider's name leads to an address that is not allowed."),
     "not_enrolled": (503, "provider_not_enrolled", "The provider is not enrolled with the dialer."),
+    "no_room": (503, "provider_busy", "Too many calls to the provider are under way."),
     "busy": (503, "dialer_busy", "Too many connections to providers are being made."),
     "dialer_gone": (503, "dialer_gone", "Connections to providers can not be made now."),
 }
@@ -135,7 +136,7 @@ class Pool:
 
     def _wait(self, lane: Lane, sent: Sent) -> None:
         if len(lane.waiting) >= MAX_WAITING_PER_PROVIDER:
-            raise Unavailable("Too many calls wait for the provider.", code="provider_busy")
+            raise _dial_failure("no_room")
         lane.waiting.append(sent)
         if not self._dial(lane) and not lane.dialling and not lane.open:
             lane.waiting.pop()
@@ -243,8 +244,7 @@ class Pool:
         for lane in (*self._lanes.values(), *self._retired):
             timeouts = lane.timeouts
             while lane.waiting and now - lane.waiting[0].started > timeouts.connect:
-                code = "provider_connect_timeout" if lane.dialling or not lane.open else "provider_busy"
-                lane.waiting.popleft().fail(UpstreamError("The provider did not take the call in time.", status=504, code=code))
+                lane.waiting.popleft().fail(_dial_failure("timeout" if lane.dialling or not lane.open else "no_room"))
             for connection in tuple(lane.open):
                 connection.enforce(timeouts, now)
             for connection in [connection for connection in lane.idle if now - connection.since > UPSTREAM_IDLE_SECONDS]:

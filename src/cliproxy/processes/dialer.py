@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 
 import msgspec
 
 from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import AddressDenied, ChannelViolation, DialerEvent, clip
-from cliproxy.bounds import MAX_DENIED_ADDRESSES, MAX_DIALS_PER_SECOND, MAX_PENDING_DIALS
+from cliproxy.bounds import DIALER_ORPHAN_SECONDS, MAX_DENIED_ADDRESSES, MAX_DIALS_PER_SECOND, MAX_PENDING_DIALS
 from cliproxy.config.schema import decode_settings
 from cliproxy.dialer.race import Race
 from cliproxy.dialer.resolve import Resolved, Resolvers
@@ -59,6 +60,8 @@ class Dialer:
         self._racing: dict[int, _Job] = {}
         self._poller = select.poll()
         self._channel: PacketChannel[EgressToDialer] | None = None
+        self._orphaned = 0.0  # since when there is no channel
+        self._outbox: deque[tuple[Dialled | DialFailed, socket.socket | None]] = deque()
         self._next_tick = 0.0
 
     def run(self, control: Control) -> None:
@@ -80,6 +83,7 @@ class Dialer:
                 elif descriptor == self._wake:
                     self._take_resolved(now)
                 elif descriptor == DialerSlots.EGRESS_FD:
+                    self._send_answers()
                     self._take_questions(now)
                 elif descriptor in self._racing:
                     self._advance(self._racing[descriptor], now, descriptor)
@@ -88,6 +92,7 @@ class Dialer:
     # --- egress --------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
+        self._orphaned = time.monotonic()
         if is_socket(DialerSlots.EGRESS_FD):
             self._channel = PacketChannel(channel(DialerSlots.EGRESS_FD), incoming=EgressToDialer, peer="egress", per_second=MAX_DIALS_PER_SECOND)
             self._poller.register(DialerSlots.EGRESS_FD, select.POLLIN)
@@ -98,15 +103,20 @@ class Dialer:
             self._poller.unregister(DialerSlots.EGRESS_FD)
             self._channel.abandon()
             self._channel = None
+            self._orphaned = time.monotonic()
         self._drop_jobs()
 
     def _drop_jobs(self) -> None:
         for job in tuple(self._jobs.values()):
             self._forget(job)
+        while self._outbox:
+            _, sock = self._outbox.popleft()
+            if sock is not None:
+                sock.close()
 
     def _take_questions(self, now: float) -> None:
         try:
-            while self._channel is not None:
+            while self._channel is not None and not self._outbox:
                 question = self._channel.receive()
                 if question is None:
                     return
@@ -129,13 +139,25 @@ class Dialer:
             self._jobs[question.dial] = _Job(question.dial, target=target, deadline=now + target.connect_seconds)
             self._resolvers.ask(target)
 
-    def _say(self, answer: Dialled | DialFailed, descriptor: int | None = None) -> None:
-        """Answer egress. If its queue is full the answer is lost, and egress's own deadline ends the question."""
+    def _say(self, answer: Dialled | DialFailed, sock: socket.socket | None = None) -> None:
+        """Answer egress. While its queue is full answers wait, and no more questions are taken."""
+        self._outbox.append((answer, sock))
+        if len(self._outbox) == 1:
+            self._send_answers()
+
+    def _send_answers(self) -> None:
         try:
-            if self._channel is not None:
-                self._channel.send(answer, () if descriptor is None else (descriptor,))
+            while self._outbox and self._channel is not None:
+                answer, sock = self._outbox[0]
+                if not self._channel.send(answer, () if sock is None else (sock.fileno(),)):
+                    break
+                self._outbox.popleft()
+                if sock is not None:
+                    sock.close()
         except ChannelError:
             self._close()
+        if self._channel is not None:
+            self._poller.modify(DialerSlots.EGRESS_FD, select.POLLOUT if self._outbox else select.POLLIN)
 
     # --- a dial --------------------------------------------------------------------------------------------------
 
@@ -172,14 +194,13 @@ class Dialer:
             self._poller.register(new, select.POLLOUT)
         if race.won is not None:
             sock, address = race.won
-            self._finish(job, Dialled(dial=job.dial, address=address), descriptor=sock.fileno())
-            sock.close()
+            self._finish(job, Dialled(dial=job.dial, address=address), sock)
         elif race.lost:
             self._finish(job, DialFailed(dial=job.dial, reason=race.lost))
 
-    def _finish(self, job: _Job, answer: Dialled | DialFailed, descriptor: int | None = None) -> None:
+    def _finish(self, job: _Job, answer: Dialled | DialFailed, sock: socket.socket | None = None) -> None:
         self._forget(job)
-        self._say(answer, descriptor)
+        self._say(answer, sock)
 
     def _forget(self, job: _Job) -> None:
         del self._jobs[job.dial]
@@ -207,6 +228,8 @@ class Dialer:
                 self._advance(job, now)
         if now >= self._next_tick:
             self._next_tick = now + 1.0
+            if self._channel is None and now - self._orphaned > DIALER_ORPHAN_SECONDS:
+                raise ChannelError("egress has closed its channel and no other came")  # a new start brings a new channel to both
             self._audit.poll(now)
             second = int(time.time())
             events = [AddressDenied(address=address, count=count, reason=reason, second=second) for (address, reason), count in self._denied.items()]
