@@ -342,7 +342,7 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("io_uring", "ENOSYS", lambda s, p: system_call("io_uring_setup", 4, pointer(bytes(120))), unlocked=None),
     Attack("io_uring_enter", "ENOSYS", call("io_uring_enter", -1, 0, 0, 0, 0, 0), unlocked=None),
     Attack("io_uring_register", "ENOSYS", call("io_uring_register", -1, 0, 0, 0), unlocked=None),
-    Attack("a call nobody knows", "ENOSYS", lambda s, p: raw(999)),
+    Attack("a call nobody knows", "ENOSYS", lambda s, p: raw(999), unlocked="ENOSYS"),
     Attack("a call through the x32 door", "SIGSYS", lambda s, p: raw(0x4000_0000 | 39), unlocked=None),
     Attack("another filter", "EPERM", call("seccomp", 1, 0, 0), unlocked=None),
     Attack("personality", "SIGSYS", call("personality", 0x0040_0000)),

@@ -415,7 +415,7 @@ def open_status(place: Workplace, channel: Channel) -> tuple[int, bool]:
 
 def stand_as_the_ritual_left_us(prepared: tuple[int, bool]) -> None:
     descriptor, was_root = prepared
-    status = dict(line.split(":\t", 1) for line in os.pread(descriptor, 65536, 0).decode().splitlines() if ":\t" in line)
+    status = dict(line.split(":\t", 1) for line in os.read(descriptor, 65536).decode().splitlines() if ":\t" in line)
     assert status["Seccomp"] == "2", status["Seccomp"]
     assert status["NoNewPrivs"] == "1"
     assert int(status["Threads"]) == 1
