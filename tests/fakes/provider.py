@@ -68,6 +68,18 @@ def embeddings_body(model: str, inputs: int) -> bytes:
     return json.dumps({"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": 8, "total_tokens": 8}}).encode()
 
 
+def wide_embeddings_body(model: str, inputs: int, width: int) -> bytes:
+    """Return an embeddings answer of `width` dimensions, the same bytes each time."""
+    vector = [number / 65536 for number in range(width)]
+    data = [{"object": "embedding", "index": index, "embedding": vector} for index in range(inputs)]
+    return json.dumps({"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": 8, "total_tokens": 8}}).encode()
+
+
+def long_stream(kib: int) -> list[bytes]:
+    """Return the events of a stream of about `kib` KiB, no two of them the same, the same bytes each time."""
+    return chat_events("fault", [f" {number:08d} {'x' * 840}" for number in range(kib)])
+
+
 def answer(body: bytes, *, status: str = "200 OK", content_type: str = "application/json", extra: str = "") -> bytes:
     """Return a whole answer with its length."""
     return f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n{extra}\r\n".encode("latin-1") + body
@@ -125,10 +137,12 @@ FAULTS = (
     *RAW,
     *("stall", "stall-mid", "reset", "reset-mid", "cut-length", "cut-chunked", "endless", "slow", "unsolicited", "unsolicited-idle", "interim", "close"),
     *("until-close", "http-1.0", "trailer", "big", "reflect-body", "reflect-header", "reflect-stream", "reflect-base64", "early", "large-error"),
+    *("usage-event", "ends-early", "unknown-fields", "pause"),
 )
 # `fault-status-NNN`: that status, with the secret and control characters in its message; `fault-reflect-cut-N`: the secret in the body, written in two
-# pieces that are cut after its first N bytes; `fault-trickle-MS`: events that many milliseconds apart
-FAULT_FAMILIES = ("status", "reflect-cut", "trickle")
+# pieces that are cut after its first N bytes; `fault-trickle-MS`: events that many milliseconds apart; `fault-long-N`: a stream of N KiB, as fast as it is
+# taken; `fault-wide-N`: embeddings of N dimensions
+FAULT_FAMILIES = ("status", "reflect-cut", "trickle", "long", "wide")
 
 
 class Server:
@@ -213,7 +227,7 @@ class Connection(asyncio.Protocol):
     async def respond(self, request: dict[str, Any]) -> None:
         model = str(request.get("model", ""))
         if model.startswith("fault-"):
-            await self.misbehave(model.removeprefix("fault-"), stream=bool(request.get("stream")))
+            await self.misbehave(model.removeprefix("fault-"), stream=bool(request.get("stream")), inputs=request.get("input"))
         elif self.url.endswith(b"/embeddings"):
             inputs = request.get("input", "")
             self.transport.write(answer(embeddings_body(model, len(inputs) if isinstance(inputs, list) else 1)))
@@ -226,7 +240,7 @@ class Connection(asyncio.Protocol):
             self.transport.write(answer(chat_body(model), extra="X-Request-Id: req-fake\r\nSet-Cookie: session=1\r\nServer: fake\r\n"))
         self.answering = False
 
-    async def misbehave(self, fault: str, *, stream: bool) -> None:
+    async def misbehave(self, fault: str, *, stream: bool, inputs: Any = None) -> None:
         write = self.transport.write
         authorization = dict(self.headers).get("Authorization", "none")
         secret = authorization.removeprefix("Bearer ")
@@ -256,6 +270,7 @@ class Connection(asyncio.Protocol):
                 if self.transport.get_write_buffer_size() < 1 << 20:
                     write(piece)
                 await asyncio.sleep(0)
+            await asyncio.sleep(3600)  # until `connection_lost`, which counts it
         elif fault == "slow":
             whole = STREAM_HEAD + b"".join(map(chunk, events)) + LAST_CHUNK if stream else answer(chat_body("fault"))
             for position in range(0, len(whole), 16):
@@ -304,6 +319,29 @@ class Connection(asyncio.Protocol):
             message = f"Incorrect API key provided: {secret}.\x1b[31m\u0000 <script>alert(1)</script> {'pad ' * 200}"
             error = {"error": {"message": message, "type": "invalid_request_error", "code": secret}}
             write(answer(json.dumps(error).encode(), status=f"{status} Whatever", extra="Retry-After: 7\r\n" if status in (429, 503) else ""))
+        elif fault == "usage-event":
+            usage_event = b'data: {"id":"chatcmpl-fake","object":"chat.completion.chunk","created":1730000000,"model":"fault","choices":[],'
+            usage_event += b'"usage":{"prompt_tokens":19,"completion_tokens":10,"total_tokens":29}}\n\n'
+            plain = chat_events("fault", [f" token{number}" for number in range(EVENTS)])[: EVENTS + 1]
+            write(STREAM_HEAD + b"".join(map(chunk, [*plain, usage_event, events[-1]])) + LAST_CHUNK)
+        elif fault == "unknown-fields":
+            write(answer(chat_body("fault")[:-1] + b', "brand_new": {"deep": [1, 2.5, "\\u00fc"]}}'))
+        elif fault == "pause":  # in the middle of an event
+            whole = b"".join(events)
+            write(STREAM_HEAD + chunk(whole[:600]))
+            await asyncio.sleep(2.2)
+            write(chunk(whole[600:]) + LAST_CHUNK)
+        elif fault == "ends-early":
+            write(STREAM_HEAD + chunk(events[0]) + chunk(events[1]) + LAST_CHUNK)
+        elif fault.startswith("long-"):
+            write(STREAM_HEAD)
+            for event in long_stream(int(fault.removeprefix("long-"))):
+                while self.transport.get_write_buffer_size() > 1 << 16:
+                    await asyncio.sleep(0.001)
+                write(chunk(event))
+            write(LAST_CHUNK)
+        elif fault.startswith("wide-"):
+            write(answer(wide_embeddings_body("fault", len(inputs) if isinstance(inputs, list) else 1, int(fault.removeprefix("wide-")))))
         elif fault.startswith("trickle-"):
             pause = int(fault.removeprefix("trickle-")) / 1000
             write(STREAM_HEAD)

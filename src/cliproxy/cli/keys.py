@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ def group() -> None:
 
 
 @group.command(epilog="Example: cliproxy keys create --name ci --model gpt-4o-mini --network 10.0.0.0/8 --expires 30d --rpm 60")
-@click.option("--name", default="", help="A name to list and revoke it by [default: key-DATE-TIME].")
+@click.option("--name", default="", help="A name to list and revoke it by [default: key-DATE-TIME-RANDOM].")
 @click.option("--model", "models", multiple=True, metavar="NAME", help="A model that it may use; repeat for more [default: all].")
 @click.option("--network", "networks", multiple=True, metavar="CIDR", help="Where it may be used from; repeat for more [default: anywhere].")
 @click.option("--expires", type=Expiry(), default=0, help="30d, 12h, 90m, 2w or a date [default: never].")
@@ -73,7 +74,7 @@ def create(
     secret, digest = new_key()
     wanted = commands.CreateKey(
         digest=digest,
-        name=name or time.strftime("key-%Y%m%d-%H%M%S", time.gmtime()),
+        name=name or time.strftime("key-%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(3),  # several a second must differ
         models=models or ("*",),
         networks=networks,
         expires_at=expires,
