@@ -17,23 +17,18 @@ import os
 import resource
 import select
 import signal
-import socket
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from cliproxy import __version__
-from cliproxy.audit.client import AuditClient
-from cliproxy.audit.events import ChannelViolation, ConfigurationChange, Process, SupervisorEvent
+from cliproxy.audit.events import ChannelViolation, ConfigurationChange, Process
 from cliproxy.bounds import (
     DRAIN_GRACE_SECONDS,
     MAX_DESCRIPTORS,
     MAX_DRAINING_GENERATIONS,
-    MAX_PENDING_EVENTS,
     MAX_START_DEATHS,
-    MAX_WORKERS,
     MIN_DESCRIPTORS,
     STOP_NOW_SECONDS,
     STOP_SECONDS,
@@ -41,12 +36,12 @@ from cliproxy.bounds import (
 from cliproxy.config.schema import decode_settings
 from cliproxy.errors import EXIT_CONFIG, ChannelError, ConfigError
 from cliproxy.ipc.control import Down, Report, Up
-from cliproxy.limits import shared
 from cliproxy.processes.boot import Boot
 from cliproxy.processes.fleet import Child, Death, Fleet, State, Supplies
+from cliproxy.processes.journal import Journal
 from cliproxy.processes.lines import EXIT_SOFTWARE, describe, exit_code, say
-from cliproxy.processes.listeners import inherited_listeners, open_listeners
 from cliproxy.processes.loader_protocol import UNSAFE_NO_SANDBOX
+from cliproxy.processes.openings import Openings
 from cliproxy.processes.plan import Plan, read_plan
 from cliproxy.processes.reloading import InForce, Phase, Reload
 from cliproxy.processes.service import ServiceManager
@@ -61,14 +56,9 @@ from cliproxy.processes.topology import (
     SUPERVISOR,
     VAULT,
     WORKER,
-    AdminSlots,
-    AuditorSlots,
-    VaultSlots,
-    WorkerSlots,
     uid_offset,
 )
 from cliproxy.processes.wiring import Member
-from cliproxy.processes.workspace import Workspace
 
 _SIGNALS: Final = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _STOP_ORDER: Final = (WORKER, EGRESS, DIALER, VAULT, ADMIN, AUDITOR)
@@ -82,50 +72,27 @@ class Supervisor:
         self._plan = plan
         self._build = build_id()
         self._service = ServiceManager(os.environ)
-        self._workspace = Workspace(plan.home)
-        self._master_key = lift(plan.master_key_fd)
         self._ready_fd = lift(plan.ready_fd) if plan.ready_fd >= 0 else -1
         self._starter_fd = lift(plan.starter_fd) if plan.starter_fd >= 0 else -1
-        self._open_files()
+        settings = decode_settings(plan.settings)
+        self._openings = Openings(plan, settings, environment=os.environ, say=self.say)
+        self.in_force = InForce(1, plan.settings, settings, self._openings.listeners)
         self._poll = select.poll()
         self._signals = self._receive_signals()
+        self._journal = Journal(self._poll, deadline_seconds=settings.audit.deadline_seconds)
         self._controls: dict[int, Child] = {}
-        self._audit: AuditClient | None = None
-        self._audit_fd = -1
-        self._events: deque[SupervisorEvent] = deque(maxlen=MAX_PENDING_EVENTS)
         self._announced = False
         self._start_deaths = 0
         self._phases: list[str] | None = None  # roles that are still to stop; None: running
         self._hurry = False  # stop at once
         self._exit = 0
-        self._segment_wanted_at = 0.0
         supplies = Supplies(boot_of=self._boot_of, files_of=self._files_of, program=program)
         self._fleet = Fleet(supplies, on_start=self._started, on_end=self._ended)
-        self._fleet.outside[Member(SUPERVISOR)] = self._take_audit_channel
+        self._fleet.outside[Member(SUPERVISOR)] = self._journal.take_channel
         loader = [*program("config_loader"), plan.config_file, *([UNSAFE_NO_SANDBOX] if plan.allow_no_sandbox else [])]
         self._reload = Reload(self._fleet, self, loader_command=loader)
 
     # --- start -------------------------------------------------------------------------------------------------------
-
-    def _open_files(self) -> None:
-        """Listen, lock, open: in this order, so that a start that fails has changed nothing."""
-        settings = decode_settings(self._plan.settings)
-        if settings.sandbox.mode == "off":
-            if sys.platform == "linux" and not self._plan.allow_no_sandbox:
-                raise ConfigError("`off` is refused on Linux", cure="set it to enforce, or start with --unsafe-no-sandbox", key="sandbox.mode")
-            self.say("cliproxy: WARNING: the sandbox is off: a bug in the code that reads clients gives everything away")
-        if settings.server.workers > MAX_WORKERS:
-            raise ConfigError(f"more than {MAX_WORKERS}", cure="set it to the number of cores or less", key="server.workers")
-        self._workspace.verify_free()
-        listeners = None
-        if self._plan.serving:
-            listeners = inherited_listeners(settings.server, os.environ) or open_listeners(settings.server, before=None, say=self.say)
-        self.in_force = InForce(1, self._plan.settings, settings, listeners)
-        self._workspace.lock()
-        self._segment_index, self._segment = self._workspace.open_newest_segment()
-        self._checkpoints = self._workspace.open_checkpoints()
-        self._control_socket = self._workspace.open_control_socket()
-        self._limits = lift(shared.create())
 
     def _receive_signals(self) -> int:
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -141,7 +108,7 @@ class Supervisor:
         if self._starter_fd >= 0:
             self._poll.register(self._starter_fd, select.POLLIN)
         if self._plan.serving:
-            self._record(Process(code=0, role=SUPERVISOR, what="started"))
+            self._journal.record(Process(code=0, role=SUPERVISOR, what="started"))
         for role in ROLES:  # all are members before the first is started, so that nobody needs a REPLACE at once
             if role == WORKER and self._plan.serving:
                 self._add_workers()
@@ -150,7 +117,7 @@ class Supervisor:
         self._start_due(time.monotonic())
         while self._phases is None or self._phases:
             self._turn()
-        self._workspace.remove_control_socket()
+        self._openings.leave()
         return self._exit
 
     def start_workers(self) -> None:
@@ -200,15 +167,7 @@ class Supervisor:
         )
 
     def _files_of(self, role: str) -> dict[int, int]:
-        if role == WORKER:
-            listeners = self.in_force.listeners
-            sockets = [] if listeners is None else listeners.sockets.values()
-            return {WorkerSlots.LIMITS_FD: self._limits, **dict(zip(WorkerSlots.LISTEN_FDS, sockets, strict=False))}
-        return {
-            VAULT: {VaultSlots.MASTER_KEY_FD: self._master_key},
-            AUDITOR: {AuditorSlots.SEGMENT_FD: self._segment, AuditorSlots.CHECKPOINTS_FD: self._checkpoints},
-            ADMIN: {AdminSlots.LISTEN_FD: self._control_socket},
-        }.get(role, {})
+        return self._openings.files_of(role, self.in_force.listeners)
 
     def _announce(self) -> None:
         """Everything is READY for the first time: tell the operator, the starter, the service manager."""
@@ -231,7 +190,7 @@ class Supervisor:
     def _turn(self) -> None:
         now = time.monotonic()
         wake = min(self._fleet.next_time(), self._reload.next_time(), now + (self._service.watchdog_seconds or 3600.0))
-        if self._events:
+        if self._journal.waits:
             wake = min(wake, now + 0.1)  # the auditor was not there to take them
         ready = self._poll.poll(max(0, min(int((wake - now) * 1000) + 1, 3_600_000)))
         if self._service.watchdog_seconds:
@@ -242,8 +201,8 @@ class Supervisor:
             elif number == self._starter_fd:
                 self._poll.unregister(number)
                 self._stop(0)
-            elif number == self._audit_fd:
-                self._on_audit(what)
+            elif number == self._journal.descriptor:
+                self._journal.heard(what)
             elif number in self._controls:
                 self._on_control(self._controls[number])
         now = time.monotonic()
@@ -251,7 +210,7 @@ class Supervisor:
         self._reload.tick(now)
         if self._phases is None:
             self._start_due(now)
-        self._flush_events()
+        self._journal.flush()
 
     def _on_signals(self) -> None:
         try:
@@ -275,7 +234,7 @@ class Supervisor:
         try:
             reports = child.control.receive()
         except ChannelError as error:
-            self._record(ChannelViolation(peer=child.name, reason=str(error)))
+            self._journal.record(ChannelViolation(peer=child.name, reason=str(error)))
             self._fleet.kill(child)
             return
         if reports is None:
@@ -290,7 +249,7 @@ class Supervisor:
         if report.kind is Up.READY:
             self._fleet.ready(child)
             if self._plan.serving:
-                self._record(Process(code=0, role=child.name, what="ready"))
+                self._journal.record(Process(code=0, role=child.name, what="ready"))
             self._reload.reported(child, Up.READY, report.argument)
             if not self._announced and all(one.state is State.READY for one in self._fleet):
                 self._announce()
@@ -305,22 +264,17 @@ class Supervisor:
         elif report.kind is Up.SEGMENT and child.member.role == AUDITOR:
             self._open_segment(child, report.argument)
         elif report.kind not in (Up.ALIVE, Up.DRAINED):
-            self._record(ChannelViolation(peer=child.name, reason=f"{report.kind.name} is not for it to say"))
+            self._journal.record(ChannelViolation(peer=child.name, reason=f"{report.kind.name} is not for it to say"))
             self._fleet.kill(child)
 
     def _open_segment(self, child: Child, index: int) -> None:
         """The auditor's segment is full. It gets the next one, or the present one again when it asks for that."""
         try:
-            if index == self._segment_index + 1:
-                segment = self._workspace.create_segment(index)
-                os.close(self._segment)
-                self._segment_index, self._segment = index, segment
-            elif index != self._segment_index:
-                raise ConfigError(f"log segment {index} is not the next one", cure="report this")
+            segment = self._openings.segment(index)
         except ConfigError as error:
             self.say(f"cliproxy: {error}")
             return
-        self._fleet.order(child, Down.SEGMENT, index, (self._segment,))
+        self._fleet.order(child, Down.SEGMENT, index, (segment,))
 
     # --- death and stop ----------------------------------------------------------------------------------------------
 
@@ -328,7 +282,7 @@ class Supervisor:
         child = death.child
         if death.signal or death.status or not death.expected:
             what = "sandbox_violation" if death.signal == signal.SIGSYS else "killed" if death.signal else "exited"
-            self._record(Process(code=death.signal or death.status, role=child.name, what=what))
+            self._journal.record(Process(code=death.signal or death.status, role=child.name, what=what))
             if self._phases is None and not death.expected:
                 self.say(f"cliproxy: {child.name} {what} ({death.signal or death.status})")
         if self._phases is not None:
@@ -371,8 +325,8 @@ class Supervisor:
                     self._fleet.leave(child, Down.DRAIN, int(seconds), seconds=seconds + DRAIN_GRACE_SECONDS)
                 else:
                     if child.member.role == AUDITOR and self._plan.serving:
-                        self._record(Process(code=self._exit, role=SUPERVISOR, what="stopped"))
-                        self._flush_events()
+                        self._journal.record(Process(code=self._exit, role=SUPERVISOR, what="stopped"))
+                        self._journal.flush()
                     self._fleet.leave(child, Down.STOP, 0, seconds=STOP_NOW_SECONDS if self._hurry else STOP_SECONDS)
             if self._fleet.of_role(self._phases[0]):
                 return
@@ -408,14 +362,14 @@ class Supervisor:
         generation = self.in_force.generation if applied else 0
         digest = hashlib.sha256(attempted).hexdigest() if attempted else ""
         result = "applied" if applied else "refused"
-        self._record(ConfigurationChange(digest=digest, generation=self.in_force.generation, operator="", result=result))
+        self._journal.record(ConfigurationChange(digest=digest, generation=self.in_force.generation, operator="", result=result))
         if applied:
             self.say(f"cliproxy: configuration reloaded, generation {generation}")
         for child in self._fleet.of_role(ADMIN):
             self._fleet.order(child, Down.RELOADED, generation)
         self._service.tell("READY=1")
 
-    # --- channels and events -----------------------------------------------------------------------------------------
+    # --- channels ----------------------------------------------------------------------------------------------------
 
     def _started(self, child: Child) -> None:
         assert child.control is not None
@@ -425,32 +379,6 @@ class Supervisor:
     def _ended(self, child: Child) -> None:
         if child.control is not None and self._controls.pop(child.control.fileno(), None) is not None:
             self._poll.unregister(child.control.fileno())
-
-    def _take_audit_channel(self, _slot: int, descriptor: int) -> None:
-        """The auditor was started (again): this is our end of the channel to it. The descriptor stays the caller's."""
-        if self._audit is None:
-            sock = socket.socket(fileno=lift(os.dup(descriptor)))
-            self._audit_fd = sock.fileno()
-            self._audit = AuditClient(sock, deadline_seconds=self.in_force.settings.audit.deadline_seconds)
-        else:
-            os.dup2(descriptor, self._audit_fd, inheritable=False)
-            self._audit.replaced()
-        self._poll.register(self._audit_fd, select.POLLIN)
-
-    def _on_audit(self, what: int) -> None:
-        assert self._audit is not None
-        self._audit.poll(time.monotonic())
-        if what & _CLOSED:
-            self._poll.unregister(self._audit_fd)  # until the next auditor
-
-    def _record(self, event: SupervisorEvent) -> None:
-        self._events.append(event)
-
-    def _flush_events(self) -> None:
-        if self._events and self._audit is not None:
-            self._audit.poll(time.monotonic())  # what a new auditor has to get again comes first
-        while self._events and self._audit is not None and self._audit.offer([self._events[0]]):
-            self._events.popleft()
 
     def say(self, line: str) -> None:
         """Write a line for the operator."""
