@@ -78,6 +78,15 @@ def test_the_end_of_a_child_is_told_after_its_last_reports(pair):
     assert not supervisor.order(Down.STOP)
 
 
+def test_reports_of_a_child_that_died_with_orders_unread_are_not_lost(pair):
+    supervisor, child, _, theirs = pair
+    child.send(Up.REFUSED, 2)
+    supervisor.order(Down.STOP)
+    theirs.close()
+    assert [report.kind for report in supervisor.receive()] == [Up.REFUSED]
+    assert supervisor.receive() is None
+
+
 def test_an_order_that_the_child_never_reads_is_refused_not_waited_for(pair):
     supervisor, *_ = pair
     assert not all(supervisor.order(Down.COMMIT, number) for number in range(100_000))

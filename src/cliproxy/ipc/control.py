@@ -183,11 +183,13 @@ class SupervisorControl:
     def receive(self) -> list[Report] | None:
         """Return the reports that wait, at most 64; `None` when the child's end is closed. Raises `ChannelError` on garbage."""
         reports: list[Report] = []
-        while len(reports) < _MAX_RECORDS_PER_TURN:
+        for _ in range(_MAX_RECORDS_PER_TURN):
             try:
                 record = self._sock.recv(_RECORD.size + 1)
             except BlockingIOError:
                 break
+            except ConnectionResetError:
+                continue  # told once, when the child died with orders unread; what it had sent is still there
             except OSError:
                 return reports or None
             if not record:
