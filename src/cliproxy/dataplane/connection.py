@@ -131,7 +131,8 @@ class Connection(asyncio.Protocol):
         """Add to the stream. What one loop turn adds leaves as one chunk in one write. A client that let too much pile up is dropped."""
         if not self._streaming or not data or self._omits_body or self._state is not State.BUSY:
             return
-        if self._outbox.stream(data) > MAX_UNSENT_BYTES and self.paused:
+        self._outbox.stream(data)
+        if self._outbox.size > MAX_UNSENT_BYTES and self.paused:
             self.drop()
         elif not self._dirty:
             self._mark_dirty()
@@ -280,6 +281,8 @@ class Connection(asyncio.Protocol):
                         self._await_rest()
                     return
                 self._begin(request)
+                if self._outbox.size >= WRITE_HIGH_WATER_BYTES:
+                    self.flush()  # and learn whether the client reads, before the next request is begun
         finally:
             self._serving = False
 

@@ -1,6 +1,7 @@
 """What one connection has to send: the bytes of answers, framed, collected until the end of the loop turn.
 
-What always holds: a stream's bytes of one turn are one chunk; nothing is lost or reordered between answers; `unsent` counts what a stream holds.
+What always holds: a stream's bytes of one turn are one chunk; nothing is lost or reordered between answers; `size` counts what waits
+(without the few bytes of chunk framing).
 """
 
 from __future__ import annotations
@@ -18,34 +19,33 @@ CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
 class Outbox:
     """Bytes that wait. `chunked` says how the present stream is framed."""
 
-    __slots__ = ("_out", "_pieces", "chunked", "unsent")
+    __slots__ = ("_out", "_pieces", "chunked", "size")
 
     def __init__(self) -> None:
         self._out: list[bytes] = []
         self._pieces: list[bytes] = []  # of a stream: what the next chunk will hold
         self.chunked = True
-        self.unsent = 0
+        self.size = 0
 
     def open(self, status: int, common: bytes, headers: bytes, framing: bytes) -> None:
         """Begin an answer. Each part is whole header lines; `status` need not be a registered one."""
-        self._out.append(status_line(status) + common + headers + framing + b"\r\n")
+        self.append(status_line(status) + common + headers + framing + b"\r\n")
 
     def append(self, data: bytes) -> None:
         """Add bytes that are framed already."""
         self._out.append(data)
+        self.size += len(data)
 
-    def stream(self, data: bytes) -> int:
-        """Add to the stream's next chunk; return how many bytes of it wait now."""
+    def stream(self, data: bytes) -> None:
+        """Add to the stream's next chunk."""
         self._pieces.append(data)
-        self.unsent += len(data)
-        return self.unsent
+        self.size += len(data)
 
     def end_stream(self, *, omits_body: bool) -> None:
         """The stream is complete."""
         self._seal()
         if self.chunked and not omits_body:
             self._out.append(_LAST_CHUNK)
-        self.unsent = 0
 
     def take(self) -> bytes:
         """Return everything that waits, and forget it."""
@@ -54,14 +54,14 @@ class Outbox:
         out = self._out
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
-        self.unsent = 0
+        self.size = 0
         return data
 
     def clear(self) -> None:
         """Forget everything."""
         self._out.clear()
         self._pieces.clear()
-        self.unsent = 0
+        self.size = 0
 
     def __bool__(self) -> bool:
         return bool(self._out or self._pieces)
