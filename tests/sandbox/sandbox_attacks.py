@@ -325,6 +325,12 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("receive a message elsewhere", "EPERM", receive_through(lambda s, p: p[0], "recvmsg"), prepare=pair_with_data, roles=only("done", "dialer")),
     Attack("receive many messages", "EPERM", receive_through(lambda s, p: p[0], "recvmmsg"), prepare=pair_with_data),
     Attack("dup", "EPERM", lambda s, p: system_call("dup", s.channel[0])),
+    Attack(
+        "F_DUPFD_CLOEXEC",
+        "EPERM",
+        lambda s, p: system_call("fcntl", s.channel[0], 1030, 0),
+        roles=only("done", "worker", "egress"),
+    ),
     Attack("F_DUPFD", "EPERM", lambda s, p: system_call("fcntl", s.channel[0], 0, 0)),
     Attack("dup2 onto another number", "EPERM", lambda s, p: system_call("dup2", s.channel[1], 2)),
     Attack("dup3 onto another number", "EPERM", lambda s, p: system_call("dup3", s.channel[1], 2, 0)),

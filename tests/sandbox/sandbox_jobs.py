@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures.thread
 import datetime
+import fcntl
 import gc
 import hashlib
 import logging
@@ -430,6 +431,31 @@ def stand_as_the_ritual_left_us(prepared: tuple[int, bool]) -> None:
     assert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)
 
 
+def prepare_settings(place: Workplace, channel: Channel) -> tuple[int, Channel]:
+    settings = os.memfd_create("settings")
+    os.write(settings, b"generation 2")
+    return settings, channel
+
+
+def read_new_settings(prepared: tuple[int, Channel]) -> None:
+    """A reload's settings lie in one memfd that all processes share: nobody may need to move its offset."""
+    settings, _ = prepared
+    assert os.fstat(settings).st_size == 12
+    assert os.pread(settings, 100, 0) == b"generation 2"
+
+
+def prepare_slot(place: Workplace, channel: Channel) -> Channel:
+    return channel
+
+
+def move_off_the_slot(channel: Channel) -> None:
+    """What closes its descriptor itself gets a copy (processes/slots.py)."""
+    moved = fcntl.fcntl(channel[0], fcntl.F_DUPFD_CLOEXEC, 200)
+    os.dup2(0, channel[0], inheritable=False)
+    os.write(moved, b"hello")
+    assert os.read(channel[1], 10) == b"hello"
+
+
 def nothing(place: Workplace, channel: Channel) -> None:
     return None
 
@@ -446,6 +472,8 @@ JOBS: tuple[Job, ...] = (
     Job("answer the operator", ("admin",), prepare_admin, answer_operator),
     Job("take a restarted peer's channel", ALL, prepare_pair, take_new_peer),
     Job("stand as the ritual left us", ALL, open_status, stand_as_the_ritual_left_us),
+    Job("read the settings of a reload", ("egress", "dialer", "vault", "auditor", "admin"), prepare_settings, read_new_settings),
+    Job("move a channel off its slot", ("worker", "egress"), prepare_slot, move_off_the_slot),
     Job("think", ALL, nothing, think),
     Job("complain", ALL, nothing, complain),
 )

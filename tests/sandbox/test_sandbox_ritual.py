@@ -298,3 +298,59 @@ def test_a_late_import_names_the_module_and_the_cure() -> None:
 
 def test_what_was_imported_before_can_be_imported_again() -> None:
     assert said("import json\nlock()\nimport json, os.path\nfrom json import decoder\nsay(json.dumps([1]))") == ["[1]"]
+
+
+def test_a_step_that_a_containers_filter_refuses_is_named() -> None:
+    """The container's own filter stands in for its runtime's."""
+    found = said(
+        """
+        from cliproxy.sandbox import ritual
+        from cliproxy.sandbox.bpf import ALLOW, Policy, Rule, errno_action
+        prctl(38, 1)
+        ritual._install(Policy({"capset": Rule((), errno_action(1))}, known=ALLOW, unknown=ALLOW))
+        try:
+            lock()
+        except SandboxError as error:
+            say(str(error))
+        """
+    )
+    assert found == ["the lockdown was refused (capset: Operation not permitted); allow the call in the container profile"]
+
+
+@pytest.mark.parametrize("call", ["seccomp", "landlock_restrict_self", "close_range", "prctl"])
+def test_a_lockdown_never_goes_on_without_a_step(call: str) -> None:
+    found = said(
+        """
+        from cliproxy.sandbox import ritual
+        from cliproxy.sandbox.bpf import ALLOW, Policy, Rule, errno_action
+        prctl(38, 1)
+        ritual._install(Policy({sys.argv[1]: Rule((), errno_action(1))}, known=ALLOW, unknown=ALLOW))
+        try:
+            lock()
+            say("locked")
+        except SandboxError as error:
+            say("refused")
+        """,
+        call,
+    )
+    assert found == ["refused"]
+
+
+def test_a_kernel_that_only_pretends_is_found_out() -> None:
+    """A filter that answers 0 without doing anything, as a faulty emulation would."""
+    for call in ("seccomp", "landlock_restrict_self", "setresuid" if AS_ROOT else "seccomp", "prctl"):
+        found = said(
+            """
+            from cliproxy.sandbox import ritual
+            from cliproxy.sandbox.bpf import ALLOW, Action, Policy, Rule, Verdict
+            prctl(38, 1)
+            ritual._install(Policy({sys.argv[1]: Rule((), Action(Verdict.ERRNO, 0))}, known=ALLOW, unknown=ALLOW))
+            try:
+                lock()
+                say("locked")
+            except SandboxError as error:
+                say("refused")
+            """,
+            call,
+        )
+        assert found == ["refused"], call

@@ -1,6 +1,6 @@
 """Everything that the supervisor opens for the others before it starts them, in the order that leaves nothing behind when it fails.
 
-1. the settings are usable here: sandbox mode, number of workers
+1. the settings are usable here: sandbox mode and what the kernel has for it, number of workers
 2. nobody else runs on this home (looked at, nothing created)
 3. listening sockets
 4. the lock; the log's newest segment and the checkpoints; the control socket; the table of address rates
@@ -21,10 +21,11 @@ from cliproxy.processes.plan import Plan
 from cliproxy.processes.spawn import lift
 from cliproxy.processes.topology import ADMIN, AUDITOR, VAULT, WORKER, AdminSlots, AuditorSlots, VaultSlots, WorkerSlots
 from cliproxy.processes.workspace import Workspace
+from cliproxy.sandbox.kernel import require_kernel
 
 
 class Openings:
-    """The files and sockets of one run. Made once; raises `ConfigError` with nothing changed on disk when the start cannot be.
+    """The files and sockets of one run. Made once; raises `ConfigError` or `SandboxError` with nothing changed on disk when the start cannot be.
 
     `listeners` are those of the first generation, `None` when not serving.
     """
@@ -74,5 +75,7 @@ def _verify_usable(plan: Plan, settings: Settings, say: Callable[[str], None]) -
         if sys.platform == "linux" and not plan.allow_no_sandbox:
             raise ConfigError("`off` is refused on Linux", cure="set it to enforce, or start with --unsafe-no-sandbox", key="sandbox.mode")
         say("cliproxy: WARNING: the sandbox is off: a bug in the code that reads clients gives everything away")
+    else:
+        require_kernel()
     if settings.server.workers > MAX_WORKERS:
         raise ConfigError(f"more than {MAX_WORKERS}", cure="set it to the number of cores or less", key="server.workers")

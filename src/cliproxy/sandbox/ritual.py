@@ -74,19 +74,23 @@ def lock_down(
     11. The interpreter: no late import, no source line in a traceback.
     """
     resolver = resolver_paths(profile.read_paths)
-    _verify_single_thread()  # 1
-    _start_session()  # 2
-    _close_descriptors(keep)  # 3
-    _limit(profile)  # 4
-    _become(uid, gid)  # 5
-    _forbid_dumping()  # 6
-    _die_with(parent_pid)  # 7
-    _set_no_new_privs()  # 8
-    restrict(read_paths=(*resolver, *read_paths), may_connect=profile.may_connect)  # 9
-    _verify_files_closed()
-    _install(profile.policy(ancillary=ancillary, replaceable=replaceable, process=os.getpid()))  # 10
-    _verify_filtered()
-    close_interpreter()  # 11
+    try:
+        _verify_single_thread()  # 1
+        _start_session()  # 2
+        _close_descriptors(keep)  # 3
+        _limit(profile)  # 4
+        _become(uid, gid)  # 5
+        _forbid_dumping()  # 6
+        _die_with(parent_pid)  # 7
+        _set_no_new_privs()  # 8
+        restrict(read_paths=(*resolver, *read_paths), may_connect=profile.may_connect)  # 9
+        _verify_files_closed()
+        _install(profile.policy(ancillary=ancillary, replaceable=replaceable, process=os.getpid()))  # 10
+        _verify_filtered()
+        close_interpreter()  # 11
+    except OSError as error:  # a call that no kernel of ours refuses: a container's own filter does
+        call = f"{error.filename}: " if error.filename else ""
+        raise SandboxError(f"the lockdown was refused ({call}{error.strerror})", cure="allow the call in the container profile") from error
 
 
 def _verify_single_thread() -> None:

@@ -81,7 +81,7 @@ _ABSENT = (*IO_URING_CALLS, "clone3", "statx", "openat2", "faccessat2", "fchmoda
 # --- what every process needs: CPython, its allocator, glibc or musl -------------------------------------------------
 _ANY = _names("""
 read write readv writev close poll ppoll select pselect6 epoll_wait epoll_pwait epoll_ctl epoll_create1
-brk munmap mremap madvise futex set_robust_list rseq membarrier sched_yield sched_getaffinity getcpu
+brk munmap mremap madvise futex set_robust_list set_tid_address rseq membarrier sched_yield sched_getaffinity getcpu
 nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday time times getrusage
 rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack restart_syscall
 getpid gettid getppid getuid geteuid getgid getegid getresuid getresgid getpgrp getpgid getsid getgroups uname sysinfo getrandom exit exit_group
