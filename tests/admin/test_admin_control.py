@@ -249,6 +249,16 @@ def test_connections_are_counted(server: Server) -> None:
     assert len(server.control) == MAX_CONTROL_CONNECTIONS
 
 
+def test_nobody_is_greeted_any_more_once_the_end_has_begun(server: Server) -> None:
+    before = server.connect()
+    server.control.stop_accepting()
+    after = server.connect()
+    assert before.read() and after.read() == b""
+    assert len(server.control) == 1
+    before.send(encode_line(commands.GetStatus()))
+    assert len(server.asked) == 1
+
+
 def test_a_silent_connection_is_closed_after_its_time(server: Server) -> None:
     client = server.connect()
     client.read()

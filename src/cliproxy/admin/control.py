@@ -58,15 +58,20 @@ class ControlSocket:
         self._last_ticket = 0
         self._allowance = CONTROL_REQUESTS_PER_SECOND
         self._refilled = now
+        self._accepts = True
 
     def wanted(self) -> list[tuple[int, bool, bool]]:
         """Return what to poll: descriptor, for reading, for writing."""
         room = len(self._connections) < MAX_CONTROL_CONNECTIONS
-        wanted = [(self._listener.fileno(), room, False)]
+        wanted = [(self._listener.fileno(), True, False)] if room and self._accepts else []
         for number, connection in self._connections.items():
             # A peer that does not read its answers is not read either, so that they don't pile up.
             wanted.append((number, not connection.closing and not connection.ticket and not connection.outbox, bool(connection.outbox)))
         return wanted
+
+    def stop_accepting(self) -> None:
+        """Leave new connections where they are: they get no greeting, and their commands go to the next gateway."""
+        self._accepts = False
 
     def __len__(self) -> int:
         """The number of connections."""
@@ -78,7 +83,8 @@ class ControlSocket:
         A command that is under way when its peer goes away goes on: it may be durable already.
         """
         if descriptor == self._listener.fileno():
-            self._accept(now)
+            if self._accepts:
+                self._accept(now)
             return
         connection = self._connections.get(descriptor)
         if connection is None:

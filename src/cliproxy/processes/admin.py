@@ -105,6 +105,7 @@ class Admin:
         )
         self._idle_since = now
         self._had_connection = False
+        self._is_ending = False
         self._leaving = False
 
     def run(self, control: Control) -> None:
@@ -219,14 +220,15 @@ class Admin:
 
     def _end_when_idle(self, now: float) -> None:
         """A gateway that was started for commands alone ends after the last of them, or when none comes."""
-        if self._boot.serving:
+        if self._boot.serving or self._is_ending:
             return
         if len(self._socket):
             self._had_connection, self._idle_since = True, now
         elif self._had_connection or now - self._idle_since > COMMAND_LINGER_SECONDS:
             assert self._control is not None
+            self._is_ending = True
+            self._socket.stop_accepting()  # whoever was greeted is also answered
             self._control.send(Up.STOP)
-            self._had_connection, self._idle_since = False, now
 
     def _ask(self, ticket: int, operator: str, command: Any) -> None:
         self._desk.take(ticket, operator, command, now=time.monotonic())
