@@ -18,7 +18,7 @@ from cliproxy.ipc.channel import PacketChannel
 from cliproxy.ipc.control import Down, Report, SupervisorControl, Up
 from cliproxy.ipc.messages import Anchor, AuditorToAdmin, AuditorToVault, LogKey
 from cliproxy.processes.boot import Boot, encode_boot, seal
-from cliproxy.processes.spawn import lift, program, spawn
+from cliproxy.processes.spawn import build_id, lift, program, spawn
 from cliproxy.processes.topology import AUDITOR, BOOT_FD, CONTROL_FD, AuditorSlots
 from cliproxy.processes.workspace import Workspace
 from cliproxy.secret import Secret
@@ -84,7 +84,7 @@ class Rig:
         return Boot(
             role=AUDITOR,
             name=AUDITOR,
-            build="test",
+            build=build_id(),
             generation=1,
             settings=encode_settings(Settings(audit=self.settings)),
             home=str(self.home),

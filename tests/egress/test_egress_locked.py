@@ -12,7 +12,7 @@ import pytest
 
 from cliproxy.config.schema import Provider, Settings, encode_settings
 from cliproxy.processes.boot import Boot, encode_boot, seal
-from cliproxy.processes.spawn import lift, spawn
+from cliproxy.processes.spawn import build_id, lift, spawn
 from cliproxy.processes.topology import AUDIT_FD, BOOT_FD, CONTROL_FD, EgressSlots
 from fakes.certificates import Authority
 from fakes.dialer_process import DialerProcess, pair
@@ -26,7 +26,7 @@ def run_locked_pool(providers: dict[str, Provider]) -> dict[str, object]:
         boot = Boot(
             role="egress",
             name="egress",
-            build="test",
+            build=build_id(),
             generation=1,
             settings=encode_settings(Settings(providers=providers)),
             home="/nonexistent",

@@ -16,7 +16,7 @@ from cliproxy.ipc.channel import PacketChannel
 from cliproxy.ipc.control import Down, Report, SupervisorControl, Up
 from cliproxy.ipc.messages import Dial, DialerToEgress, DialFailed, Dialled
 from cliproxy.processes.boot import Boot, encode_boot, seal
-from cliproxy.processes.spawn import lift, program, spawn
+from cliproxy.processes.spawn import build_id, lift, program, spawn
 from cliproxy.processes.topology import AUDIT_FD, BOOT_FD, CONTROL_FD, DialerSlots
 
 PATIENCE = 20.0
@@ -38,7 +38,7 @@ class DialerProcess:
         boot = Boot(
             role="dialer",
             name="dialer",
-            build="test",
+            build=build_id(),
             generation=1,
             settings=encode_settings(Settings(providers=providers)),
             home=self._home.name,

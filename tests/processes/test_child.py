@@ -15,7 +15,7 @@ from cliproxy.processes import topology
 from cliproxy.processes.boot import Boot, decode_boot, encode_boot, is_sealed, read_sealed, seal
 from cliproxy.processes.child import Control
 from cliproxy.processes.lines import describe, exit_code
-from cliproxy.processes.spawn import lift, spawn
+from cliproxy.processes.spawn import build_id, lift, spawn
 
 PREFIX = """
 import os, sys
@@ -33,7 +33,7 @@ def boot(**changes):
     fields = {
         "role": "dialer",
         "name": "dialer",
-        "build": "b",
+        "build": build_id(),
         "generation": 3,
         "settings": b"",
         "home": "/nowhere",
@@ -136,6 +136,11 @@ def test_an_unsealed_boot_record_is_refused():
 def test_a_boot_record_for_another_role_is_refused():
     status, text = Run("", record=boot(role="vault")).end()
     assert status == 70 and "for 'vault'" in text
+
+
+def test_a_child_of_another_build_does_not_start():
+    status, text = Run("def prepare(boot): raise KeyError", record=boot(build="0.0.9+0123456789abcdef")).end()
+    assert status == 75 and "while 0.0.9+0123456789abcdef runs" in text
 
 
 def test_empty_slots_are_occupied_and_strangers_closed():

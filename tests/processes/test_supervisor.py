@@ -105,6 +105,14 @@ def test_an_unusable_configuration_stops_the_start_at_once(gateway):
     assert gateway.ready is None
 
 
+def test_a_child_of_another_build_makes_the_gateway_drain_and_stop(gateway):
+    gateway.start()
+    gateway.behave(exit={"dialer": 75})
+    os.kill(gateway.pids("dialer")[0], signal.SIGKILL)
+    assert gateway.wait() == 75
+    assert gateway.trace(name="worker-0", what="DRAIN")
+
+
 def test_a_child_that_breaks_the_control_protocol_is_killed(gateway):
     gateway.behave(garbage="dialer")
     gateway.start(wait=False)

@@ -13,6 +13,7 @@ from vault_process import AuditorEnd, LogOfEvents, Start, create, digest
 
 from cliproxy.audit.events import ChannelViolation, CredentialAccess
 from cliproxy.ipc import messages
+from cliproxy.processes.spawn import build_id
 from cliproxy.processes.topology import VaultSlots
 from cliproxy.secret import Secret
 
@@ -40,7 +41,7 @@ class TestTheReceiverEnforces:
 
     def test_a_second_hello_and_an_acknowledgement_of_the_future_too(self, start: Start, log: LogOfEvents) -> None:
         vault = start().ready()
-        for offence in (messages.EgressHello(build="test-build"), messages.PolicyAck(number=99, workers=1, of_workers=1, streams_ended=0)):
+        for offence in (messages.EgressHello(build=build_id()), messages.PolicyAck(number=99, workers=1, of_workers=1, streams_ended=0)):
             vault.hello()
             vault.state_for_egress()
             vault.egress.send(offence)

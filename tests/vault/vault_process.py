@@ -23,14 +23,14 @@ from cliproxy.ipc import messages
 from cliproxy.ipc.channel import PacketChannel
 from cliproxy.ipc.control import Down, Report, SupervisorControl, Up
 from cliproxy.processes.boot import Boot, encode_boot, seal
-from cliproxy.processes.spawn import lift, program, spawn
+from cliproxy.processes.spawn import build_id, lift, program, spawn
 from cliproxy.processes.topology import BOOT_FD, CONTROL_FD, VaultSlots
 from cliproxy.secret import Secret
 from cliproxy.vault.crypto import credential_context, seal_to
 from cliproxy.vault.identity import Identity, read_identity
 from cliproxy.vault.master_key import into_memfd
 
-BUILD = "test-build"
+BUILD = build_id()
 SECONDS = 20.0  # that any wait in a test may take
 PROVIDERS = {"api": Provider(base_url="https://API.example.com/v1"), "free": Provider(base_url="http://127.0.0.1:9", auth="none"), "named": Provider()}
 

@@ -1,7 +1,7 @@
 """How every child process begins and ends.
 
     1. signals of the service manager ignored: only the supervisor stops a child
-    2. boot record read from its sealed memfd; the role must be the module's own
+    2. boot record read from its sealed memfd; the role must be the module's own, the build this one
     3. descriptors that were not handed over are closed, empty slots occupied
     4. `prepare(boot)`: every module imported, database and files opened
     5. the lockdown of the role (`sandbox.ritual`), after which an import raises
@@ -26,8 +26,9 @@ from cliproxy.ipc.control import Control as _Control
 from cliproxy.ipc.control import Down, Order, Up
 from cliproxy.processes import topology
 from cliproxy.processes.boot import Boot, decode_boot, is_sealed, read_sealed
-from cliproxy.processes.lines import EXIT_SOFTWARE, describe, exit_code, say
+from cliproxy.processes.lines import EXIT_OTHER_BUILD, EXIT_SOFTWARE, describe, exit_code, say
 from cliproxy.processes.slots import is_open, vacate
+from cliproxy.processes.spawn import build_id
 from cliproxy.processes.topology import BOOT_FD, CONTROL_FD, STDERR_FD
 from cliproxy.sandbox import ritual
 from cliproxy.sandbox.roles import PROFILES
@@ -71,9 +72,13 @@ def main(role: str, *, prepare: Callable[[Boot], P], body: Callable[[Boot, P, Co
     """Read the boot record and run `role`: what each role module calls as `__main__`."""
     try:
         boot = read_boot(role)
+        build = build_id()
     except BaseException as error:  # noqa: BLE001 - the one way out of the process
         say(f"cliproxy: {role}: {describe(error)}")
         os._exit(exit_code(error))
+    if build != boot.build:
+        say(f"cliproxy: {boot.name}: cliproxy was replaced by build {build} while {boot.build} runs; the gateway drains and stops")
+        os._exit(EXIT_OTHER_BUILD)
     run_locked(boot, prepare=prepare, body=body)
 
 

@@ -11,6 +11,7 @@ from cliproxy.errors import EXIT_CONFIG, CliproxyError, ConfigError, CorruptLog,
 from cliproxy.processes.topology import STDERR_FD
 
 EXIT_SOFTWARE: Final = 70  # sysexits.h EX_SOFTWARE
+EXIT_OTHER_BUILD: Final = 75  # sysexits.h EX_TEMPFAIL: the files on disk are no longer those that the supervisor runs
 _MAX_PLACES: Final = 6  # innermost frames of an unexpected error that go on the line
 _MAX_LINE_BYTES: Final = 2000
 

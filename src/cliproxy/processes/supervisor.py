@@ -4,7 +4,8 @@ It holds nothing secret (the master key is a descriptor that it never reads), pa
 loop and no threads: one `poll`, fixed-size records from its children, signals as bytes of a pipe.
 
     start   addresses, lock, files, then all children at once: each waits on its channels for those that it needs
-    death   an audit event and a restart after a growing pause; five deaths, or one exit with 78, before the first READY end the start
+    death   an audit event and a restart after a growing pause; five deaths, or one exit with 78, before the first READY end the start;
+            a child of another build (the package was replaced on disk) makes it drain and stop for the service manager
     reload  `processes.reloading`
     stop    workers drain, then egress, dialer, vault, admin, the auditor last; a second signal: now
 """
@@ -39,7 +40,7 @@ from cliproxy.ipc.control import Down, Report, Up
 from cliproxy.processes.boot import Boot
 from cliproxy.processes.fleet import Child, Death, Fleet, State, Supplies
 from cliproxy.processes.journal import Journal
-from cliproxy.processes.lines import EXIT_SOFTWARE, describe, exit_code, say
+from cliproxy.processes.lines import EXIT_OTHER_BUILD, EXIT_SOFTWARE, describe, exit_code, say
 from cliproxy.processes.loader_protocol import UNSAFE_NO_SANDBOX
 from cliproxy.processes.openings import Openings
 from cliproxy.processes.plan import Plan, read_plan
@@ -289,6 +290,9 @@ class Supervisor:
             self._stop_next()
             return
         if death.expected:
+            return
+        if death.status == EXIT_OTHER_BUILD:
+            self._stop(EXIT_OTHER_BUILD)  # the service manager starts the new build
             return
         if not self._announced:
             self._count_start_death(child, f"({death.signal or death.status})", EXIT_CONFIG if death.status == EXIT_CONFIG else EXIT_SOFTWARE)
