@@ -168,12 +168,11 @@ class Connection(asyncio.Protocol):
             if state is State.READING:
                 self._framer.feed(data)
                 self._serve()
+                if self.paused:
+                    self._bound_unread()
             elif state is State.BUSY:
                 self._framer.feed(data)
-                self._hold(self._framer.unread)
-                if self._framer.unread > PIPELINE_BYTES and not self._reading_paused:
-                    self._reading_paused = True
-                    self._transport.pause_reading()
+                self._bound_unread()
             elif state is State.LINGER:
                 self._lingered += len(data)
                 if self._lingered > LINGER_BYTES:
@@ -212,7 +211,7 @@ class Connection(asyncio.Protocol):
             self._mark_dirty()
         if self._state is State.BUSY:
             self._tell(self._server.exchange.on_writable)
-        else:
+        elif self._state is State.READING:
             self._serve_on()
 
     # --- what the server calls ---
@@ -287,12 +286,23 @@ class Connection(asyncio.Protocol):
             self._serving = False
 
     def _serve_on(self) -> None:
-        """Go on with what was read before, outside of this connection's own turn."""
-        if self._framer.unread and self._state is State.READING:
+        """Go on reading, with what was read before first, outside of this connection's own turn."""
+        if self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        if self._framer.unread:
             try:
                 self._serve()
             except Exception as error:  # noqa: BLE001 - as in data_received
                 self.failed(error)
+
+    def _bound_unread(self) -> None:
+        """Stop reading when too much waits behind what is under way."""
+        unread = self._framer.unread
+        self._hold(unread)
+        if unread > PIPELINE_BYTES and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
 
     def _begin(self, request: RawRequest) -> None:
         server = self._server
@@ -378,10 +388,7 @@ class Connection(asyncio.Protocol):
             self._mark_dirty()
         self._state = State.READING
         self._deadline = self._server.after(self._server.limits.idle_timeout_seconds)
-        if self._reading_paused:
-            self._reading_paused = False
-            self._transport.resume_reading()
-        if self._framer.unread and not self._serving:
+        if not self._serving:
             self._serve_on()
 
     def _linger(self, *, close: bool) -> None:
