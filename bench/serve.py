@@ -56,9 +56,13 @@ class Gateway:
         began = time.monotonic()
         self.process = subprocess.Popen([*self._command, "serve"], stdout=subprocess.DEVNULL, stderr=sys.stderr)
         self.pid = self.process.pid
-        self._wait_ready()
-        self.ready_seconds = time.monotonic() - began
-        self._run("credentials", "add", "bench", "--stdin", stdin="sk-bench-" + secrets.token_hex(16))
+        try:
+            self._wait_ready()
+            self.ready_seconds = time.monotonic() - began
+            self._run("credentials", "add", "bench", "--stdin", stdin="sk-bench-" + secrets.token_hex(16))
+        except BaseException:
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """End it and remove its home."""
@@ -87,7 +91,6 @@ class Gateway:
                         return
             except OSError:
                 time.sleep(0.01)
-        self.stop()
         raise SystemExit("the gateway did not become ready")
 
 

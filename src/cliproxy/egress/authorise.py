@@ -11,7 +11,7 @@ body asks for (model, tokens, choices, stream) is read again from the bytes that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from cliproxy.auth.client_keys import digest_of
 from cliproxy.auth.principals import Principal
@@ -28,8 +28,7 @@ from cliproxy.translators.openai_chat.usage import reread as reread_chat
 from cliproxy.translators.openai_embeddings.usage import reread as reread_embeddings
 
 
-@dataclass(frozen=True, slots=True)
-class AuthorizedRequest:
+class AuthorizedRequest(msgspec.Struct, frozen=True, gc=False):
     """A call that may leave once, to `target` only. `credential` is None for a provider inside the process."""
 
     call: Call
