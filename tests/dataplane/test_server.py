@@ -14,6 +14,7 @@ import pytest
 
 from cliproxy.bounds import MAX_UNSENT_BYTES, PIPELINE_BYTES
 from cliproxy.config.schema import IpAllowlist, ServerLimits, ServerSecurity, Tls
+from cliproxy.dataplane import connection as connection_module
 from cliproxy.ingress.rules.address_rate import AddressRate
 from cliproxy.ingress.tls import server_context
 from cliproxy.limits.shared import SharedRates, create
@@ -330,18 +331,20 @@ def test_a_client_that_stays_stalled_is_dropped(quick: EchoServer) -> None:
         quick.wait_until(lambda: quick.server.open_connections == 0)
 
 
-@pytest.mark.parametrize("close", [b"", b"Connection: close"])
-def test_a_large_answer_reaches_a_client_that_reads_slowly_but_reads(quick: EchoServer, close: bytes) -> None:
-    size = 600_000
-    with quick.connect(receive_buffer=4096) as sock:
-        sock.sendall(get(b"/large?%d" % size, *([close] if close else [])))
-        received = b""
-        while len(received) < size:
-            time.sleep(0.01)
-            data = sock.recv(8192)
-            assert data, len(received)
-            received += data
-        assert received.count(0) == size or read_answer(sock)
+@pytest.mark.parametrize("close", [b"X: y", b"Connection: close"])
+def test_neither_idle_time_nor_lingering_cuts_an_answer_that_is_read_slowly(close: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "LINGER_SECONDS", 0.05)
+    size = 8_000_000
+    with EchoServer(limits=ServerLimits(idle_timeout_seconds=0.05)) as server, server.connect(receive_buffer=65536) as sock:
+        sock.sendall(get(b"/large?%d" % size, close))
+        received = 0
+        while received < size:
+            if received < 2_000_000:
+                time.sleep(0.02)
+            data = sock.recv(65536)
+            assert data, received
+            received += data.count(0)
+        assert read_all(sock) == b""
 
 
 def test_a_large_answer_that_nobody_reads_is_given_up(quick: EchoServer) -> None:
