@@ -91,7 +91,8 @@ class DialerProcess:
     def ask(self, origin: str) -> int:
         """Ask for a connection; returns the question's number."""
         self._next += 1
-        assert self.channel.send(Dial(dial=self._next, origin=origin))
+        while not self.channel.send(Dial(dial=self._next, origin=origin)):  # its queue is short, and it may still be starting
+            assert select.select([], [self.channel], [], 20.0)[1], "the dialer does not read"
         return self._next
 
     def answer(self) -> tuple[Dialled | DialFailed, socket.socket | None]:
