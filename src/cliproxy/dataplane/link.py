@@ -13,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_STREAMS_PER_CHANNEL, MAX_WORKER_BACKLOG_BYTES, STREAM_GRANT_BYTES
+from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_STREAMS_PER_CHANNEL, MAX_WORKER_BACKLOG_BYTES
 from cliproxy.errors import ChannelError, Unavailable
 from cliproxy.ipc.mux import TO_WORKER, Abort, Answer, Call, Hello, Kind, MuxChannel, Readiness
 from cliproxy.ipc.policy_feed import PolicyFeed
@@ -133,9 +133,9 @@ class EgressLink:
         Raises `Unavailable` when there is no channel, too many calls, or egress does not keep up.
         """
         channel = self._channel
-        if channel is None or not channel.is_open:
+        if channel is None:
             raise Unavailable(NO_EGRESS.message, code=NO_EGRESS.code)
-        if len(self._calls) >= MAX_STREAMS_PER_CHANNEL or channel.backlog > MAX_WORKER_BACKLOG_BYTES:
+        if len(self._calls) >= MAX_STREAMS_PER_CHANNEL or (channel.paused and channel.backlog > MAX_WORKER_BACKLOG_BYTES):
             raise Unavailable("The gateway has more calls under way than it takes; try again in a moment.", code="overloaded")
         stream = self._next_stream
         self._next_stream = stream + 1 if stream < 0xFFFFFFFF else 1
@@ -199,24 +199,3 @@ class EgressLink:
         self.readiness = self._readinesses.decode(payload)
         self._readiness_at = time.monotonic()
         self.policy.heard(vault_age=self.readiness.vault_age, now=self._readiness_at)
-
-
-class Credit:
-    """What the worker owes egress in credit for one call: bytes that the client's connection has taken, granted in pieces."""
-
-    __slots__ = ("_owed",)
-
-    def __init__(self) -> None:
-        self._owed = 0
-
-    def consumed(self, count: int, *, paused: bool) -> int:
-        """Note `count` bytes passed on; return what to grant now: nothing while the client does not read."""
-        self._owed += count
-        if paused or self._owed < STREAM_GRANT_BYTES:
-            return 0
-        return self.resumed()
-
-    def resumed(self) -> int:
-        """The client reads again: return what is owed."""
-        owed, self._owed = self._owed, 0
-        return owed

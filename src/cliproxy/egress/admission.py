@@ -33,35 +33,36 @@ class _Meter:
 class _Limit:
     """Limits as numbers; 0 means none."""
 
-    __slots__ = ("concurrency", "requests", "tokens_per_minute")
+    __slots__ = ("concurrency", "requests", "tokens_per_minute", "whose")
 
-    def __init__(self, *, requests_per_minute: int, tokens_per_minute: int, concurrency: int) -> None:
+    def __init__(self, whose: str, *, requests_per_minute: int, tokens_per_minute: int, concurrency: int) -> None:
+        self.whose = whose
         self.requests: Gcra | None = per_minute(requests_per_minute) if requests_per_minute else None
         self.tokens_per_minute = tokens_per_minute
         self.concurrency = concurrency
 
-    def drain(self, meter: _Meter, now: float) -> None:
-        """Let time pay off tokens."""
-        if self.tokens_per_minute:
-            meter.debt = max(0.0, meter.debt - (now - meter.seen) * self.tokens_per_minute / _MINUTE)
+    def verify(self, meter: _Meter, tokens: int, now: float) -> float:
+        """Let time pay off tokens, and return the new TAT of the request bucket if the call fits; raises `RateLimited` and takes nothing."""
+        limit = self.tokens_per_minute
+        if limit:
+            debt = meter.debt - (now - meter.seen) * limit / _MINUTE
+            meter.debt = debt if debt > 0.0 else 0.0
         meter.seen = now
-
-    def verify(self, meter: _Meter, *, tokens: int, now: float, whose: str) -> float:
-        """Return the new TAT of the request bucket if the call fits; raises `RateLimited` or `Unavailable` and changes nothing else."""
         if self.concurrency and meter.in_flight >= self.concurrency:
-            raise RateLimited(f"Too many calls at once for {whose} (at most {self.concurrency}).", retry_after=1.0)
+            raise RateLimited(f"Too many calls at once for {self.whose} (at most {self.concurrency}).", retry_after=1.0)
         tat = meter.tat
         if self.requests is not None:
             tat, wait = self.requests.judge(meter.tat, now)
             if wait:
-                raise RateLimited(f"Too many requests a minute for {whose}.", retry_after=wait)
-        limit = self.tokens_per_minute
+                raise RateLimited(f"Too many requests a minute for {self.whose}.", retry_after=wait)
         if limit:
             if tokens > limit:
-                raise RateLimited(f"The call reserves {tokens} tokens, more than {whose} may use in a minute ({limit}); lower max_tokens.", retry_after=_MINUTE)
+                raise RateLimited(
+                    f"The call reserves {tokens} tokens, more than {self.whose} may use in a minute ({limit}); lower max_tokens.", retry_after=_MINUTE
+                )
             over = meter.debt + tokens - limit
             if over > 0:
-                raise RateLimited(f"Too many tokens a minute for {whose}.", retry_after=max(over * _MINUTE / limit, 0.001))
+                raise RateLimited(f"Too many tokens a minute for {self.whose}.", retry_after=max(over * _MINUTE / limit, 0.001))
         return tat
 
 
@@ -89,7 +90,8 @@ class Admission:
     """All meters of this egress. Times are monotonic seconds, passed in."""
 
     def __init__(self, settings: Settings) -> None:
-        self._meters: dict[tuple[str, str], _Meter] = {}
+        self._meters: dict[str, _Meter] = {}
+        self._provider_meters: dict[str, _Meter] = {}
         self._last_use: dict[str, int] = {}
         self._key_limits: dict[tuple[int, int, int], _Limit] = {}
         self.reconfigure(settings)
@@ -99,6 +101,7 @@ class Admission:
         self._defaults = settings.auth.key_limits
         self._provider_limits = {
             name: _Limit(
+                f"provider {name}",
                 requests_per_minute=provider.rate_limit.requests_per_minute,
                 tokens_per_minute=provider.rate_limit.tokens_per_minute,
                 concurrency=provider.concurrency,
@@ -108,18 +111,15 @@ class Admission:
 
     def reserve(self, principal: Principal, provider: str, *, tokens: int, now: float, wall: float) -> Reservation:
         """Take one request, `tokens` tokens and one place of the key and of the provider, or raise `RateLimited` and take nothing."""
-        key_limit = self._limit_of(principal)
-        provider_limit = self._provider_limits[provider]
-        key_meter = self._meter("key", principal.id)
-        provider_meter = self._meter("provider", provider)
-        key_limit.drain(key_meter, now)
-        provider_limit.drain(provider_meter, now)
-        key_tat = key_limit.verify(key_meter, tokens=tokens, now=now, whose="this API key")
-        provider_tat = provider_limit.verify(provider_meter, tokens=tokens, now=now, whose=f"provider {provider}")
-        for meter, tat in ((key_meter, key_tat), (provider_meter, provider_tat)):
-            meter.tat = tat
-            meter.debt += tokens
-            meter.in_flight += 1
+        key_meter = self._meters.get(principal.id) or self._new_meter(self._meters, principal.id)
+        provider_meter = self._provider_meters.get(provider) or self._new_meter(self._provider_meters, provider)
+        key_tat = self._limit_of(principal).verify(key_meter, tokens, now)
+        provider_meter.tat = self._provider_limits[provider].verify(provider_meter, tokens, now)
+        key_meter.tat = key_tat
+        key_meter.debt += tokens
+        key_meter.in_flight += 1
+        provider_meter.debt += tokens
+        provider_meter.in_flight += 1
         self._last_use[principal.id] = int(wall)
         return Reservation((key_meter, provider_meter), tokens)
 
@@ -142,15 +142,13 @@ class Admission:
         if limit is None:
             if len(self._key_limits) >= MAX_ADMISSION_ENTRIES:
                 self._key_limits.clear()
-            limit = self._key_limits[numbers] = _Limit(requests_per_minute=numbers[0], tokens_per_minute=numbers[1], concurrency=numbers[2])
+            limit = self._key_limits[numbers] = _Limit("this API key", requests_per_minute=numbers[0], tokens_per_minute=numbers[1], concurrency=numbers[2])
         return limit
 
-    def _meter(self, kind: str, id: str) -> _Meter:
-        meter = self._meters.get((kind, id))
-        if meter is None:
-            if len(self._meters) >= MAX_ADMISSION_ENTRIES and not self._forget():
-                raise Unavailable("The gateway counts more keys than it can.", code="overloaded")
-            meter = self._meters[kind, id] = _Meter()
+    def _new_meter(self, meters: dict[str, _Meter], id: str) -> _Meter:
+        if len(meters) >= MAX_ADMISSION_ENTRIES and not self._forget():
+            raise Unavailable("The gateway counts more keys than it can.", code="overloaded")
+        meter = meters[id] = _Meter()
         return meter
 
     def _forget(self) -> bool:
@@ -161,5 +159,5 @@ class Admission:
             del self._meters[entry]
         return bool(old)
 
-    def _idle(self) -> Iterator[tuple[tuple[str, str], _Meter]]:
+    def _idle(self) -> Iterator[tuple[str, _Meter]]:
         return ((entry, meter) for entry, meter in self._meters.items() if meter.in_flight == 0)

@@ -28,6 +28,9 @@ from cliproxy.translators.openai_chat.usage import reread as reread_chat
 from cliproxy.translators.openai_embeddings.usage import reread as reread_embeddings
 
 
+_ENDPOINTS = {int(endpoint): endpoint for endpoint in Endpoint}
+
+
 class AuthorizedRequest(msgspec.Struct, frozen=True, gc=False):
     """A call that may leave once, to `target` only. `credential` is None for a provider inside the process."""
 
@@ -91,10 +94,9 @@ class Authoriser:
         return credential
 
     def _endpoint_of(self, call: Call, target: Target) -> Endpoint:
-        try:
-            endpoint = Endpoint(call.endpoint)
-        except ValueError as error:
-            raise ChannelError(f"endpoint {call.endpoint} does not exist") from error
+        endpoint = _ENDPOINTS.get(call.endpoint)
+        if endpoint is None:
+            raise ChannelError(f"endpoint {call.endpoint} does not exist")
         if endpoint not in target.facts.endpoints:
             raise SchemaError("The provider of this model does not have this endpoint.", param="model", code="endpoint_not_supported")
         return endpoint
