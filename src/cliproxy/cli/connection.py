@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from cliproxy.bounds import COMMAND_START_SECONDS, CONTROL_REQUEST_SECONDS, MAX_REPLY_LINE_BYTES
 from cliproxy.cli.home import Home
-from cliproxy.errors import EXIT_CHECK_FAILED, ChannelError, CliproxyError, ConfigError
+from cliproxy.errors import EXIT_CHECK_FAILED, EXIT_CONFIG, ChannelError, CliproxyError, ConfigError
 from cliproxy.ipc.commands import Command, Hello, Refused, Reply, decode_reply, encode_line
 from cliproxy.processes.plan import spawn_supervisor
 from cliproxy.processes.spawn import build_id
@@ -174,7 +174,9 @@ class _OwnGateway:
             raise GatewayFailed("the vault did not get ready in time; the lines above say more", exit_code=EXIT_CHECK_FAILED)
         if not os.read(self._ready, 4096):
             code, self._pid = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1]), 0
-            raise GatewayFailed("the vault did not start; the line above says why", exit_code=code if code > 0 else EXIT_CHECK_FAILED, is_said=code > 0)
+            raise GatewayFailed(
+                "the vault did not start; the line above says why", exit_code=EXIT_CONFIG if code == EXIT_CONFIG else EXIT_CHECK_FAILED, is_said=code > 0
+            )
 
     def end(self, *, at_once: bool) -> None:
         """Wait for the end, which comes by itself with the last connection (another command may be using it too), or bring it about."""
