@@ -313,6 +313,15 @@ def test_a_client_that_does_not_read_pauses_the_exchange_and_resumes_it(server: 
         assert received.count(0) == sent
 
 
+def test_the_end_of_a_stream_waits_for_a_paused_client_whatever_the_idle_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "LINGER_SECONDS", 0.05)
+    with EchoServer(limits=ServerLimits(idle_timeout_seconds=0.05)) as server, server.connect(receive_buffer=4096) as sock:
+        connection, _ = flood(server, sock)
+        server.call(lambda: (connection.write_chunk(b"the end"), connection.end_stream()))  # type: ignore[attr-defined]
+        time.sleep(0.4)
+        assert read_all(sock).endswith(b"7\r\nthe end\r\n0\r\n\r\n")
+
+
 def test_what_a_paused_client_is_owed_is_bounded(server: EchoServer) -> None:
     with server.connect(receive_buffer=4096) as sock:
         connection, _ = flood(server, sock)

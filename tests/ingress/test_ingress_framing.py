@@ -242,6 +242,47 @@ def test_any_bytes_give_requests_or_the_declared_error_and_nothing_else(packets:
             assert error.status in (400, 413, 415, 417, 431)
 
 
+class OtherReading:
+    """A parser that reads some byte stream otherwise than we do: the target, or where the message ends."""
+
+    target = b"/"
+    ends_after = b"\r\n\r\nhello"
+
+    def __init__(self, protocol: Framer) -> None:
+        self.protocol, self.data = protocol, b""
+
+    def feed_data(self, data: bytes) -> None:
+        if not self.data:
+            self.protocol.on_url(self.target)
+        self.data += data
+        if self.ends_after and self.ends_after in self.data:
+            if self.ends_after.endswith(b"hello"):
+                self.protocol.on_body(b"hello")
+            self.protocol.on_message_complete()
+
+    def should_keep_alive(self) -> bool:
+        return True
+
+
+OTHER_READINGS = {
+    "another target": {"target": b"/admin"},
+    "an end before ours": {"ends_after": b"\r\n\r\n"},
+    "no end where ours is": {"ends_after": b""},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_READINGS)
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("body", [b"Content-Length: 5\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"])
+def test_where_llhttp_and_we_differ_the_request_is_refused(name: str, step: int, body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = b"POST / HTTP/1.1\r\n" + HOST + body
+    if b"chunked" not in body:
+        monkeypatch.setattr("httptools.HttpRequestParser", OtherReading)
+        assert read(data, step=step)[0].body == b"hello"  # it agrees
+    monkeypatch.setattr("httptools.HttpRequestParser", type("Other", (OtherReading,), OTHER_READINGS[name]))
+    assert status_of(data, step=step) == 400
+
+
 # --- the differential: whatever is accepted, this other reading, written from RFC 9112 alone, says the same ---
 
 TOKEN = re.compile(rb"[!#$%&'*+.^`|~0-9A-Za-z-]+")

@@ -212,6 +212,8 @@ class Connection(asyncio.Protocol):
         if self._state is State.BUSY:
             self._tell(self._server.exchange.on_writable)
         elif self._state is State.READING:
+            if self._phase is Phase.BETWEEN:
+                self._deadline = self._server.after(self._server.limits.idle_timeout_seconds)
             self._serve_on()
 
     # --- what the server calls ---
@@ -417,7 +419,7 @@ class Connection(asyncio.Protocol):
             self._refuse(FramingError("The request did not arrive in time.", status=408))
             server.flush_dirty()
         elif self._state is State.READING:
-            if self.paused:
+            if self.paused or self._outbox:
                 self._deadline = server.after(LINGER_SECONDS)  # not idle: it still has an answer to read
             else:
                 self._state = State.LINGER
