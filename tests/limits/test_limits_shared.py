@@ -102,6 +102,40 @@ def test_nonsense_in_the_table_locks_nobody_out(table: int) -> None:
     assert subject.admit(slot, NOW + SECOND // 10 + 1) is None
 
 
+class Contended:
+    """The words of a table in which another worker admits one request after each of our first `times` readings of a bucket's time."""
+
+    def __init__(self, words: memoryview, at: int, times: int) -> None:
+        self.words, self.at, self.times = words, at, times
+
+    def __getitem__(self, index: int) -> int:
+        value = self.words[index]
+        if index == self.at and self.times:
+            self.times -= 1
+            self.words[index] = max(value, NOW) + SECOND // 10
+        return value
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self.words[index] = value
+
+
+def test_what_another_worker_admitted_meanwhile_is_not_forgotten(table: int) -> None:
+    subject, other = rates(table, burst=5), rates(table, burst=5)
+    slot = subject.slot(b"address")
+    other.admit(slot, NOW)
+    subject._words = Contended(other._words, slot[0] + 1, 2)  # type: ignore[assignment]
+    assert subject.admit(slot, NOW) is None
+    assert [other.admit(slot, NOW) is None for _ in range(3)] == [True, False, False]  # 1 + 2 of the other, 1 of ours, 1 left
+
+
+def test_a_bucket_that_changes_without_end_denies(table: int) -> None:
+    subject, other = rates(table, burst=1000), rates(table, burst=1000)
+    slot = subject.slot(b"address")
+    other.admit(slot, NOW)
+    subject._words = Contended(other._words, slot[0] + 1, 10**6)  # type: ignore[assignment]
+    assert subject.admit(slot, NOW) == pytest.approx(0.1)
+
+
 def test_nobody_can_cut_the_table_under_the_others(table: int) -> None:
     with pytest.raises(PermissionError):
         os.ftruncate(table, 0)

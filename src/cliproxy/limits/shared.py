@@ -28,6 +28,7 @@ _MAGIC = b"cliproxy-rates-1"
 TABLE_BYTES = _PAGE + SHARED_RATE_SETS * SHARED_RATE_WAYS * 16  # a header page with the key, then the buckets
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW  # nobody can truncate it under the others (SIGBUS)
 
+_TRIES = 8
 Slot = tuple[int, int]  # index of the first word of a set, tag
 
 
@@ -69,9 +70,14 @@ class SharedRates:
             place = first  # nearly always
         else:
             place = self._find(first, tag)
-        tat, wait = self._gcra.judge(words[place + 1], now)
-        words[place + 1] = int(tat)
-        return None if wait <= 0 else wait / 1e9
+        time_at = place + 1
+        for _ in range(_TRIES):
+            seen = words[time_at]
+            tat, wait = self._gcra.judge(seen, now)
+            if words[time_at] == seen:  # nobody was here meanwhile: what is left of the race is the next line
+                words[time_at] = int(tat)
+                return None if wait <= 0 else wait / 1e9
+        return self._gcra.interval / 1e9  # so contended that it is above any rate
 
     def _find(self, first: int, tag: int) -> int:
         """Return the bucket of `tag`; a new, full one in place of the one that refills soonest if there is none."""
