@@ -6,7 +6,6 @@ What always holds: a request pays once. One whose body has not come yet pays whe
 
 from __future__ import annotations
 
-import time
 from typing import Protocol
 
 from cliproxy.limits.shared import SharedRates, Slot
@@ -41,7 +40,3 @@ class AddressRate:
         if connection.slot is None:
             raise RuntimeError("a connection without an address bucket")
         return self._rates.admit(connection.slot, int(now * 1e9))
-
-    def now(self) -> float:
-        """The clock that the shared table is kept by: the machine's, not the process's."""
-        return time.monotonic()
