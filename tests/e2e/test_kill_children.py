@@ -18,7 +18,7 @@ import pytest
 from fakes.gateway import Gateway
 from fakes.load import Load
 from fakes.provider import FakeProvider
-from fakes.recovery import DIALLED_MODEL, KeyWriter, Ledger, list_keys, recover, settled_ledger, verify_accounts, verify_log
+from fakes.recovery import DIALLED_MODEL, KeyWriter, Ledger, list_keys, recover, settled_ledger, verify_log, verify_nothing_is_sent_twice, verify_settled
 from fakes.wire import WireClient, events_of, request_bytes
 
 SECRET = "sk-fake-0123456789abcdef"
@@ -88,8 +88,9 @@ def test_a_killed_child_is_back_within_two_seconds_and_every_call_is_accounted_f
     assert set(endings) <= SERVED | OUTAGES[role], endings
     assert sorted(gateway.children()) == sorted(["auditor", "vault", "dialer", "egress", "worker", "worker-1", "admin"])
     in_flight = {one.request for one in load.told if one.ending in ("error event", "status 503", "closed")} if role == "egress" else set()
-    ledger = settled_ledger(gateway, but=before.unsettled | in_flight)
-    verify_accounts(load.told, provider.record(), ledger, may_repeat=role == "auditor" or max(before.outcomes.values(), default=0) > 1)
+    ledger = settled_ledger(gateway, load.told, but=before.unsettled | in_flight)
+    verify_nothing_is_sent_twice(load.told, provider.record())
+    verify_settled(load.told, ledger, may_repeat=role == "auditor" or max(before.outcomes.values(), default=0) > 1)
     verify_log(gateway)
 
 
