@@ -126,7 +126,7 @@ MAX_KEY_RECORD_BYTES = 16 * KIB  # one client key with its models and networks
 MAX_PACKED_BYTES = 40 * KIB  # keys or list items in one packet: with its frame well below MAX_CONTROL_MESSAGE_BYTES
 MAX_FEED_BACKLOG = 1024  # changes that wait for egress; more, and it gets a new snapshot
 MERKLE_BUCKETS = 1024  # 100,000 records give 100 to a bucket: 16 µs to change one
-REVOKE_WAIT_SECONDS = 1.2  # egress answers after one second with the workers that had acknowledged (DESIGN §2)
+REVOKE_WAIT_SECONDS = 2.0  # egress answers after one second with the workers that had acknowledged (DESIGN §2); a commit on a slow disk comes before that
 VAULT_ALIVE_SECONDS = 1.0
 LAST_USE_FLUSH_SECONDS = 60.0  # last-use times are written once a minute, not per call
 ADMIN_REQUESTS_PER_SECOND = 200.0  # the control socket passes at most as many
@@ -174,6 +174,10 @@ CONTROL_BACKLOG = 16
 PORT_RELEASE_SECONDS = 1.0  # for the processes of a killed gateway to let go of the port
 MIN_DESCRIPTORS = 1024  # of the hard limit
 MAX_DESCRIPTORS = 65536  # what we raise the soft limit to; two for each of 4096 connections, and room
+
+# --- integrity -----------------------------------------------------------------------------------------------------
+MAX_START_HOOK_BYTES = 64 * KIB  # a `.pth` file; known ones have 15 to 151 bytes
+MAX_PACKAGE_RECORD_BYTES = 4 * MIB  # a distribution's RECORD; of the large ones here 100 KiB
 
 # --- config, cli ---------------------------------------------------------------------------------------------------
 MAX_CONFIG_BYTES = MIB  # a thousand providers fit; nginx and HAProxy files of that size are generated ones

@@ -1,4 +1,7 @@
-"""`cliproxy doctor`: what the kernel offers, who may read our files, whether the configuration is usable; one line each, with the cure."""
+"""`cliproxy doctor`: what the kernel offers, what runs in our interpreters, who may read our files, whether the configuration is usable.
+
+One line each, with the cure.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def command(home: Home, as_json: bool, fix: bool) -> int:
     """Examine the kernel, the files and the configuration. Exit code 1 when something is wrong; without --fix nothing is changed."""
     from cliproxy.cli.output import emit
 
-    findings = [*_kernel(), *_files(home, fix=fix), *_configuration(home)]
+    findings = [*_kernel(), *_interpreter(), *_files(home, fix=fix), *_configuration(home)]
     good = all(finding.good is not False for finding in findings)
     marks = {True: "ok  ", False: "BAD ", None: "    "}
     emit(
@@ -64,6 +67,18 @@ def _kernel() -> Iterator[Finding]:
     for row in guarantees(report):
         missing = "" if row.present else " (missing here)" if row.required else " (not in this kernel; the first leg holds)"
         yield Finding("sandbox", f"{row.process} may never {row.may_never}: {row.rests_on}{missing}", True if row.present else False if row.required else None)
+
+
+def _interpreter() -> Iterator[Finding]:
+    from cliproxy.integrity.self_check import verify_start_files
+
+    try:
+        files = verify_start_files()
+    except ConfigError as error:
+        yield Finding("python", str(error), False)
+        return
+    names = ", ".join(file.name for file in files) or "none"
+    yield Finding("python", f"start files that run in every process: {names}; as their packages installed them")
 
 
 def _files(home: Home, *, fix: bool) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from cliproxy.bounds import LOADER_SECONDS, MAX_BOOT_BYTES, MAX_LOADER_LINE_BYTES, MAX_MASTER_KEY_FILE_BYTES
 from cliproxy.cli.home import Home
 from cliproxy.errors import EXIT_CONFIG, ConfigError
+from cliproxy.integrity.self_check import verify_start_files
 from cliproxy.processes.loader_protocol import KEY_FD, RESULT_FD, UNSAFE_NO_SANDBOX, WITH_KEY
 from cliproxy.processes.plan import Plan
 from cliproxy.processes.spawn import lift, program, spawn
@@ -63,9 +64,13 @@ def _wait(pid: int) -> int:
 def make_plan(
     home: Home, config_file: Path, *, serving: bool, unsafe_no_sandbox: bool = False, announce: bool = True, ready_fd: int = -1, starter_fd: int = -1
 ) -> Plan:
-    """Return the plan of a run. The master key's memory file is open in this process until it ends or becomes the supervisor. Raises `ConfigError`."""
+    """Return the plan of a run. The master key's memory file is open in this process until it ends or becomes the supervisor. Raises `ConfigError`.
+
+    Before anything is started or read, what would run in each process of ours is checked (`integrity.self_check`).
+    """
     from cliproxy.vault.master_key import ENVIRONMENT_VARIABLE, into_memfd, load_master_key
 
+    verify_start_files()
     settings, inline = load_configuration(config_file, unsafe_no_sandbox=unsafe_no_sandbox)
     key = load_master_key(path=home.master_key_file, environment=os.environ, inline=inline)
     os.environ.pop(ENVIRONMENT_VARIABLE, None)
