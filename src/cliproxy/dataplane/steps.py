@@ -57,7 +57,7 @@ class OutboundRequest(msgspec.Struct, frozen=True, gc=False):
 
 def authenticate(raw: RawRequest, token: bytes | None, policy: PolicyFeed, *, address: IpAddress, now: float, wall: float) -> IdentifiedRequest:
     """Step 4. `token` is what the client presented, if anything. Raises `NotAuthenticated`, the same for every reason; 503 without a fresh policy."""
-    proof = proof_of(token) if token is not None else None
+    proof = proof_of(token or b"")  # no token costs what a malformed one costs
     principal = policy.principals.find(digest_of(proof or NO_KEY), wall)
     policy.require_fresh(now)
     if principal is None or proof is None:
