@@ -75,15 +75,15 @@ class Exchange:
         self._id_count += 1
         request_id = f"{self._id_prefix}{self._id_count:08x}"
         try:
-            endpoint = self._calls.get(request.path)
-            page = self._pages.get(request.path) if endpoint is None else None
-            if endpoint is None and page is None:
-                raise NotFound("There is no such route.", code="unknown_route")
             now = time.monotonic()
             wait = self._address_limit(connection, now)
             if wait is not None:
                 self._tally.denied(connection.address, self._address_limit.name)
                 raise RateLimited("Too many requests from your address.", retry_after=wait)
+            endpoint = self._calls.get(request.path)
+            page = self._pages.get(request.path) if endpoint is None else None
+            if endpoint is None and page is None:
+                raise NotFound("There is no such route.", code="unknown_route")
             method = b"GET" if page is not None else b"POST"
             if request.method != method:
                 refusal = ClientError(f"This route takes {method.decode()} only.", code="method_not_allowed", status=405)
