@@ -141,8 +141,8 @@ FAULTS = (
 )
 # `fault-status-NNN`: that status, with the secret and control characters in its message; `fault-reflect-cut-N`: the secret in the body, written in two
 # pieces that are cut after its first N bytes; `fault-trickle-MS`: events that many milliseconds apart; `fault-long-N`: a stream of N KiB, as fast as it is
-# taken; `fault-wide-N`: embeddings of N dimensions
-FAULT_FAMILIES = ("status", "reflect-cut", "trickle", "long", "wide")
+# taken; `fault-wide-N`: embeddings of N dimensions; `fault-moved-NNN-PORT`: a redirect with that status to another server of this machine
+FAULT_FAMILIES = ("status", "reflect-cut", "trickle", "long", "wide", "moved")
 
 
 class Server:
@@ -342,6 +342,9 @@ class Connection(asyncio.Protocol):
             write(LAST_CHUNK)
         elif fault.startswith("wide-"):
             write(answer(wide_embeddings_body("fault", len(inputs) if isinstance(inputs, list) else 1, int(fault.removeprefix("wide-")))))
+        elif fault.startswith("moved-"):
+            _, status, port = fault.split("-")
+            write(answer(b"", status=f"{status} Moved", extra=f"Location: http://127.0.0.1:{port}/v1/chat/completions\r\n"))
         elif fault.startswith("trickle-"):
             pause = int(fault.removeprefix("trickle-")) / 1000
             write(STREAM_HEAD)
