@@ -103,6 +103,19 @@ def test_many_events_go_in_packets_that_fit(pair: Pair) -> None:
     assert [one for _, part in packets for one in part] == many
 
 
+def test_of_many_events_as_many_are_taken_as_there_is_room_and_the_sender_knows_how_many(pair: Pair) -> None:
+    many = [Process(code=number, role="x" * 500, what="x" * 500) for number in range(1000)]
+    taken = pair.client.offer_part(many)
+    assert 0 < taken < len(many)
+    first = [one for _, part in pair.received() for one in part]
+    assert first == many[:taken]
+    again = pair.client.offer_part(many[taken:])
+    assert again > 0
+    assert [one for _, part in pair.received() for one in part] == many[taken : taken + again]
+    pair.auditor.close()
+    assert pair.client.offer_part(many) == 0
+
+
 def test_no_more_is_kept_than_the_bound(pair: Pair) -> None:
     size = 0
     big = [Process(code=0, role="x" * 500, what="x" * 500)] * 40

@@ -52,7 +52,7 @@ def call_until(gateway: Gateway, ending: str, *, first: str = "done") -> list[To
     told = [caller.call("gpt-4o-mini", stream=False)]
     until = time.monotonic() + PATIENCE_SECONDS
     while told[-1].ending != ending:
-        assert told[-1].ending == first, told[-1]
+        assert told[-1].ending == first, (told[-1], gateway.messages())
         assert time.monotonic() < until, "the calls do not change"
         time.sleep(0.01)
         told.append(caller.call("gpt-4o-mini", stream=False))

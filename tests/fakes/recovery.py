@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -20,6 +21,7 @@ from .gateway import Gateway
 from .load import Caller, Told, markers_of
 
 PATIENCE_SECONDS = 30.0
+_writers = itertools.count(1)
 DIALLED_MODEL = "fault-close"  # the provider closes after each answer: every call needs the dialer
 
 
@@ -82,6 +84,7 @@ class KeyWriter:
     gateway: Gateway
     created: dict[str, str] = field(default_factory=dict)  # name to key
     revoked: dict[str, str] = field(default_factory=dict)
+    _number: int = field(default_factory=lambda: next(_writers))
     _count: int = 0
 
     def step(self) -> None:
@@ -91,7 +94,7 @@ class KeyWriter:
             time.sleep(0.01)
             return
         self._count += 1
-        name = f"written-{self._count}"
+        name = f"writer-{self._number}-{self._count}"
         secret, digest = new_key()
         try:
             connection.ask(commands.CreateKey(digest=digest, name=name, models=("*",)), commands.KeyCreated)

@@ -53,8 +53,12 @@ class AuditClient:
 
         Then some of them may be in the log all the same: it tells of work that was refused, never the reverse.
         """
+        return self.offer_part(events) == len(events)
+
+    def offer_part(self, events: Sequence[Event]) -> int:
+        """Hand over as many of `events`, from the front, as are taken now; return how many. What the others tell of must not happen."""
         if self._failed or self._again:
-            return False
+            return 0
         return self._offer(events)
 
     def offered_through(self) -> int:
@@ -122,20 +126,21 @@ class AuditClient:
             poller.register(self._sock.fileno(), select.POLLIN if taken else select.POLLIN | select.POLLOUT)
             poller.poll(max(1, int(min(until - now, 0.05) * 1000)))
 
-    def _offer(self, events: Sequence[Event]) -> bool:
+    def _offer(self, events: Sequence[Event]) -> int:
         batch = self._offered + 1
         packet = self._encoder.encode((batch, events))
         if len(packet) > MAX_CONTROL_MESSAGE_BYTES:
             if len(events) < 2:
-                return False
+                return 0
             half = len(events) // 2
-            return self._offer(events[:half]) and self._offer(events[half:])
+            taken = self._offer(events[:half])
+            return taken if taken < half else half + self._offer(events[half:])
         if self._unacknowledged_bytes + len(packet) > MAX_UNACKNOWLEDGED_BYTES or not self._send(packet):
-            return False
+            return 0
         self._offered = batch
         self._unacknowledged.append((batch, time.monotonic(), packet))
         self._unacknowledged_bytes += len(packet)
-        return True
+        return len(events)
 
     def _send(self, packet: bytes) -> bool:
         try:

@@ -87,9 +87,9 @@ class Intake:
         """Let an event of the auditor itself wait for the next batch."""
         self._log.add(lines_of([event], source="auditor", time=time), 1)
 
-    def summarise(self, *, now: float, wall: float) -> None:
-        """Once a minute, write what the quotas had no room for."""
-        if now < self._summary_at:
+    def summarise(self, *, now: float, wall: float, at_once: bool = False) -> None:
+        """Once a minute, or `at_once` before the end, write what the quotas had no room for."""
+        if now < self._summary_at and not at_once:
             return
         self._summary_at = now + AUDIT_SUMMARY_SECONDS
         for event in self._suppressed.summary():

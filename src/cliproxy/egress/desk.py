@@ -1,7 +1,7 @@
 """Where calls are decided, started and settled, a loop turn at a time.
 
-A turn: all calls that arrived together are authorised; their intents go to the auditor in one packet; only then does anything leave for a
-provider. If the auditor does not take the intents, none of the turn's calls leaves (503). Outcomes are collected the same way and go out at
+A turn: all calls that arrived together are authorised; their intents go to the auditor in one packet (more, if they don't fit); only then does
+anything leave for a provider. A call whose intent the auditor does not take does not leave (503). Outcomes are collected the same way and go out at
 the end of the turn in which calls ended; those that the auditor does not take wait, bounded, and no new call is taken while they do.
 
 Policy: what the vault says is in force here before it is passed on; a revoked key's calls are cancelled at once; the acknowledgement goes
@@ -155,13 +155,12 @@ class Desk:
         self._flush_due = False
         waiting, self._waiting = self._waiting, []
         if waiting:
-            if self._audit.healthy(time.monotonic()) and self._audit.offer([_intent(turn.request) for turn in waiting]):
-                for turn in waiting:
-                    self._start(turn)
-            else:
-                for turn in waiting:
-                    self._release(turn)
-                    turn.worker.refuse(turn.stream, _NO_AUDIT)
+            taken = self._audit.offer_part([_intent(turn.request) for turn in waiting]) if self._audit.healthy(time.monotonic()) else 0
+            for turn in waiting[:taken]:
+                self._start(turn)
+            for turn in waiting[taken:]:
+                self._release(turn)
+                turn.worker.refuse(turn.stream, _NO_AUDIT)
         if self._outcomes:
             self._offer_outcomes()
 
@@ -178,9 +177,8 @@ class Desk:
         return False
 
     def _offer_outcomes(self) -> None:
-        events = list(self._outcomes)
-        if self._audit.offer(events):
-            self._outcomes.clear()
+        for _ in range(self._audit.offer_part(list(self._outcomes))):
+            self._outcomes.popleft()
 
     # --- policy ---
 

@@ -122,8 +122,9 @@ class Auditor:
 
     def _finish(self) -> None:
         """Write, sync and sign for everything received. Without a key nothing was taken."""
-        if self._cycle is None:
+        if self._cycle is None or self._intake is None:
             return
+        self._intake.summarise(now=time.monotonic(), wall=time.time(), at_once=True)
         self._cycle.stop_rotating()
         self._cycle.demand()
         self._advance()

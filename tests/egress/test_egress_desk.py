@@ -1,0 +1,139 @@
+"""A turn of calls against an auditor that takes some of it: what leaves is what the log has, and each ends in the log once."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import Counter
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from cliproxy.audit.client import AuditClient, packet_decoder
+from cliproxy.audit.events import ChannelViolation, EgressEvent, ProviderOutcome, ProviderRequest
+from cliproxy.bounds import MAX_CONTROL_MESSAGE_BYTES
+from cliproxy.dialects import Endpoint
+from cliproxy.egress.calls import ProviderCall
+from cliproxy.egress.desk import Desk
+from cliproxy.errors import Unavailable
+from cliproxy.ipc.mux import Abort, Kind
+from cliproxy.ipc.policy_feed import PolicyFeed
+
+CALLS = 900  # their intents do not fit one packet
+DECODER = packet_decoder(EgressEvent)
+
+
+class Case:
+    """A desk with one worker; calls are allowed and start at once. The auditor's end is read when the test says so."""
+
+    def __init__(self, *, queue_bytes: int) -> None:
+        ours, self.auditor = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, queue_bytes // 2)  # the kernel doubles it
+        self.auditor.setblocking(False)
+        self.started: list[ProviderCall] = []
+        self.released: list[int | None] = []
+        self.desk = Desk(
+            build="b",
+            generation=1,
+            policy=PolicyFeed(),
+            authoriser=self,  # type: ignore[arg-type]
+            senders=self,
+            audit=AuditClient(ours, deadline_seconds=5.0),
+            acknowledge=lambda message: None,
+        )
+        self.worker = self.desk.worker(0, max_body_bytes=1 << 20)
+        self.frames: list[tuple[int, int, bytes]] = []
+        self.worker.channel.queue = lambda kind, stream, payload: self.frames.append((kind, stream, payload))  # type: ignore[method-assign]
+
+    def authorise(self, call: Any, body: bytes, *, now: float, wall: float) -> Any:
+        reservation = SimpleNamespace(tokens=7, settle=self.released.append)
+        target = SimpleNamespace(model="m" * 100, provider="p")
+        return SimpleNamespace(
+            call=call,
+            endpoint=Endpoint.CHAT_COMPLETIONS,
+            principal=SimpleNamespace(id="k"),
+            target=target,
+            credential=None,
+            stream=False,
+            reservation=reservation,
+        )
+
+    def start(self, call: ProviderCall) -> Any:
+        self.started.append(call)
+        return SimpleNamespace(cancel=lambda: None)
+
+    def submit(self, count: int) -> None:
+        for stream in range(1, count + 1):
+            self.desk.submit(self.worker, stream, SimpleNamespace(request_id=f"r{stream}", address="127.0.0.1"), b"")  # type: ignore[arg-type]
+        self.desk.flush()
+
+    def logged(self, kind: type) -> Counter[str]:
+        """Take what the auditor's queue holds; return how often each request is in an event of `kind`."""
+        found = Counter[str]()
+        while True:
+            try:
+                _, events = DECODER.decode(self.auditor.recv(MAX_CONTROL_MESSAGE_BYTES + 1))
+            except BlockingIOError:
+                return found
+            found.update(event.request for event in events if isinstance(event, kind))
+
+
+def in_a_loop(test: Callable[[], None]) -> None:
+    async def run() -> None:
+        test()
+
+    asyncio.run(run())
+
+
+def test_of_a_large_turn_just_the_calls_leave_whose_intents_were_taken() -> None:
+    def test() -> None:
+        case = Case(queue_bytes=100_000)
+        case.submit(CALLS)
+        left = [call.request.call.request_id for call in case.started]
+        assert 0 < len(left) < CALLS
+        refused = [msgspec.msgpack.decode(payload, type=Abort) for kind, _, payload in case.frames if kind is Kind.ABORT]
+        assert len(refused) == CALLS - len(left)
+        assert {(abort.status, abort.code) for abort in refused} == {(503, "audit_unavailable")}
+        assert case.logged(ProviderRequest) == Counter(left)
+        assert case.released == [0] * len(refused)  # their reservations are given back
+
+    in_a_loop(test)
+
+
+def test_each_outcome_is_told_once_however_often_the_queue_was_full() -> None:
+    def test() -> None:
+        case = Case(queue_bytes=1_000_000)
+        case.submit(CALLS)
+        assert len(case.started) == CALLS
+        assert len(case.logged(ProviderRequest)) == CALLS
+        case.desk._audit._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 40_000)
+        for call in case.started:
+            call.on_failure(Unavailable("The provider is gone.", code="gone"))
+        told = Counter[str]()
+        for second in range(100):
+            case.desk.sweep(float(second))
+            told += case.logged(ProviderOutcome)
+            if not case.desk._outcomes:
+                break
+        assert told == Counter(f"r{stream}" for stream in range(1, CALLS + 1))
+
+    in_a_loop(test)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_nothing_leaves_when_nothing_is_taken(gone: bool) -> None:
+    def test() -> None:
+        case = Case(queue_bytes=4096)
+        if gone:
+            case.auditor.close()
+        else:
+            while case.desk._audit.offer([ChannelViolation(peer="p", reason="r")]):
+                pass
+        case.submit(3)
+        assert case.started == []
+        assert len(case.frames) == 3
+
+    in_a_loop(test)
