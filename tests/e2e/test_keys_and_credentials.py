@@ -6,9 +6,11 @@ import base64
 import hashlib
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +178,31 @@ def test_a_revoked_key_gets_no_answer_a_second_after_the_change(gateway: Gateway
     assert any(status == 200 for began, status in answered if began < revoked_at)
     assert {status for began, status in answered if began > revoked_at + 1.0} <= {401}
     assert answered[-1][1] == 401
+
+
+def test_a_worker_that_hangs_is_told_apart_and_every_command_gets_its_own_numbers(gateway: Gateway) -> None:
+    made = [create(gateway, "--name", f"beside-a-hanging-worker-{number}") for number in range(2)]
+    names = ("worker", "worker-1")
+    hanging = gateway.children()[names[0]]
+    streams = [WireClient(gateway.port) for _ in made]
+    try:
+        for stream, key in zip(streams, made, strict=True):
+            stream.send(request_bytes("POST", "/v1/chat/completions", key=key["key"], body=chat("fault-trickle-500", stream=True)))
+            stream.read_until(b"token0")
+        os.kill(hanging, signal.SIGSTOP)
+        with ThreadPoolExecutor() as threads:
+            running = [threads.submit(gateway.run, "keys", "revoke", key["id"], "--json") for key in made]
+            said = [json.loads(one.result()) for one in running]
+    finally:
+        os.kill(hanging, signal.SIGCONT)
+    assert [(one["egress"], one["workers"], one["of_workers"], one["streams_ended"]) for one in said] == [(True, WORKERS - 1, WORKERS, 1)] * 2
+    for stream in streams:
+        assert json.loads(events_of(stream.answer().body)[-1])["error"]["code"] == "revoked"
+        stream.socket.close()
+    until = time.monotonic() + 10
+    while {gateway.post("/v1/models", {}, key=key["key"])[0] for key in made for _ in range(8)} != {405}:  # whatever it was: it is served again
+        assert time.monotonic() < until
+    assert {gateway.get("/v1/models", key=key["key"])[0] for key in made for _ in range(8)} == {401}
 
 
 def test_a_key_can_be_revoked_once_and_the_name_is_free_again(gateway: Gateway) -> None:

@@ -5,7 +5,7 @@ anything leave for a provider. A call whose intent the auditor does not take doe
 the end of the turn in which calls ended; those that the auditor does not take wait, bounded, and no new call is taken while they do.
 
 Policy: what the vault says is in force here before it is passed on; a revoked key's calls are cancelled at once; the acknowledgement goes
-back when every worker has acknowledged, or after a second with those that had.
+back when every worker has acknowledged, or after a second with those that had, for each change with its own figures.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Desk:
         self._waiting: list[_Turn] = []
         self._outcomes: deque[ProviderOutcome] = deque()
         self._flush_due = False
-        self._pending_ack: tuple[int, int, float] | None = None  # policy number, streams ended, deadline
+        self._pending_acks: deque[tuple[int, int, float]] = deque()  # policy number, streams ended, deadline; in the order of the numbers
 
     # --- workers ---
 
@@ -198,21 +198,34 @@ class Desk:
                         worker.policy(part)
                     self._tell_readiness(worker, now)
         streams = self._end_calls(frozenset(ended))
-        self._pending_ack = (self._policy.number, streams, time.monotonic() + POLICY_ACK_SECONDS)
+        self._pending_acks.append((self._policy.number, streams, self._loop.time() + POLICY_ACK_SECONDS))
         self._acknowledge_if_complete()
+        if self._pending_acks:
+            self._loop.call_later(POLICY_ACK_SECONDS + 0.01, self._acknowledge_if_complete)  # uvloop's clock ticks in milliseconds
 
     def acknowledged(self, worker: WorkerChannel, number: int) -> None:
         self._acknowledge_if_complete()
 
     def _end_calls(self, revoked: frozenset[str]) -> int:
-        """Cancel the calls that the policy no longer allows; return how many there were."""
+        """Cancel the calls that the policy no longer allows; return how many there were. Those of this turn have not left yet: they never will."""
         rules = self._policy.rules
+
+        def is_over(request: AuthorizedRequest) -> bool:
+            return rules.lockdown or request.principal.id in revoked or request.target.provider in rules.disabled_providers
+
+        over = NotPermitted("This call was ended by the gateway's operator: its key was revoked, or calls were stopped.", code="revoked")
         streams = 0
         for call in self._calls():
-            request = call.request
-            if rules.lockdown or request.principal.id in revoked or request.target.provider in rules.disabled_providers:
-                call.abort(NotPermitted("This call was ended by the gateway's operator: its key was revoked, or calls were stopped.", code="revoked"))
+            if is_over(call.request):
+                call.abort(over)
                 streams += 1
+        waiting, self._waiting = self._waiting, []
+        for turn in waiting:
+            if is_over(turn.request):
+                self._release(turn)
+                turn.worker.refuse(turn.stream, over)
+            else:
+                self._waiting.append(turn)
         return streams
 
     def _calls(self) -> Iterator[ProviderCall]:
@@ -220,13 +233,14 @@ class Desk:
             yield from list(worker.calls.values())
 
     def _acknowledge_if_complete(self) -> None:
-        if self._pending_ack is None:
-            return
-        number, streams, deadline = self._pending_ack
-        workers = [worker for worker in self._workers.values() if worker.introduced]
-        done = sum(1 for worker in workers if worker.policy_number >= number)
-        if done == len(workers) or time.monotonic() >= deadline:
-            self._pending_ack = None
+        """Each change is told to the vault with its own figures, when every worker has it or its second is over."""
+        while self._pending_acks:
+            number, streams, deadline = self._pending_acks[0]
+            workers = [worker for worker in self._workers.values() if worker.introduced]
+            done = sum(1 for worker in workers if worker.policy_number >= number)
+            if done < len(workers) and self._loop.time() < deadline:
+                return
+            self._pending_acks.popleft()
             self._acknowledge(PolicyAck(number=number, workers=done, of_workers=len(workers), streams_ended=streams))
 
     # --- once a second ---
