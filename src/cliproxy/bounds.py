@@ -29,6 +29,7 @@ MAX_TALLY_ENTRIES = 256  # addresses that a worker's authentication tally tells 
 MAX_CHUNK_LINE_BYTES = 10  # eight hexadecimal digits and CRLF; a longer size is an overflow attempt (CVE-2013-2028)
 MAX_CHUNKS_PER_BODY = 16 * KIB  # a Python turn per chunk: 16 ms of CPU; real clients send 8 KiB or more a chunk
 MAX_CONTENT_LENGTH_DIGITS = 15  # below 2^53
+MAX_REPEATED_HEAD_BYTES = 4 * KIB  # of a head that a connection keeps to recognise its repetition; SDKs send below 1.5 KiB
 BODY_PIECES_PER_JOIN = 1024  # pieces of a body are joined in lots of these, so that single bytes don't cost 40 each
 PIPELINE_BYTES = 64 * KIB  # unread bytes behind the request in flight before reading stops
 MAX_UNSENT_BYTES = 1 * MIB  # held for a client that does not read, then the connection is aborted; 4 stream windows

@@ -220,6 +220,7 @@ class Sink:
     address = "127.0.0.1"
     prepaid = False
     call: Any = None
+    presented: Any = None
 
     def __init__(self, rate: AddressRate) -> None:
         self.slot = rate.slot(parse_address("127.0.0.1").group)

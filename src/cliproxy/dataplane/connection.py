@@ -41,7 +41,7 @@ class Connection(asyncio.Protocol):
     """A client's connection.
 
     `address` and `ip` are the client's, normalised; `secure` says whether it is TLS. `paused`: the client does not read, send no more than a bounded
-    buffer. `call` is the exchange's own, for whatever belongs to the request under way.
+    buffer. `call` and `presented` are the exchange's own: what belongs to the request under way, and to the connection.
     """
 
     __slots__ = (
@@ -70,6 +70,7 @@ class Connection(asyncio.Protocol):
         "ip",
         "paused",
         "prepaid",
+        "presented",
         "secure",
         "slot",
     )
@@ -105,6 +106,7 @@ class Connection(asyncio.Protocol):
         self.paused = False
         self.prepaid = False
         self.call: object = None
+        self.presented: object = None
 
     # --- what the exchange calls ---
 

@@ -18,7 +18,7 @@ from cliproxy.config.schema import Settings
 from cliproxy.dataplane.errors import encode_error
 from cliproxy.dataplane.link import EgressLink
 from cliproxy.dataplane.server import Connection, RawRequest
-from cliproxy.dataplane.steps import IdentifiedRequest, admit, authenticate, decode, encode
+from cliproxy.dataplane.steps import IdentifiedRequest, Presented, admit, authenticate, decode, encode, present
 from cliproxy.dataplane.unauthenticated import AuthenticationTally
 from cliproxy.dialects import Endpoint
 from cliproxy.errors import ClientError, CliproxyError, NotAuthenticated, NotFound, RateLimited, Unavailable, UpstreamError
@@ -138,11 +138,18 @@ class Exchange:
         connection.respond(200, JSON_HEADERS + b"x-request-id: %s\r\n" % request_id.encode(), body)
 
     def _identify(self, connection: Connection, request: RawRequest, now: float) -> IdentifiedRequest:
+        token = bearer_token(request)
+        # A connection repeats its key; what it proves need not be worked out anew. Whether that still counts is looked up for each request.
+        known = connection.presented
+        presented = known if isinstance(known, Presented) and known.token == token else present(token)
         try:
-            return authenticate(request, bearer_token(request), self._policy, address=connection.ip, now=now, wall=time.time())
+            identified = authenticate(request, presented, self._policy, address=connection.ip, now=now, wall=time.time())
         except NotAuthenticated:
+            connection.presented = None
             self._tally.refused(connection.address)
             raise
+        connection.presented = presented
+        return identified
 
     def _call(self, connection: Connection, request: RawRequest, request_id: str, endpoint: Endpoint, now: float) -> None:
         identified = self._identify(connection, request, now)

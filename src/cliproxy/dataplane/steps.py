@@ -25,6 +25,20 @@ from cliproxy.translators.openai_embeddings.encode import encode_with_hole as en
 NO_KEY = bytes(32)  # hashed in place of a missing proof, so that every refusal does the same work
 
 
+class Presented(msgspec.Struct, frozen=True, gc=False):
+    """A token as a client presented it, and what it proves: `proof` is None unless it is well-formed; `digest` is what is looked up."""
+
+    token: bytes | None
+    proof: bytes | None
+    digest: bytes
+
+    def __repr__(self) -> str:
+        return "Presented(***)"
+
+    def __rich_repr__(self) -> list[tuple[str, object]]:  # msgspec's own would show the token
+        return []
+
+
 class IdentifiedRequest(msgspec.Struct, frozen=True, gc=False):
     """A request whose key is known, alive and used from where it may be."""
 
@@ -55,10 +69,16 @@ class OutboundRequest(msgspec.Struct, frozen=True, gc=False):
     hole: int
 
 
-def authenticate(raw: RawRequest, token: bytes | None, policy: PolicyFeed, *, address: IpAddress, now: float, wall: float) -> IdentifiedRequest:
-    """Step 4. `token` is what the client presented, if anything. Raises `NotAuthenticated`, the same for every reason; 503 without a fresh policy."""
-    proof = proof_of(token or b"")  # no token costs what a malformed one costs
-    principal = policy.principals.find(digest_of(proof or NO_KEY), wall)
+def present(token: bytes | None) -> Presented:
+    """Return what `token` proves. The same work for every token, malformed or missing too."""
+    proof = proof_of(token or b"")
+    return Presented(token, proof, digest_of(proof or NO_KEY))
+
+
+def authenticate(raw: RawRequest, presented: Presented, policy: PolicyFeed, *, address: IpAddress, now: float, wall: float) -> IdentifiedRequest:
+    """Step 4. Raises `NotAuthenticated`, the same for every reason; 503 without a fresh policy."""
+    proof = presented.proof
+    principal = policy.principals.find(presented.digest, wall)
     policy.require_fresh(now)
     if principal is None or proof is None:
         raise NotAuthenticated

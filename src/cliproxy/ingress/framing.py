@@ -20,7 +20,7 @@ from typing import Any, Final
 import httptools
 import msgspec
 
-from cliproxy.bounds import BODY_PIECES_PER_JOIN, MAX_CHUNK_LINE_BYTES, MAX_CHUNKS_PER_BODY
+from cliproxy.bounds import BODY_PIECES_PER_JOIN, MAX_CHUNK_LINE_BYTES, MAX_CHUNKS_PER_BODY, MAX_CONTENT_LENGTH_DIGITS, MAX_REPEATED_HEAD_BYTES
 from cliproxy.errors import FramingError
 from cliproxy.ingress.head import METHODS, REQUEST_LINE, Head, parse_head, refuse
 
@@ -61,6 +61,7 @@ class Phase(IntEnum):
 
 
 _CHUNK_SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,8}")
+_LENGTH_LINE: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)(?=\r\n|\Z)", re.IGNORECASE)
 _BROKEN_LINE: Final = re.compile(rb"(?:^|[^\r])\n|\r[^\n]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # a bare LF or CR, a control byte
 _FIRST_BYTES: Final = frozenset(method[0] for method in METHODS)
 
@@ -85,6 +86,9 @@ class Framer:
         "_head",
         "_host",
         "_joined",
+        "_known_after",
+        "_known_before",
+        "_known_head",
         "_max_body_bytes",
         "_max_head_bytes",
         "_max_headers",
@@ -116,6 +120,10 @@ class Framer:
         self._parser_keeps = False
         self._parser: Any = httptools.HttpRequestParser(self)
         self._host: bytes | None = None  # the last valid one: clients repeat it
+        # The last head that was judged, without the digits of its Content-Length: clients repeat it byte for byte, and the same bytes get the same verdict.
+        self._known_head: Head | None = None
+        self._known_before = b""
+        self._known_after = b""
         self._head: Head | None = None
         self._chunked = False
         self._chunk_step = _CHUNK_LINE
@@ -141,7 +149,8 @@ class Framer:
         self.phase = Phase.BROKEN
         self._buffer = b""
         self._parts.clear()
-        self._head = None
+        self._head = self._known_head = None
+        self._known_before = self._known_after = b""
         self._parser = None
 
     def on_message_complete(self) -> None:
@@ -194,10 +203,18 @@ class Framer:
     def _open(self, end: int) -> None:
         """Judge the head that ends at `end`, then show it to llhttp."""
         buffer = self._buffer
-        head = parse_head(buffer[:end], max_headers=self._max_headers, max_body_bytes=self._max_body_bytes, known_host=self._host)
+        raw = buffer[:end]
+        known = self._known_head
+        length = -1 if known is None else self._repeated_length(raw)
+        if known is not None and length >= 0:
+            head = known
+        else:
+            head = parse_head(raw, max_headers=self._max_headers, max_body_bytes=self._max_body_bytes, known_host=self._host)
+            self._host = head.host
+            length = head.length
+            self._remember(raw, head)
         self._head = head
-        self._host = head.host
-        self._missing = length = head.length
+        self._missing = length
         self._chunked = chunked = head.chunked
         self._complete = False
         end += 4
@@ -218,6 +235,23 @@ class Framer:
             refuse("The request is ambiguous.")
         self._targets.clear()
         self.phase = Phase.BODY
+
+    def _repeated_length(self, raw: bytes) -> int:
+        """Return the Content-Length of a head that is the last one but for its digits; -1: it is another head, and is judged anew."""
+        before, after = self._known_before, self._known_after
+        digits = raw[len(before) : len(raw) - len(after)]
+        if not (0 < len(digits) <= MAX_CONTENT_LENGTH_DIGITS and digits.isdigit() and raw.startswith(before) and raw.endswith(after)):
+            return -1
+        length = int(digits)
+        return length if length <= self._max_body_bytes and (digits[0] != 0x30 or len(digits) == 1) else -1
+
+    def _remember(self, raw: bytes, head: Head) -> None:
+        """Keep an ordinary head for `_repeated_length`: of bounded size, with a length, expecting nothing."""
+        found = _LENGTH_LINE.search(raw) if len(raw) <= MAX_REPEATED_HEAD_BYTES and not head.chunked and not head.expects_continue else None
+        if found is None:
+            self._known_head = None
+        else:
+            self._known_head, self._known_before, self._known_after = head, raw[: found.start(1)], raw[found.end(1) :]
 
     # --- the body ---
 
