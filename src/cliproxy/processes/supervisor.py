@@ -136,7 +136,8 @@ class Supervisor:
         """A child ended before everything was READY for the first time: too often, or in a way that the next one will too, and the start is over."""
         self._start_deaths += 1
         if self._phases is None and (code == EXIT_CONFIG or self._start_deaths >= MAX_START_DEATHS):
-            self.say(f"cliproxy: not started: {self._start_deaths} processes ended, the last one is {child.name} {how}")
+            if code != EXIT_CONFIG:  # else the child has said, in one line, what is wrong and how to mend it
+                self.say(f"cliproxy: not started: {self._start_deaths} processes ended, the last one is {child.name} {how}")
             self._stop(code, at_once=True)
 
     def _add_workers(self) -> None:
@@ -284,7 +285,7 @@ class Supervisor:
         if death.signal or death.status or not death.expected:
             what = "sandbox_violation" if death.signal == signal.SIGSYS else "killed" if death.signal else "exited"
             self._journal.record(Process(code=death.signal or death.status, role=child.name, what=what))
-            if self._phases is None and not death.expected:
+            if self._phases is None and not death.expected and (self._announced or death.status != EXIT_CONFIG):
                 self.say(f"cliproxy: {child.name} {what} ({death.signal or death.status})")
         if self._phases is not None:
             self._stop_next()
