@@ -206,33 +206,33 @@ def test_slow_heads_and_slow_bodies_end_with_408(gateway: Gateway) -> None:
     """Each announces 8 MiB and sends some; what was announced costs nothing."""
     announced = request_bytes("POST", "/v1/chat/completions", key=gateway.key, headers=("Content-Length: 8388608",))
     chunked = request_bytes("POST", "/v1/chat/completions", key=gateway.key, headers=("Transfer-Encoding: chunked",))
-    beginnings = [
-        b"G",
-        b"GET /v1/models HTTP/1.1\r\n",
-        request_bytes("GET", "/v1/models")[:-2],
-        announced,
-        announced + b"{" * 65536,
-        chunked,
-        chunked + b"1\r\n{\r\n",
-        b"POST",
+    slow = [  # how each begins, and the trickle that keeps a naive timeout from firing
+        (b"G", b""),
+        (b"POST", b""),
+        (b"GET /v1/models HTTP/1.1\r\n", b"x"),
+        (request_bytes("GET", "/v1/models")[:-2], b"x"),
+        (announced, b" "),
+        (announced + b"{" * 65536, b" "),
+        (chunked, b""),
+        (chunked + b"1\r\n{\r\n", b""),
     ]
-    drips = [b"X-A: b\r\n"[index % 8 : index % 8 + 1] for index in range(8)]
     with Meanwhile(gateway) as meanwhile, attackers(gateway, 160) as crowd:
-        for number, sock in enumerate(crowd):
-            sock.sendall(beginnings[number % len(beginnings)])
-        until = time.monotonic() + PATIENCE
-        waiting = {sock: number for number, sock in enumerate(crowd)}
+        waiting = {sock: number % len(slow) for number, sock in enumerate(crowd)}
+        for sock, kind in waiting.items():
+            sock.sendall(slow[kind][0])
         answers: list[bytes] = []
+        until = time.monotonic() + PATIENCE
         while waiting and time.monotonic() < until:
             ready, _, _ = select.select(list(waiting), [], [], 0.1)
             for sock in ready:
                 del waiting[sock]
                 answers.append(read_to_end(sock))
-            for sock, number in list(waiting.items()):  # the trickle that keeps a naive timeout from firing
+            for sock, kind in waiting.items():
                 with contextlib.suppress(OSError):
-                    sock.send(drips[len(answers) % 8] if number % len(beginnings) < 3 else b" ")
+                    sock.send(slow[kind][1])
         assert not waiting, f"{len(waiting)} of {len(crowd)} are still held"
-    assert {answer[:12] for answer in answers} <= {b"HTTP/1.1 408", b"HTTP/1.1 400", b""}
+    # A trickle that crosses the answer may reset the connection before it was read.
+    assert {answer[:12] for answer in answers} <= {b"HTTP/1.1 408", b""}
     assert sum(answer.startswith(b"HTTP/1.1 408") for answer in answers) > len(crowd) // 2
     assert meanwhile.grown < 64 * MIB  # 1.2 GiB were announced
 
