@@ -17,6 +17,8 @@ MAX_STREAMS_PER_CHANNEL = 4096
 CHANNEL_HIGH_WATER_BYTES = 1 * MIB  # unsent bytes above which upstream reading pauses
 POLICY_GRACE_SECONDS = 30.0  # DESIGN §2: known keys go on that long when the policy feed is silent
 MAX_WORKER_BACKLOG_BYTES = 16 * MIB  # unsent bytes towards egress above which a worker answers 503 instead of queueing
+ORPHAN_SECONDS = 45.0  # without a channel that a process needs; longer than the supervisor's longest back-off (30 s)
+VAULT_SILENT_SECONDS = 3.0  # three of the vault's signs of life missed
 MAX_CHANNEL_BACKLOG_BYTES = 64 * MIB  # unsent bytes above which the peer counts as dead and the channel is closed
 
 # --- dataplane -----------------------------------------------------------------------------------------------------
@@ -105,7 +107,6 @@ DIALER_THREADS = 8  # names resolved at a time; the rest waits within its deadli
 MAX_ADDRESSES_PER_NAME = 64
 MAX_CONNECT_ATTEMPTS = 8  # addresses tried for one connection
 CONNECT_STAGGER_SECONDS = 0.25  # RFC 8305 §5: the recommended delay between attempts
-DIALER_ORPHAN_SECONDS = 45.0  # without a channel to egress; longer than the supervisor's longest back-off (30 s)
 MAX_DENIED_ADDRESSES = 256  # forbidden addresses counted apart until they are in the log
 
 # --- vault ---------------------------------------------------------------------------------------------------------

@@ -193,6 +193,27 @@ def test_an_auditor_that_talks_nonsense_is_not_relied_on(pair: Pair, packet: byt
     assert not pair.client.offer([event(2)])
 
 
+@pytest.mark.parametrize("notices", ["poll", "offer"])
+def test_it_knows_since_when_its_channel_is_closed_until_the_next_is_there(pair: Pair, notices: str) -> None:
+    assert pair.client.lost_at is None
+    pair.acknowledge(0, FAILED)  # a full disk is no closed channel
+    assert pair.client.lost_at is None
+    pair.acknowledge(0)
+    before = time.monotonic()
+    pair.auditor.close()
+    if notices == "poll":
+        pair.client.poll(before)
+    else:
+        assert not pair.client.offer([event(1)])
+    first = pair.client.lost_at
+    assert first is not None
+    assert before <= first <= time.monotonic()
+    pair.client.poll(time.monotonic())
+    assert pair.client.lost_at == first
+    pair.replace()
+    assert pair.client.lost_at is None
+
+
 def test_an_acknowledgement_does_not_go_backwards(pair: Pair) -> None:
     for number in range(3):
         pair.client.offer([event(number)])

@@ -176,3 +176,37 @@ def test_the_owner_hears_once_that_the_channel_is_gone():
 
     run(scenario)
     assert receiver.lost == [None]
+
+
+def test_an_owner_that_has_dropped_the_channel_hears_no_more_of_it():
+    receiver = Receiver()
+
+    async def scenario():
+        channel, theirs = await connected(receiver)
+        channel.drop()
+        await asyncio.sleep(0.05)
+        assert theirs.recv(1) == b""
+
+    run(scenario)
+    assert receiver.lost == []
+
+
+def test_a_channel_that_was_dropped_before_it_was_connected_closes_then():
+    receiver = Receiver()
+
+    async def scenario():
+        ours, theirs = socket.socketpair()
+        theirs.settimeout(5)
+
+        def made():
+            channel = MuxChannel(receiver, peer="peer", accepts=TO_EGRESS)
+            channel.queue(Kind.DATA, 1, b"hello")
+            channel.drop()
+            return channel
+
+        await asyncio.get_running_loop().create_connection(made, sock=ours)
+        await asyncio.sleep(0.05)
+        assert theirs.recv(1) == b""
+
+    run(scenario)
+    assert receiver.lost == []

@@ -87,6 +87,20 @@ def test_reports_of_a_child_that_died_with_orders_unread_are_not_lost(pair):
     assert supervisor.receive() is None
 
 
+def test_a_replacement_is_dealt_with_before_the_next_is_received(pair):
+    """Both would be on the slot otherwise, the second over the first, and a body would take the second for both."""
+    supervisor, child, *_ = pair
+    for order, descriptors in ((Down.COMMIT, ()), (Down.REPLACE, (0,)), (Down.REPLACE, (0,)), (Down.ABANDON, ()), (Down.STOP, ())):
+        assert supervisor.order(order, 1, descriptors)
+    received = []
+    while orders := child.receive():
+        received.append([order.kind for order in orders])
+        for order in orders:
+            for descriptor in order.descriptors:
+                os.close(descriptor)
+    assert received == [[Down.COMMIT, Down.REPLACE], [Down.REPLACE], [Down.ABANDON, Down.STOP]]
+
+
 def test_an_order_that_the_child_never_reads_is_refused_not_waited_for(pair):
     supervisor, *_ = pair
     assert not all(supervisor.order(Down.COMMIT, number) for number in range(100_000))

@@ -43,6 +43,7 @@ class AuditClient:
         self._unacknowledged_bytes = 0
         self._again: deque[bytes] = deque()
         self._failed = False
+        self.lost_at: float | None = None  # since when the channel is closed
 
     def fileno(self) -> int:
         """The descriptor: readable when `poll` has something to do."""
@@ -79,11 +80,11 @@ class AuditClient:
             except OSError:
                 packet = b""
             if len(packet) != ACKNOWLEDGEMENT.size:
-                self._failed = True  # the auditor is gone, or not itself: `replaced` brings the next one
+                self._lose()  # the auditor is gone, or not itself: `replaced` brings the next one
                 return
             state, batch = ACKNOWLEDGEMENT.unpack(packet)
             if state not in (DURABLE, FAILED) or (batch and not self._durable <= batch <= self._offered):
-                self._failed = True
+                self._lose()
                 return
             self._failed = state == FAILED
             if not batch:
@@ -103,6 +104,7 @@ class AuditClient:
     def replaced(self) -> None:
         """The auditor was restarted, and the descriptor is now the channel to the new one: send again what the old one did not acknowledge."""
         self._failed = False
+        self.lost_at = None
         self._again = deque(packet for _, _, packet in self._unacknowledged)
         self.poll(time.monotonic())
 
@@ -148,9 +150,14 @@ class AuditClient:
         except BlockingIOError:
             return False
         except OSError:
-            self._failed = True
+            self._lose()
             return False
         return True
+
+    def _lose(self) -> None:
+        self._failed = True
+        if self.lost_at is None:
+            self.lost_at = time.monotonic()
 
 
 def packet_decoder(events: Any) -> msgspec.msgpack.Decoder[tuple[int, list[Event]]]:

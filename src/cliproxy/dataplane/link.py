@@ -13,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_STREAMS_PER_CHANNEL, MAX_WORKER_BACKLOG_BYTES
+from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_STREAMS_PER_CHANNEL, MAX_WORKER_BACKLOG_BYTES, VAULT_SILENT_SECONDS
 from cliproxy.errors import ChannelError, Unavailable
 from cliproxy.ipc.mux import TO_WORKER, Abort, Answer, Call, Hello, Kind, MuxChannel, Readiness
 from cliproxy.ipc.policy_feed import PolicyFeed
@@ -68,6 +68,7 @@ class EgressLink:
         self._hellos = msgspec.msgpack.Decoder(Hello)
         self._readinesses = msgspec.msgpack.Decoder(Readiness)
         self.build_mismatch = False
+        self.lost_at: float | None = None  # since when there is no channel
 
     # --- the channel ---
 
@@ -75,6 +76,7 @@ class EgressLink:
         """Return the protocol for a new channel to egress, and introduce ourselves on it. The old one must be gone."""
         channel = MuxChannel(self, peer="egress", accepts=TO_WORKER)
         self._channel = channel
+        self.lost_at = None
         channel.queue(Kind.HELLO, 0, self._call_encoder.encode(Hello(build=self._build, generation=self._generation)))
         return channel
 
@@ -101,19 +103,21 @@ class EgressLink:
         """`send` looks at the channel itself."""
 
     def channel_lost(self, error: ChannelError | None) -> None:
-        self._channel = None
-        self.readiness = None
         if error is not None:
             self._violation(error)
+        self._channel = None
+        self.lost_at = time.monotonic()
+        self.readiness = None
         calls, self._calls = self._calls, {}
         for call in calls.values():
             call.on_abort(NO_EGRESS)
+        self._collect(False)  # a turn may have begun that nobody ends
 
     def close(self) -> None:
-        """Drop the channel (its peer was replaced); open calls are aborted."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            channel.close()
+        """Drop the channel (its peer was replaced); open calls are aborted. The next one may be attached at once."""
+        if self._channel is not None:
+            self._channel.drop()  # not told of its end: by then the link may have the next one
+            self.channel_lost(None)
 
     # --- calls ---
 
@@ -125,7 +129,13 @@ class EgressLink:
     def is_ready(self, now: float) -> bool:
         """Whether egress, vault and auditor all said within three seconds that they serve."""
         heard = self.readiness
-        return heard is not None and heard.auditor and now - self._readiness_at <= 3.0 and heard.vault_age <= 3.0 and self.policy.is_fresh(now)
+        return (
+            heard is not None
+            and heard.auditor
+            and now - self._readiness_at <= VAULT_SILENT_SECONDS
+            and heard.vault_age <= VAULT_SILENT_SECONDS
+            and self.policy.is_fresh(now)
+        )
 
     def send(self, owner: CallOwner, call: Call, body: bytes) -> int:
         """Send `call`, whose body is inline when small (then `body` is `call.body`), else follows. Returns the stream's number.

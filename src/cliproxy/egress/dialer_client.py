@@ -53,7 +53,7 @@ class DialerClient:
             if not self._channel.send(Dial(dial=self._next, origin=origin)):
                 return False
         except ChannelError:
-            self._loop.call_soon(self._close)
+            self._loop.call_soon(self._close_if, self._channel)  # not now: our caller is in the middle of something
             return False
         self._pending[self._next] = done
         return True
@@ -65,6 +65,10 @@ class DialerClient:
     def _open(self, sock: socket.socket) -> None:
         self._channel = PacketChannel(sock, incoming=DialerToEgress, peer="dialer", per_second=MAX_DIALS_PER_SECOND)
         self._loop.add_reader(self._channel.fileno(), self._readable)
+
+    def _close_if(self, channel: PacketChannel[DialerToEgress]) -> None:
+        if self._channel is channel:  # else the next one is there already
+            self._close()
 
     def _close(self, *, replaced: bool = False) -> None:
         channel, self._channel = self._channel, None

@@ -96,13 +96,19 @@ class Control:
             raise ChannelClosed(f"the supervisor is gone ({error.strerror})") from error
 
     def receive(self) -> list[Order]:
-        """Return the orders that wait, oldest first. Raises `ChannelClosed` when the supervisor is gone: leave with `os._exit`."""
+        """Return the orders that wait, oldest first, up to a `REPLACE`. Raises `ChannelClosed` when the supervisor is gone: leave with `os._exit`.
+
+        A replacement is on its slot at once, so the body must have dealt with it before the next one, perhaps of the same slot, takes its place:
+        what the body missed while it slept, a peer may have died twice.
+        """
         orders: list[Order] = []
         while len(orders) < _MAX_RECORDS_PER_TURN:
             order = self._receive_one()
             if order is None:
                 break
             orders.append(self._on_receipt(order))
+            if order.kind is Down.REPLACE:
+                break
         return orders
 
     def _on_receipt(self, order: Order) -> Order:

@@ -141,6 +141,7 @@ class MuxChannel(asyncio.Protocol):
         self._out: list[bytes] = []
         self._flush_due = False
         self._error: ChannelError | None = None
+        self._dropped = False
         self.paused = False
 
     # --- asyncio.Protocol ---
@@ -149,6 +150,8 @@ class MuxChannel(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports are no subclasses of asyncio's
         self._transport.set_write_buffer_limits(high=CHANNEL_HIGH_WATER_BYTES)
         self._connected = True
+        if self._dropped:
+            self._transport.abort()
         self.flush()
 
     def data_received(self, data: bytes) -> None:
@@ -189,7 +192,8 @@ class MuxChannel(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._out.clear()
-        self._receiver.channel_lost(self._error)
+        if not self._dropped:
+            self._receiver.channel_lost(self._error)
 
     # --- sending ---
 
@@ -226,6 +230,11 @@ class MuxChannel(asyncio.Protocol):
         """Close at once; what was queued is lost."""
         if self._transport is not None:
             self._transport.abort()
+
+    def drop(self) -> None:
+        """Close at once, even before it is connected; the owner has taken leave of it and is told no more."""
+        self._dropped = True
+        self.close()
 
     @property
     def backlog(self) -> int:

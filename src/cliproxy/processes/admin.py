@@ -44,6 +44,7 @@ class Peer:
         self._incoming = incoming
         self._sock: socket.socket | None = None
         self._channel: PacketChannel[Any] | None = None
+        self.lost_at: float | None = None
         self.open()
 
     def open(self) -> None:
@@ -52,6 +53,7 @@ class Peer:
             self._sock.detach()  # no shutdown: the number is the new channel's already
         self._sock = channel(self.slot) if is_socket(self.slot) else None
         self._channel = None
+        self.lost_at = None
         if self._sock is not None:
             self._channel = PacketChannel(self._sock, incoming=self._incoming, peer=self.name, per_second=MAX_ADMIN_ANSWERS_PER_SECOND)
 
@@ -59,6 +61,7 @@ class Peer:
         """End the channel; the slot stays occupied for the next one."""
         if self._channel is not None:
             self._channel.abandon()
+            self.lost_at = time.monotonic()
         self._sock, self._channel = None, None
 
     def is_there(self) -> bool:
@@ -159,6 +162,7 @@ class Admin:
             elif descriptor != AUDIT_FD:
                 self._socket.on_ready(descriptor, now=now, ended=bool(mask & _ENDED))
         self._audit.poll(now)
+        child.verify_connected(now, {"the vault": self._vault.lost_at, "the auditor": self._auditor.lost_at, "the audit log": self._audit.lost_at})
         self._socket.sweep(now)
         self._desk.sweep(now)
         self._end_when_idle(now)

@@ -17,9 +17,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, TypeVar
 
+from cliproxy.bounds import ORPHAN_SECONDS
 from cliproxy.errors import ChannelError
 from cliproxy.ipc.channel import ChannelClosed
 from cliproxy.ipc.control import Control as _Control
@@ -33,7 +34,7 @@ from cliproxy.processes.topology import BOOT_FD, CONTROL_FD, STDERR_FD
 from cliproxy.sandbox import ritual
 from cliproxy.sandbox.roles import PROFILES
 
-__all__ = ["EXIT_SOFTWARE", "Boot", "Control", "Down", "Order", "Up", "main", "read_boot", "run_locked", "say"]
+__all__ = ["EXIT_SOFTWARE", "Boot", "Control", "Down", "Order", "Up", "main", "read_boot", "run_locked", "say", "verify_connected"]
 
 P = TypeVar("P")
 
@@ -96,6 +97,15 @@ def run_locked(boot: Boot, *, prepare: Callable[[Boot], P], body: Callable[[Boot
         say(f"cliproxy: {boot.name}: {describe(error)}")
         os._exit(exit_code(error))
     os._exit(0)
+
+
+def verify_connected(now: float, lost: Mapping[str, float | None]) -> None:
+    """Raise `ChannelError` when a channel has been closed for longer than the supervisor takes to bring the next (`lost`: peer to since when, in
+    monotonic seconds, or `None`). Then both ends live, and only a new start gives them a new channel.
+    """
+    for peer, since in lost.items():
+        if since is not None and now - since > ORPHAN_SECONDS:
+            raise ChannelError(f"the channel to {peer} is closed and no other came")
 
 
 def _ignore_signals() -> None:

@@ -17,7 +17,7 @@ import msgspec
 
 from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import AddressDenied, ChannelViolation, DialerEvent, clip
-from cliproxy.bounds import DIALER_ORPHAN_SECONDS, MAX_DENIED_ADDRESSES, MAX_DIALS_PER_SECOND, MAX_PENDING_DIALS
+from cliproxy.bounds import MAX_DENIED_ADDRESSES, MAX_DIALS_PER_SECOND, MAX_PENDING_DIALS
 from cliproxy.config.schema import decode_settings
 from cliproxy.dialer.race import Race
 from cliproxy.dialer.resolve import Resolved, Resolvers
@@ -228,9 +228,8 @@ class Dialer:
                 self._advance(job, now)
         if now >= self._next_tick:
             self._next_tick = now + 1.0
-            if self._channel is None and now - self._orphaned > DIALER_ORPHAN_SECONDS:
-                raise ChannelError("egress has closed its channel and no other came")  # a new start brings a new channel to both
             self._audit.poll(now)
+            child.verify_connected(now, {"egress": self._orphaned if self._channel is None else None, "the auditor": self._audit.lost_at})
             second = int(time.time())
             events = [AddressDenied(address=address, count=count, reason=reason, second=second) for (address, reason), count in self._denied.items()]
             if events and self._offer(events):

@@ -10,7 +10,7 @@ import os
 import time
 
 from cliproxy.audit.client import AuditClient
-from cliproxy.bounds import AUDIT_POLL_SECONDS, MAX_VAULT_MESSAGES_PER_SECOND
+from cliproxy.bounds import AUDIT_POLL_SECONDS, MAX_VAULT_MESSAGES_PER_SECOND, VAULT_SILENT_SECONDS
 from cliproxy.config.schema import Settings, decode_settings
 from cliproxy.egress.admission import Admission
 from cliproxy.egress.authorise import Authoriser
@@ -64,6 +64,7 @@ class Egress:
         self.dialer: DialerClient | None = None
         self.desk: Desk | None = None
         self.vault: PacketChannel[VaultToEgress] | None = None
+        self.vault_lost_at: float | None = None
         self.granted: set[str] = set()
         self.has_grants = False
         self.ready = False
@@ -108,10 +109,18 @@ class Egress:
         """Once a second."""
         self.loop.call_later(1.0, self.tick)
         assert self.desk is not None
-        self.desk.sweep(time.monotonic())
-        used = self.admission.take_last_use()
-        if used and self.vault is not None:
-            self.tell_vault(LastUse(keys=used))
+        now = time.monotonic()
+        self.desk.sweep(now)
+        # A vault that does not answer is told nothing more: all that waited would reach it at once, and it would take us for a flood.
+        if self.vault is not None and self.policy.age(now) <= VAULT_SILENT_SECONDS:
+            used = self.admission.take_last_use()
+            if used:
+                self.tell_vault(LastUse(keys=used))
+        try:
+            child.verify_connected(now, {"the vault": self.vault_lost_at, "the auditor": self.audit.lost_at})
+        except ChannelError as error:
+            say(f"cliproxy: {EGRESS}: {error}")
+            self.leave(child.EXIT_SOFTWARE)
 
     def poll_audit(self) -> None:
         """Take in the auditor's acknowledgements. By the clock and not by the descriptor: one look for many."""
@@ -123,6 +132,7 @@ class Egress:
     def open_vault(self) -> None:
         sock = channel(EgressSlots.VAULT_FD)
         self.vault = PacketChannel(sock, incoming=VaultToEgress, peer="vault", per_second=MAX_VAULT_MESSAGES_PER_SECOND, secrets=True)
+        self.vault_lost_at = None
         self.granted = set()
         self.loop.add_reader(self.vault.fileno(), self.on_vault)
         self.tell_vault(EgressHello(build=self.boot.build))
@@ -130,6 +140,7 @@ class Egress:
     def close_vault(self, *, replaced: bool = False) -> None:
         vault, self.vault = self.vault, None
         if vault is not None:
+            self.vault_lost_at = time.monotonic()
             self.loop.remove_reader(vault.fileno())
             if replaced:
                 vault.release()  # the new channel is on the number already

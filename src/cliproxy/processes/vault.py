@@ -183,6 +183,7 @@ class Vault:
         if self._greeting is None:
             self._audit.poll(now)
             self._anchor.settle()
+        child.verify_connected(now, {"the auditor": self._audit.lost_at})
         if self._feed.greeted and self._feed.idle:
             self._feed.tell(VaultAlive(number=self._contents.number))
         if now >= self._flush_at:

@@ -89,6 +89,11 @@ class Worker:
         events = self.tally.take(int(time.time()))
         if events and not self.audit.offer(events):
             self.tally.put_back(events)
+        try:
+            child.verify_connected(now, {"egress": self.link.lost_at, "the auditor": self.audit.lost_at})
+        except ChannelError as error:
+            self.fault(error)
+            self.leave(child.EXIT_SOFTWARE)
         if self.link.build_mismatch:
             self.leave(child.EXIT_SOFTWARE)
 
