@@ -1,0 +1,127 @@
+"""The worker's link to egress when egress dies and the next one comes: calls end once, and the end of the old channel does not touch the new one."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from cliproxy.dataplane.link import NO_EGRESS, EgressLink
+from cliproxy.errors import ChannelError, Unavailable
+from cliproxy.ipc.mux import HEADER, Abort, Answer, Call, Kind
+
+CALL = Call(1, bytes(32), "r", "127.0.0.1", "m", 1, 1, False, 1, 0, 2, b"{}")
+
+
+class Owner:
+    """Who waits for one call."""
+
+    def __init__(self) -> None:
+        self.endings: list[Abort] = []
+
+    def on_answer(self, answer: Answer) -> None:
+        raise AssertionError("no answer was sent")
+
+    def on_data(self, data: bytes) -> None:
+        raise AssertionError("no data was sent")
+
+    def on_end(self) -> None:
+        raise AssertionError("no end was sent")
+
+    def on_abort(self, abort: Abort) -> None:
+        self.endings.append(abort)
+
+
+class Case:
+    """A link and egress's end of its channel, if it has one."""
+
+    def __init__(self) -> None:
+        self.violations: list[ChannelError] = []
+        self.turns: list[bool] = []
+        self.link = EgressLink(build="b", generation=1, violation=self.violations.append, policy_applied=lambda: None, collect=self.turns.append)
+
+    async def attach(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        theirs.settimeout(5)
+        await asyncio.get_running_loop().create_connection(self.link.attach, sock=ours)
+        return theirs
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0.005)
+
+
+def test_the_end_of_a_replaced_channel_leaves_the_next_one_alone() -> None:
+    """Both can be known in the same turn of the loop: that egress has died, and that the next one is there."""
+
+    async def scenario() -> None:
+        case = Case()
+        first = await case.attach()
+        waiting, later = Owner(), Owner()
+        case.link.send(waiting, CALL, CALL.body)
+        await settle()
+        first.close()
+        case.link.close()
+        second = await case.attach()
+        case.link.send(later, CALL, CALL.body)
+        await settle()
+        assert waiting.endings == [NO_EGRESS]
+        assert later.endings == []
+        assert case.link.lost_at is None
+        kinds = []
+        data = second.recv(65536)
+        while data:
+            length, kind, _ = HEADER.unpack_from(data)
+            kinds.append(kind)
+            data = data[HEADER.size + length :]
+        assert kinds == [Kind.HELLO, Kind.CALL]
+        second.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_channel_that_is_replaced_before_it_was_connected_is_closed_when_it_is() -> None:
+    async def scenario() -> None:
+        case = Case()
+        ours, theirs = socket.socketpair()
+        theirs.settimeout(5)
+        connecting = asyncio.get_running_loop().create_task(asyncio.get_running_loop().create_connection(case.link.attach, sock=ours))
+        await asyncio.sleep(0)
+        case.link.close()
+        second = await case.attach()
+        await connecting
+        await settle()
+        with pytest.raises(BlockingIOError):  # the second is open; the first was closed without a word
+            second.setblocking(False)
+            while second.recv(65536):
+                pass
+        while theirs.recv(65536):
+            pass
+        assert case.link.lost_at is None
+        second.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("garbage", [b"", HEADER.pack(0, Kind.CALL, 1)], ids=["egress is gone", "egress broke the protocol"])
+def test_without_a_channel_calls_are_refused_and_every_open_one_has_ended_once(garbage: bytes) -> None:
+    async def scenario() -> None:
+        case = Case()
+        theirs = await case.attach()
+        owners = [Owner() for _ in range(3)]
+        for owner in owners:
+            case.link.send(owner, CALL, CALL.body)
+        await settle()
+        theirs.send(garbage) if garbage else theirs.close()
+        await settle()
+        assert [owner.endings for owner in owners] == [[NO_EGRESS]] * 3
+        assert case.link.open_calls == 0
+        assert len(case.violations) == bool(garbage)
+        assert case.turns[-1] is False  # what was collected for clients leaves, also when a turn broke off
+        assert case.link.lost_at is not None
+        with pytest.raises(Unavailable):
+            case.link.send(Owner(), CALL, CALL.body)
+
+    asyncio.run(scenario())
