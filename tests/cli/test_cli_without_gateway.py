@@ -63,6 +63,14 @@ def test_init_again_changes_nothing(cliproxy: Run, home: Path) -> None:
     assert everything_in(home) == before
 
 
+def test_init_with_a_given_master_key_writes_none_and_says_so(cliproxy: Run, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    done = cliproxy("init", "--home", str(home), environment={"CLIPROXY_MASTER_KEY": os.urandom(32).hex()})
+    assert done.code == 0, done.err
+    assert list((home / "key").iterdir()) == []
+    assert "no file was made" in done.out and "master.key" not in done.out
+
+
 def test_init_goes_on_where_it_was_interrupted_and_overwrites_nothing(cliproxy: Run, tmp_path: Path) -> None:
     home = tmp_path / "home"
     (home / "config").mkdir(parents=True, mode=0o700)

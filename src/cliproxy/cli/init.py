@@ -63,7 +63,7 @@ def command(home: Home, as_json: bool, if_missing: bool) -> int:
         [
             f"made {home.path}",
             f"  configuration    {home.config_file}",
-            f"  master key       {home.master_key_file}  (keep a copy elsewhere: without it the vault cannot be opened)",
+            f"  master key       {_where_the_key_is(home)}  (keep a copy elsewhere: without it the vault cannot be opened)",
             f"  audit log's key  {log} {log_key.hex()}  (keep it elsewhere; `cliproxy audit verify --public-key` takes it)",
             f"  client key       {key}  (shown once)",
             "",
@@ -92,6 +92,10 @@ def _is_key_given() -> bool:
 
     directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
     return ENVIRONMENT_VARIABLE in os.environ or (bool(directory) and os.path.lexists(os.path.join(directory, SYSTEMD_CREDENTIAL)))  # noqa: PTH118
+
+
+def _where_the_key_is(home: Home) -> str:
+    return str(home.master_key_file) if os.path.lexists(home.master_key_file) else "the one that was given; no file was made"
 
 
 def _holds_vault(home: Home) -> bool:
