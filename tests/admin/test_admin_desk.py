@@ -331,7 +331,7 @@ def test_reload_is_audited_before_it_is_asked_for(bench: Bench) -> None:
     ticket = bench.take(commands.Reload())
     assert bench.peers.events == [ConfigurationChange(digest="", generation=4, operator="uid:1000", result="requested")]
     assert bench.peers.reloads == 1
-    bench.desk.on_reloaded(4)
+    bench.desk.on_reloaded(4, "")
     assert bench.answers[ticket] == commands.Reloaded(generation=4)
 
 
@@ -343,9 +343,9 @@ def test_reload_is_refused_when_the_log_takes_nothing(bench: Bench) -> None:
 
 def test_a_refused_reload_is_told_to_everyone_who_asked(bench: Bench) -> None:
     tickets = [bench.take(commands.Reload()) for _ in range(2)]
-    bench.desk.on_reloaded(0)
-    assert all("was refused" in bench.refused(ticket) for ticket in tickets)
-    bench.desk.on_reloaded(5)  # by SIGHUP: nobody asked
+    bench.desk.on_reloaded(0, "cliproxy.yaml:3: port: is no number; write one")
+    assert all("was refused" in (said := bench.refused(ticket)) and said.endswith("cliproxy.yaml:3: port: is no number; write one") for ticket in tickets)
+    bench.desk.on_reloaded(5, "")  # by SIGHUP: nobody asked
 
 
 def test_reload_without_a_gateway_is_refused() -> None:

@@ -133,7 +133,7 @@ def test_reload_takes_a_new_model_and_refuses_a_faulty_file(cliproxy: Run, gatew
     assert gateway.chat(gateway.key, "parrot")[0] == 200
     gateway.configure("echo", more="bogus: 1\n")
     refused = cliproxy("reload", *at)
-    assert (refused.code, "cliproxy check" in refused.line) == (1, True)
+    assert (refused.code, "cliproxy.yaml:" in refused.line, "bogus" in refused.line) == (1, True, True)
     assert gateway.chat(gateway.key, "parrot")[0] == 200
     assert cliproxy("status", *at, "--json").json["generation"] == before + 1
     gateway.configure("echo, parrot")

@@ -12,7 +12,7 @@ from cliproxy.errors import ChannelError
 from cliproxy.ipc.channel import ChannelClosed
 from cliproxy.ipc.control import Control, Down, SupervisorControl, Up, decode_order, decode_report
 
-WITH_DESCRIPTOR = (Down.PREPARE, Down.REPLACE, Down.SEGMENT)
+WITH_DESCRIPTOR = (Down.PREPARE, Down.REPLACE, Down.SEGMENT, Down.RELOADED)
 
 
 @pytest.fixture

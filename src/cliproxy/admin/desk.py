@@ -115,14 +115,14 @@ class Desk:
         """The channel to the auditor is gone: no open question will be answered."""
         self._drop(self._auditor)
 
-    def on_reloaded(self, generation: int) -> None:
-        """The supervisor has ended a reload: `generation` is in force, or 0: refused."""
+    def on_reloaded(self, generation: int, reason: str) -> None:
+        """The supervisor has ended a reload: `generation` is in force, or 0: refused, and `reason` is the line that says why."""
         tickets, self._reloads = self._reloads, []
         for ticket, _ in tickets:
             if generation:
                 self._answer(ticket, commands.Reloaded(generation=generation))
             else:
-                self._refuse(ticket, "the reload was refused and the old configuration is in force; the gateway's messages say why, `cliproxy check` helps")
+                self._refuse(ticket, f"the reload was refused and the old configuration is in force: {reason or 'see the messages of the gateway'}")
 
     def sweep(self, now: float) -> None:
         """Give up on questions whose time is over; call it once a second."""

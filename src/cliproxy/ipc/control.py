@@ -47,10 +47,10 @@ class Down(IntEnum):
     STOP = 5
     REPLACE = 6  # argument: slot; one descriptor: the new channel, already on the slot when the body sees the order
     SEGMENT = 7  # argument: index; one descriptor: the new log segment
-    RELOADED = 8  # admin only; argument: the generation now in force, 0 if the reload was refused
+    RELOADED = 8  # admin only; argument: the generation now in force, 0 if the reload was refused; one descriptor: sealed memfd, one line why it was
 
 
-_DESCRIPTORS: Final = {kind: 1 if kind in (Down.PREPARE, Down.REPLACE, Down.SEGMENT) else 0 for kind in Down}
+_DESCRIPTORS: Final = {kind: 1 if kind in (Down.PREPARE, Down.REPLACE, Down.SEGMENT, Down.RELOADED) else 0 for kind in Down}
 
 
 @dataclass(frozen=True, slots=True)

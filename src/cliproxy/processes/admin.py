@@ -191,7 +191,7 @@ class Admin:
         elif order.kind is Down.ABANDON:
             self._prepared = None
         elif order.kind is Down.RELOADED:
-            self._desk.on_reloaded(order.argument)
+            self._reloaded(order)
         elif order.kind is Down.REPLACE:
             self._replaced(order.argument)
         elif order.kind is Down.DRAIN:
@@ -210,6 +210,14 @@ class Admin:
             self._control.send(Up.PREPARED, order.argument)
         finally:
             os.close(descriptor)
+
+    def _reloaded(self, order: Order) -> None:
+        (descriptor,) = order.descriptors
+        try:
+            reason = read_sealed(descriptor).decode("utf-8", "replace")
+        finally:
+            os.close(descriptor)
+        self._desk.on_reloaded(order.argument, reason)
 
     def _replaced(self, slot: int) -> None:
         """A peer was restarted: its new channel is on the slot already."""

@@ -61,8 +61,8 @@ class Owner(Protocol):
     def drain_workers_before(self, generation: int) -> None:
         """Tell the workers of earlier generations to finish."""
 
-    def reload_ended(self, *, applied: bool, attempted: bytes) -> None:
-        """A reload is over. `attempted`: the encoded settings that were tried, empty when none were read."""
+    def reload_ended(self, *, applied: bool, attempted: bytes, reason: str) -> None:
+        """A reload is over. `attempted`: the encoded settings that were tried, empty when none were read. `reason`: why they were refused."""
 
     def say(self, line: str) -> None:
         """Write a line for the operator."""
@@ -96,6 +96,7 @@ class Reload:
         self._awaited: set[Child] = set()
         self._deaths = 0
         self._reverting = False
+        self._reason = ""  # why the transaction under way was refused
 
     def request(self) -> None:
         """Reload the configuration."""
@@ -107,8 +108,9 @@ class Reload:
             self._loader_pid = spawn([*self._loader_command], descriptors={RESULT_FD: output})
         except OSError as error:
             os.close(output)
-            self._owner.say(f"cliproxy: the configuration loader does not start: {error.strerror}")
-            self._owner.reload_ended(applied=False, attempted=b"")
+            reason = f"the configuration loader does not start: {error.strerror}"
+            self._owner.say(f"cliproxy: {reason}")
+            self._owner.reload_ended(applied=False, attempted=b"", reason=reason)
             return
         self._loader_output = output
         self._enter(Phase.LOADING, LOADER_SECONDS)
@@ -260,6 +262,7 @@ class Reload:
             self._reverting = False
             self._refuse(f"{reason}, and neither do those of the settings before; restart the gateway", failed.blob)
             return
+        self._reason = reason
         self._owner.say(f"cliproxy: reload: {reason}; going back to the settings before")
         self._owner.adopt(InForce(failed.generation, before.blob, before.settings, before.listeners))
         if failed.listeners is not None:
@@ -269,6 +272,7 @@ class Reload:
 
     def _refuse(self, reason: str, attempted: bytes) -> None:
         self._reverting = False
+        self._reason = reason
         self._owner.say(f"cliproxy: reload refused, generation {self._owner.in_force.generation} goes on: {reason}")
         self._end(applied=False, attempted=attempted)
 
@@ -277,7 +281,8 @@ class Reload:
         self._deadline = float("inf")
         self._awaited = set()
         self._before = self._next = None
-        self._owner.reload_ended(applied=applied, attempted=attempted)
+        reason, self._reason = self._reason, ""
+        self._owner.reload_ended(applied=applied, attempted=attempted, reason=reason)
         if self._again:
             self._again = False
             self.request()

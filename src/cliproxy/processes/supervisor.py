@@ -37,7 +37,7 @@ from cliproxy.bounds import (
 from cliproxy.config.schema import decode_settings
 from cliproxy.errors import EXIT_CONFIG, ChannelError, ConfigError
 from cliproxy.ipc.control import Down, Report, Up
-from cliproxy.processes.boot import Boot
+from cliproxy.processes.boot import Boot, seal
 from cliproxy.processes.fleet import Child, Death, Fleet, State, Supplies
 from cliproxy.processes.journal import Journal
 from cliproxy.processes.lines import EXIT_OTHER_BUILD, EXIT_SOFTWARE, describe, exit_code, say
@@ -362,7 +362,7 @@ class Supervisor:
             if child.generation in draining[:-MAX_DRAINING_GENERATIONS]:
                 self._fleet.kill(child)
 
-    def reload_ended(self, *, applied: bool, attempted: bytes) -> None:
+    def reload_ended(self, *, applied: bool, attempted: bytes, reason: str) -> None:
         """Tell admin, the log and the service manager how the reload went."""
         generation = self.in_force.generation if applied else 0
         digest = hashlib.sha256(attempted).hexdigest() if attempted else ""
@@ -370,8 +370,12 @@ class Supervisor:
         self._journal.record(ConfigurationChange(digest=digest, generation=self.in_force.generation, operator="", result=result))
         if applied:
             self.say(f"cliproxy: configuration reloaded, generation {generation}")
-        for child in self._fleet.of_role(ADMIN):
-            self._fleet.order(child, Down.RELOADED, generation)
+        why = lift(seal(reason.encode("utf-8", "replace"), name="cliproxy-reason"))
+        try:
+            for child in self._fleet.of_role(ADMIN):
+                self._fleet.order(child, Down.RELOADED, generation, (why,))
+        finally:
+            os.close(why)
         self._service.tell("READY=1")
 
     # --- channels ----------------------------------------------------------------------------------------------------
