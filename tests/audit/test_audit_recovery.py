@@ -179,6 +179,27 @@ def test_a_newer_checkpoint_is_refused_with_nothing_written(tmp_path: Path) -> N
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize("junk", [b"torn", b"{}\n", b"\n", b"cliproxy/0123\n1\n\n\n\n\n\n"], ids=["word", "json", "newline", "record"])
+@pytest.mark.parametrize("kept", [0, 1])
+def test_checkpoints_that_are_none_stop_the_start_with_nothing_written(tmp_path: Path, junk: bytes, kept: int) -> None:
+    build(tmp_path, [2])
+    path = tmp_path / "logs" / "checkpoints"
+    path.write_bytes(path.read_bytes() * kept + junk)
+    before = snapshot(tmp_path)
+    with pytest.raises(CorruptLog, match="no checkpoint"):
+        recover(str(tmp_path))
+    assert snapshot(tmp_path) == before
+
+
+def test_zeros_after_the_checkpoints_are_what_a_crash_leaves(tmp_path: Path) -> None:
+    build(tmp_path, [2])
+    path = tmp_path / "logs" / "checkpoints"
+    whole = path.read_bytes()
+    path.write_bytes(whole + bytes(100))
+    assert recover(str(tmp_path)).covered == 3
+    assert path.read_bytes() == whole
+
+
 def test_a_log_that_does_not_begin_with_its_opening_stops_the_start(tmp_path: Path) -> None:
     build(tmp_path, [2])
     (tmp_path / "logs" / "checkpoints").unlink()

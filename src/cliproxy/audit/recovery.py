@@ -19,8 +19,9 @@ from cliproxy.audit.checkpoint import FORMAT, LEAF_PREFIX_BYTES, Checkpoint, Rec
 from cliproxy.audit.files import CHECKPOINTS, cut, lines_from, logs_of, open_file, segment_name, segment_numbers
 from cliproxy.audit.merkle import Frontier, leaf_hash
 from cliproxy.bounds import KIB, MAX_CHECKPOINT_RECORD_BYTES, MAX_RECENT_LINES, MAX_RESUMED_ENTRIES
-from cliproxy.errors import CorruptLog, NewerLog
+from cliproxy.errors import AuditError, CorruptLog, NewerLog
 
+_BEGINNING = b"cliproxy/"  # of every record: the log's name (`checkpoint.origin_of`)
 _RECENT_BYTES = 256 * KIB  # of the newest segment, for `Position.recent`
 
 
@@ -95,15 +96,24 @@ def _read_last_checkpoint(logs: Path, position: Position) -> list[tuple[Path, in
         file.seek(start)
         data = file.read(length - start)
     if start:
-        first = data.find(b"\n\ncliproxy/")  # the end of some record: what follows are whole ones
+        first = data.find(b"\n\n" + _BEGINNING)  # the end of some record: what follows are whole ones
         if first < 0:
             raise CorruptLog("the checkpoints file holds something that is no checkpoint", index=0)
         start, data = start + first + 2, data[first + 2 :]
     reader = RecordReader()
-    records = list(reader.feed(data))
-    if records:
+    try:
+        records = list(reader.feed(data))
+        checkpoint = parse_checkpoint(parse_note(records[-1].note).text) if records else None
+        rest = reader.rest.lstrip(b"\0")  # a crash leaves the beginning of a record, or (some file systems) zeros
+        if not rest.startswith(_BEGINNING[: len(rest)]):
+            raise AuditError("the checkpoints file holds something that is no checkpoint")
+    except (CorruptLog, NewerLog):
+        raise
+    except AuditError as error:
+        raise CorruptLog(str(error), index=0) from error
+    if checkpoint is not None:
         position.note = records[-1].note
-        position.checkpoint = checkpoint = parse_checkpoint(parse_note(position.note).text)
+        position.checkpoint = checkpoint
         position.tree = checkpoint.tree()
         position.segment, position.offset, position.anchor = checkpoint.segment, checkpoint.offset, checkpoint.anchor
     return [(path, start + reader.consumed)] if reader.rest else []

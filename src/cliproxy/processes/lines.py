@@ -26,6 +26,8 @@ def say(line: str) -> None:
 
 def describe(error: BaseException) -> str:
     """Return one line about `error` that holds no secret: our own errors and the kernel's say what they say, others their type and place."""
+    if isinstance(error, CorruptLog):
+        return f"the audit log: {error}; put logs/ back as it was (`cliproxy audit verify` tells more)"
     if isinstance(error, CliproxyError):
         return str(error)
     kind = type(error).__name__
