@@ -237,7 +237,9 @@ class WorkerOfOne:
         table = create()
         self.rate = AddressRate(SharedRates(table, rate=1e6, burst=1_000_000))
         os.close(table)
-        link = EgressLink(build="b", generation=1, violation=lambda error: None, policy_applied=lambda: None, collect=lambda begins: None)
+        link = EgressLink(
+            build="b", generation=1, violation=lambda error: None, policy_applied=lambda: None, collect=lambda begins: None, fault=lambda error: None
+        )
         self.policy = link.policy
         self.exchange = Exchange(Settings(), link, AuthenticationTally(), address_limit=self.rate, draining=lambda: False)
         self.sink = Sink(self.rate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
+import msgspec
 import pytest
 
 from cliproxy.dataplane.link import NO_EGRESS, EgressLink
@@ -39,7 +40,10 @@ class Case:
     def __init__(self) -> None:
         self.violations: list[ChannelError] = []
         self.turns: list[bool] = []
-        self.link = EgressLink(build="b", generation=1, violation=self.violations.append, policy_applied=lambda: None, collect=self.turns.append)
+        self.faults: list[BaseException] = []
+        self.link = EgressLink(
+            build="b", generation=1, violation=self.violations.append, policy_applied=lambda: None, collect=self.turns.append, fault=self.faults.append
+        )
 
     async def attach(self) -> socket.socket:
         ours, theirs = socket.socketpair()
@@ -123,5 +127,31 @@ def test_without_a_channel_calls_are_refused_and_every_open_one_has_ended_once(g
         assert case.link.lost_at is not None
         with pytest.raises(Unavailable):
             case.link.send(Owner(), CALL, CALL.body)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("kind", [Kind.ANSWER, Kind.DATA, Kind.END])
+def test_a_bug_in_one_calls_code_ends_that_call_and_no_other(kind: Kind) -> None:
+    """uvloop closes the transport of a protocol that raises: one call's fault would end every call of the worker."""
+
+    async def scenario() -> None:
+        case = Case()
+        theirs = await case.attach()
+        broken, other = Owner(), Owner()  # `Owner` raises on anything but an abort
+        stream = case.link.send(broken, CALL, CALL.body)
+        case.link.send(other, CALL, CALL.body)
+        await settle()
+        theirs.recv(65536)
+        payload = msgspec.msgpack.encode(Answer(200, True, False, "", 0.0, b"")) if kind is Kind.ANSWER else b""
+        theirs.send(HEADER.pack(len(payload), kind, stream) + payload)
+        await settle()
+        assert [abort.code for abort in broken.endings] == ["internal_error"]
+        assert other.endings == [] and case.link.open_calls == 1
+        assert [type(fault) for fault in case.faults] == [AssertionError]
+        if kind is not Kind.END:  # egress is told that nobody waits
+            assert HEADER.unpack_from(theirs.recv(65536))[1:] == (Kind.CANCEL, stream)
+        theirs.close()
+        await settle()
 
     asyncio.run(scenario())

@@ -246,7 +246,13 @@ class PendingCall:
     def on_data(self, data: bytes) -> None:
         connection = self.connection
         self.heard_at = self._exchange.clock
-        connection.write_chunk(data if self._filter is None else self._filter.feed(data))
+        try:
+            passed = data if self._filter is None else self._filter.feed(data)
+        except UpstreamError as error:
+            self._exchange.cancel(self)
+            self.on_abort(Abort(error.status, error.kind, error.code, error.message, 0.0))
+            return
+        connection.write_chunk(passed)
         self._owed += len(data)
         if self._owed >= STREAM_GRANT_BYTES and not connection.paused:
             self.resume()

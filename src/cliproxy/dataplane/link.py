@@ -1,7 +1,7 @@
 """The worker's end of the worker-egress edge: which calls are under way, their credit, the policy feed, and whether egress is there.
 
 A call gets exactly one ending: an answer that is final, END, or ABORT. When the channel goes, every open call gets an ABORT of ours;
-nothing that may have left is sent again.
+nothing that may have left is sent again. A bug that raises in one call's code ends that call and no other.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ NO_EGRESS = Abort(
 )
 
 
+BROKEN = Abort(status=500, kind="internal_error", code="internal_error", message="The gateway failed to answer.", retry_after=0.0)
+
+
 class CallOwner(Protocol):
     """Who waits for a call's answer."""
 
@@ -49,13 +52,22 @@ class EgressLink:
     """All calls of one worker. `policy` is public: the exchange asks it."""
 
     def __init__(
-        self, *, build: str, generation: int, violation: Callable[[ChannelError], None], policy_applied: Callable[[], None], collect: Callable[[bool], None]
+        self,
+        *,
+        build: str,
+        generation: int,
+        violation: Callable[[ChannelError], None],
+        policy_applied: Callable[[], None],
+        collect: Callable[[bool], None],
+        fault: Callable[[BaseException], None],
     ) -> None:
+        """`fault` is told what a bug raised."""
         self._build = build
         self._generation = generation
         self._violation = violation
         self._policy_applied = policy_applied
         self._collect = collect
+        self._fault = fault
         self.policy = PolicyFeed()
         self.readiness: Readiness | None = None
         self._readiness_at = 0.0
@@ -110,7 +122,7 @@ class EgressLink:
         self.readiness = None
         calls, self._calls = self._calls, {}
         for call in calls.values():
-            call.on_abort(NO_EGRESS)
+            self._abort(call, NO_EGRESS)
         self._collect(False)  # a turn may have begun that nobody ends
 
     def close(self) -> None:
@@ -181,22 +193,43 @@ class EgressLink:
         answer = self._answers.decode(payload)
         if answer.final:
             del self._calls[stream]
-        owner.on_answer(answer)
+        try:
+            owner.on_answer(answer)
+        except Exception as error:  # noqa: BLE001 - raised further it would close the channel and end every call
+            self._failed(stream, owner, error)
 
     def _on_data(self, stream: int, payload: bytes) -> None:
         owner = self._calls.get(stream)
         if owner is not None:
-            owner.on_data(payload)
+            try:
+                owner.on_data(payload)
+            except Exception as error:  # noqa: BLE001 - as in _on_answer
+                self._failed(stream, owner, error)
 
     def _on_end(self, stream: int, payload: bytes) -> None:
         owner = self._calls.pop(stream, None)
         if owner is not None:
-            owner.on_end()
+            try:
+                owner.on_end()
+            except Exception as error:  # noqa: BLE001 - as in _on_answer
+                self._failed(stream, owner, error)
 
     def _on_abort(self, stream: int, payload: bytes) -> None:
         owner = self._calls.pop(stream, None)
         if owner is not None:
-            owner.on_abort(self._aborts.decode(payload))
+            self._abort(owner, self._aborts.decode(payload))
+
+    def _failed(self, stream: int, owner: CallOwner, error: Exception) -> None:
+        """A bug: report it, end this call on both sides, go on."""
+        self._fault(error)
+        self.cancel(stream)
+        self._abort(owner, BROKEN)
+
+    def _abort(self, owner: CallOwner, abort: Abort) -> None:
+        try:
+            owner.on_abort(abort)
+        except Exception as error:  # noqa: BLE001 - as in _on_answer
+            self._fault(error)
 
     def _on_policy(self, stream: int, payload: bytes) -> None:
         if self.policy.apply(self.policy.decode(payload)) is None:

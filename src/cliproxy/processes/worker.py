@@ -40,7 +40,14 @@ class Worker:
         self.loop = make_event_loop()
         self.audit = AuditClient(channel(WorkerSlots.AUDIT_FD), deadline_seconds=self.settings.audit.deadline_seconds)
         self.tally = AuthenticationTally()
-        self.link = EgressLink(build=boot.build, generation=boot.generation, violation=self.violation, policy_applied=self.policy_applied, collect=self.collect)
+        self.link = EgressLink(
+            build=boot.build,
+            generation=boot.generation,
+            violation=self.violation,
+            policy_applied=self.policy_applied,
+            collect=self.collect,
+            fault=self.fault,
+        )
         server = self.settings.server
         rate = AddressRate(SharedRates(WorkerSlots.LIMITS_FD, rate=server.rate_limit.requests_per_second, burst=server.rate_limit.burst))
         self.exchange = Exchange(self.settings, self.link, self.tally, address_limit=rate, draining=lambda: self.server.draining)

@@ -1,12 +1,13 @@
 """Server-sent events from bytes that arrive in any pieces (WHATWG HTML, section 9.2, "Server-sent events").
 
 What always holds: what comes out are whole events, each ended by a blank line, with `\\n` as the only line end and without a byte order mark; how the bytes
-were cut makes no difference to them; no more than `MAX_EVENT_BYTES` of an unfinished event are held.
+were cut makes no difference to them; no event is longer than `MAX_EVENT_BYTES`, whether it came in one piece or in a thousand, so that the next who
+splits them (the worker, after egress) need not refuse what the first let pass.
 """
 
 from __future__ import annotations
 
-from cliproxy.bounds import MAX_EVENT_BYTES
+from cliproxy.bounds import EVENT_PIECES_PER_JOIN, MAX_EVENT_BYTES
 from cliproxy.errors import UpstreamError
 
 KEEP_ALIVE = b": keep-alive\n\n"  # a comment: every client ignores it
@@ -17,11 +18,12 @@ _CR = 13
 class EventSplitter:
     """Collects bytes until they are whole events."""
 
-    __slots__ = ("_after_cr", "_began", "_held", "_held_bytes", "_start")
+    __slots__ = ("_after_cr", "_began", "_held", "_held_bytes", "_joined", "_start")
 
     def __init__(self) -> None:
         self._held: list[bytes] = []  # an unfinished event; pieces are joined once, when its end is there
         self._held_bytes = 0
+        self._joined = 0  # that many of the pieces are joined lots
         self._after_cr = False  # the last byte was a CR, written as LF: an LF that follows belongs to it
         self._began = False
         self._start = b""  # the first bytes, while they may be a byte order mark
@@ -45,6 +47,8 @@ class EventSplitter:
             if end == 1:  # not found
                 self._hold(data)
                 return b""
+            if len(data) > MAX_EVENT_BYTES:
+                _verify_lengths(data[:end])
             if end == len(data):
                 return data  # the common case: whole events in one piece
             self._hold(data[end:])
@@ -59,7 +63,9 @@ class EventSplitter:
         self._held.append(data[:end])
         events = b"".join(self._held)
         self._held.clear()
-        self._held_bytes = 0
+        self._held_bytes = self._joined = 0
+        if len(events) > MAX_EVENT_BYTES:
+            _verify_lengths(events)
         if end < len(data):
             self._hold(data[end:])
         return events
@@ -70,7 +76,10 @@ class EventSplitter:
         self._held.append(data)
         self._held_bytes += len(data)
         if self._held_bytes > MAX_EVENT_BYTES:
-            raise UpstreamError("The provider sent an event that is larger than the gateway takes.", code="upstream_too_large")
+            raise _too_large()
+        if len(self._held) - self._joined >= EVENT_PIECES_PER_JOIN:
+            self._held[self._joined :] = [b"".join(self._held[self._joined :])]
+            self._joined += 1
 
     def _without_mark(self, data: bytes) -> bytes:
         data = self._start + data
@@ -89,6 +98,20 @@ class EventSplitter:
         if data:
             self._after_cr = data[-1] == _CR
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def _verify_lengths(events: bytes) -> None:
+    """Raise `UpstreamError` if one of the whole `events` is longer than `MAX_EVENT_BYTES`."""
+    start = 0
+    while len(events) - start > MAX_EVENT_BYTES:
+        end = events.rfind(b"\n\n", start, start + MAX_EVENT_BYTES) + 2
+        if end == 1:  # no event ends within that many bytes
+            raise _too_large()
+        start = end
+
+
+def _too_large() -> UpstreamError:
+    return UpstreamError("The provider sent an event that is larger than the gateway takes.", code="upstream_too_large")
 
 
 def data_line(events: bytes, at: int) -> bytes:

@@ -2,18 +2,18 @@
 
 Egress may import this module of the dialect only (DESIGN §5). It reads what was checked elsewhere and forwards nothing that it does not recognise: an answer
 that is no chat completion is an `UpstreamError`, and so is a stream that stops before its end. Usage that is absent or makes no sense is None, and the call
-settles at its reservation.
+settles at its reservation. A provider may be hostile: whatever it answers, the work is linear in its length and the memory a small multiple of it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from cliproxy.bounds import MAX_CHOICES, MAX_TOKEN_COUNT
+from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_CHOICES, MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
 from cliproxy.translators.sse import EventSplitter, data_line
 from cliproxy.translators.usage import Usage
@@ -89,8 +89,8 @@ class _Usage(msgspec.Struct, gc=False):
 
 class _Message(msgspec.Struct, gc=False):
     role: str | None = None
-    content: str | list[Any] | None = None
-    tool_calls: list[Any] | None = None
+    content: msgspec.Raw = _ABSENT  # a text, a list or null; raw, since 8 million `[]` in it would become 500 MB of lists
+    tool_calls: msgspec.Raw = _ABSENT  # a list or null
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -124,10 +124,19 @@ def usage_of_answer(body: bytes) -> Usage | None:
     try:
         if not body.isascii():
             body.decode()  # strings that the decoder skips are not looked at by it
+        if body.count(b"{") > MAX_ANSWER_OBJECTS:
+            raise UpstreamError("The provider's answer holds too many objects.", code="bad_upstream_answer")
         answer = _answer_decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise UpstreamError("The provider's answer is not a chat completion.", code="bad_upstream_answer") from None
+        raise _not_a_completion() from None
+    for choice in answer.choices:
+        if memoryview(choice.message.content)[0] not in b'"[n' or memoryview(choice.message.tool_calls)[0] not in b"[n":
+            raise _not_a_completion()
     return _usage_in(answer.usage)
+
+
+def _not_a_completion() -> UpstreamError:
+    return UpstreamError("The provider's answer is not a chat completion.", code="bad_upstream_answer")
 
 
 def _usage_in(raw: msgspec.Raw) -> Usage | None:
@@ -208,7 +217,7 @@ class StreamUsage:
                 usage = _usage_in(event.usage) if event is not None else None
                 if usage is not None:
                     return usage
-                at = events.rfind(b'"usage"', 0, at)
+                at = events.rfind(b'"usage"', 0, max(0, events.rfind(b"\n", 0, at)))  # each line is parsed once, however often it says the word
         return None
 
     def _until_done(self, events: bytes) -> bytes:
@@ -229,7 +238,8 @@ class StreamUsage:
                 self._error = UpstreamError("The provider reported an error in the middle of its answer.", code="upstream_stream_error")
                 before = events.rfind(b"\n\n", 0, at)
                 return events[: before + 2] if before >= 0 else b""
-            at = events.find(b'"error"', at + 1)
+            line_end = events.find(b"\n", at)
+            at = events.find(b'"error"', line_end) if line_end >= 0 else -1  # each line is parsed once, however often it says the word
         return events
 
     def _has_finish_reason(self) -> bool:

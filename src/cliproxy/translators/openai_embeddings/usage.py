@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from cliproxy.bounds import MAX_TOKEN_COUNT
+from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
 from cliproxy.translators.usage import Usage
 
@@ -52,6 +52,8 @@ def usage_of_embeddings(body: bytes) -> Usage | None:
     try:
         if not body.isascii():
             body.decode()  # strings that the decoder skips are not looked at by it
+        if body.count(b"{") > MAX_ANSWER_OBJECTS:
+            raise UpstreamError("The provider's answer holds too many objects.", code="bad_upstream_answer")
         answer = _answer_decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise UpstreamError("The provider's answer is not a list of embeddings.", code="bad_upstream_answer") from None
