@@ -38,17 +38,21 @@ class Told:
 
     @property
     def ending(self) -> str:
-        """`done` (a complete answer), `error event`, `status NNN`, `closed`, or `broken` (an end that no client can make sense of)."""
+        """How it ended for a client: `done` (a complete answer), `unterminated` (a complete stream up to `[DONE]`, then the connection closed or an error
+        event came in place of the end of the framing), `error event`, `status NNN`, `closed`, or `broken` (it looks like what it is not)."""
+        complete, done, after = self.body.partition(b"data: [DONE]\n\n") if self.stream else (b"", b"", b"")
+        if done and (b'"finish_reason":"stop"' not in complete.replace(b": ", b":") or b'"error"' in complete):
+            return "broken"
+        if done:
+            return "done" if self.whole and not after else "unterminated"
         if self.status == 0 or not self.whole:
-            return "closed" if b"[DONE]" not in self.body else "broken"
+            return "closed"
         if self.status != 200:
             return f"status {self.status}"
         if not self.stream:
             return "done" if json.loads(self.body)["choices"] else "broken"
         last = self.body.rstrip().rsplit(b"\n\n", 1)[-1]
-        if last == b"data: [DONE]":
-            return "done" if b'"error"' not in self.body and b'"finish_reason":"stop"' in self.body.replace(b": ", b":") else "broken"
-        return "error event" if last.startswith(b"data: ") and "error" in json.loads(last[6:]) and b"[DONE]" not in self.body else "broken"
+        return "error event" if last.startswith(b"data: ") and "error" in json.loads(last[6:]) else "broken"
 
 
 class Caller:
