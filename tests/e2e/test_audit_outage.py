@@ -145,7 +145,10 @@ def test_a_killed_hung_auditor_loses_nothing_that_was_taken(gateway: Gateway, pr
 def small_disk() -> Iterator[Path]:
     """A file system of its own, of 1 MiB."""
     directory = Path(tempfile.mkdtemp(prefix="cliproxy-disk-"))
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", str(directory)], capture_output=True, check=False).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", str(directory)], capture_output=True, check=False).returncode
+    ):
         directory.rmdir()
         pytest.skip("only root (with the right to mount) can make a small disk")
     yield directory
