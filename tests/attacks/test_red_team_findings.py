@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -9,11 +10,36 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
+import msgspec
 import pytest
 
-from cliproxy.bounds import EVENT_PIECES_PER_JOIN, MAX_ANSWER_OBJECTS, MAX_DATA_FRAME_BYTES, MAX_EVENT_BYTES
-from cliproxy.errors import UpstreamError
+from cliproxy.audit.client import AuditClient, packet_decoder
+from cliproxy.audit.events import EgressEvent, ProviderRequest
+from cliproxy.auth.client_keys import digest_of
+from cliproxy.auth.principals import Principal
+from cliproxy.bounds import (
+    EVENT_PIECES_PER_JOIN,
+    MAX_ANSWER_OBJECTS,
+    MAX_DATA_FRAME_BYTES,
+    MAX_DEBT_MINUTES,
+    MAX_EVENT_BYTES,
+    MAX_STREAMS_PER_CHANNEL,
+    MAX_TOKEN_COUNT,
+)
+from cliproxy.config.schema import ModelRoute, Provider, Settings
+from cliproxy.dialects import Endpoint
+from cliproxy.egress.admission import Admission
+from cliproxy.egress.authorise import Authoriser
+from cliproxy.egress.calls import ProviderCall
+from cliproxy.egress.desk import Desk
+from cliproxy.egress.inject import Injector
+from cliproxy.errors import RateLimited, UpstreamError
+from cliproxy.ipc.messages import KeyRecord, PolicyBegin, PolicyEnd, PolicyKeys, PolicyRules
+from cliproxy.ipc.mux import HEADER, Abort, Call, Hello, Kind
+from cliproxy.ipc.policy_feed import PolicyFeed
 from cliproxy.translators.openai_chat import usage
 from cliproxy.translators.openai_chat.stream import StreamFilter
 from cliproxy.translators.openai_chat.usage import StreamUsage, usage_of_answer
@@ -199,3 +225,198 @@ def test_a_hostile_stream_costs_its_own_call_and_no_other(gateway: Gateway, prov
         provider.released.set()
         assert other.result(30) == event(100) * 2 + DONE
     assert gateway.messages().count("\n") == 1, gateway.messages()
+
+
+# --- a worker that fell, and a client that is gone at once -------------------------------------------------------------
+
+PROOF = bytes(range(32))
+BODY = b'{"model":,"max_tokens":1,"messages":[{"role":"user","content":"Hello."}]}'
+HOLE = len(b'{"model":')
+
+
+def call_frame(stream: int, **changes: Any) -> bytes:
+    """Return the frame of an honest worker's call, but for `changes`."""
+    honest = {"request_id": "req_0123456789ab00000001", "address": "127.0.0.1", "model": "m", "max_tokens": 1, "n": 1, "stream": False, "estimate": 10}
+    fields = {"endpoint": int(Endpoint.CHAT_COMPLETIONS), "proof": PROOF, **honest, "hole": HOLE, "body_bytes": len(BODY), "body": BODY, **changes}
+    return frame(Kind.CALL, stream, msgspec.msgpack.encode(Call(**fields)))
+
+
+def frame(kind: Kind, stream: int, payload: bytes = b"") -> bytes:
+    return HEADER.pack(len(payload), kind, stream) + payload
+
+
+class Egress:
+    """A real desk with the real authoriser, one worker's channel, an auditor's socket, and senders that only note what was started."""
+
+    def __init__(self, *, networks: tuple[str, ...] = (), broken: frozenset[int] = frozenset()) -> None:
+        ours, self.auditor = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.auditor.setblocking(False)
+        settings = Settings(
+            providers={"p": Provider(base_url="http://127.0.0.1:1/v1", auth="none", concurrency=10_000)}, models={"m": ModelRoute(provider="p", model="up")}
+        )
+        policy = PolicyFeed()
+        self.started: list[ProviderCall] = []
+        self._broken = broken
+        self.desk = Desk(
+            build="b",
+            generation=1,
+            policy=policy,
+            authoriser=Authoriser(settings, policy, Injector(settings.providers), Admission(settings)),
+            senders=self,
+            audit=AuditClient(ours, deadline_seconds=5.0),
+            acknowledge=lambda message: None,
+        )
+        key = KeyRecord(id="k", digest=digest_of(PROOF), name="k", models=("*",), networks=networks, concurrency=10_000)
+        for message in (PolicyBegin(number=1), PolicyKeys(keys=(key,)), PolicyEnd(number=1, rules=PolicyRules())):
+            self.desk.policy(message)
+        policy.heard(vault_age=0.0, now=time.monotonic())
+        self.worker = self.desk.worker(0, max_body_bytes=1 << 20)
+        self.frames: list[tuple[Kind, int, bytes]] = []
+        self.errors: list[str] = []
+        self.worker.channel.queue = lambda kind, stream, payload: self.frames.append((kind, stream, payload))  # type: ignore[method-assign]
+        self.worker.channel.fail = lambda error: self.errors.append(str(error))  # type: ignore[method-assign]
+        self.receive(frame(Kind.HELLO, 0, msgspec.msgpack.encode(Hello("b", 1))))
+        self.frames.clear()
+
+    def start(self, call: ProviderCall) -> Any:
+        if call.stream in self._broken:
+            raise KeyError("a bug")
+        self.started.append(call)
+        return SimpleNamespace(cancel=lambda: None, pause_reading=lambda: None, resume_reading=lambda: None)
+
+    def receive(self, data: bytes) -> None:
+        """Let the worker's bytes arrive, in one turn."""
+        self.worker.channel.data_received(data)
+
+    def aborts(self) -> dict[int, str]:
+        return {stream: msgspec.msgpack.decode(payload, type=Abort).code for kind, stream, payload in self.frames if kind is Kind.ABORT}
+
+    def intents(self) -> list[ProviderRequest]:
+        """Return the intents that the auditor has got, decoded as strictly as it does."""
+        decoder = packet_decoder(EgressEvent)
+        found: list[ProviderRequest] = []
+        while True:
+            try:
+                _, events = decoder.decode(self.auditor.recv(1 << 20))
+            except BlockingIOError:
+                return found
+            found += [event for event in events if isinstance(event, ProviderRequest)]
+
+
+async def turn() -> None:
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"request_id": "r" * 513},
+        {"request_id": ""},
+        {"request_id": 'x\n{"event":"process"}'},
+        {"address": "1" * 513},
+        {"address": ""},
+        {"address": "\u2028"},
+        {"estimate": MAX_TOKEN_COUNT + 1},
+        {"estimate": 2**64 - 1},
+    ],
+    ids=["id too long", "no id", "id of two lines", "address too long", "no address", "address not ASCII", "estimate", "largest estimate"],
+)
+def test_what_the_log_would_not_take_ends_the_workers_channel_and_not_egresss_own(changes: dict[str, Any]) -> None:
+    """The auditor closes the channel that brings a longer text or a larger number: egress's, and with it every call of every worker."""
+
+    async def scenario() -> None:
+        egress = Egress()
+        egress.receive(call_frame(1, **changes))
+        await turn()
+        assert egress.errors and not egress.started and egress.intents() == []
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("changes", [{}, {"estimate": MAX_TOKEN_COUNT}, {"request_id": "r" * 64}, {"address": "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255"}])
+def test_what_passes_is_taken_by_the_auditor(changes: dict[str, Any]) -> None:
+    async def scenario() -> None:
+        egress = Egress()
+        egress.receive(call_frame(1, **changes))
+        await turn()
+        assert not egress.errors and len(egress.started) == len(egress.intents()) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_call_whose_client_is_gone_in_the_same_turn_never_leaves() -> None:
+    """The CANCEL found no call yet and was forgotten: the call left, and held its key's place until the provider had said everything."""
+
+    async def scenario() -> None:
+        egress = Egress()
+        egress.receive(call_frame(1) + call_frame(2) + frame(Kind.CANCEL, 1))
+        await turn()
+        assert [call.stream for call in egress.started] == [2]
+        assert len(egress.intents()) == 1 and egress.worker.waiting == set()
+        egress.receive(call_frame(1))  # the number is free again
+        await turn()
+        assert [call.stream for call in egress.started] == [2, 1] and not egress.errors
+
+    asyncio.run(scenario())
+
+
+def test_one_number_for_two_calls_of_a_turn_is_a_violation() -> None:
+    """The second took the first one's place, and the first was out of reach: no cancel, no credit, no end with its worker."""
+
+    async def scenario() -> None:
+        egress = Egress()
+        egress.receive(call_frame(1) + call_frame(1))
+        assert egress.errors
+        await turn()
+
+    asyncio.run(scenario())
+
+
+def test_calls_of_one_turn_count_for_the_bound_of_the_channel() -> None:
+    async def scenario() -> None:
+        egress = Egress()
+        egress.receive(b"".join(call_frame(stream) for stream in range(1, MAX_STREAMS_PER_CHANNEL + 11)))
+        await turn()
+        assert len(egress.started) + len([code for code in egress.aborts().values() if code == "audit_unavailable"]) == MAX_STREAMS_PER_CHANNEL
+        assert [code for code in egress.aborts().values() if code != "audit_unavailable"] == ["overloaded"] * 10
+
+    asyncio.run(scenario())
+
+
+def test_a_bug_in_sending_one_call_leaves_no_other_without_an_ending() -> None:
+    async def scenario() -> None:
+        told: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+        egress = Egress(broken=frozenset({2}))
+        egress.receive(call_frame(1) + call_frame(2) + call_frame(3))
+        await turn()
+        assert [call.stream for call in egress.started] == [1, 3]
+        assert egress.aborts() == {2: "internal_error"}
+        assert set(egress.worker.calls) == {1, 3} and egress.worker.waiting == set()
+        assert len(told) == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("address", "allowed"), [("10.1.2.3", True), ("192.0.2.1", False), ("nowhere", False)])
+def test_egress_holds_a_key_to_its_networks_too(address: str, allowed: bool) -> None:
+    async def scenario() -> None:
+        egress = Egress(networks=("10.0.0.0/8",))
+        egress.receive(call_frame(1, address=address))
+        await turn()
+        assert len(egress.started) == allowed
+        assert egress.aborts() == ({} if allowed else {1: "address_not_permitted"})
+
+    asyncio.run(scenario())
+
+
+def test_usage_that_a_provider_made_up_does_not_lock_a_key_out_for_good() -> None:
+    """2^53 tokens were 17 million years of a limit of a thousand a minute."""
+    who = Principal(id="k", digest=bytes(32), name="k", models=("*",), tokens_per_minute=1000)
+    limits = Admission(Settings(providers={"p": Provider()}))
+    limits.reserve(who, "p", tokens=10, now=0.0, wall=0.0).settle(MAX_TOKEN_COUNT)
+    with pytest.raises(RateLimited) as refused:
+        limits.reserve(who, "p", tokens=10, now=1.0, wall=1.0)
+    assert refused.value.retry_after <= MAX_DEBT_MINUTES * 60
+    limits.reserve(who, "p", tokens=10, now=1.0 + MAX_DEBT_MINUTES * 60, wall=0.0).settle(10)

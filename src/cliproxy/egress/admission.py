@@ -2,7 +2,8 @@
 the provider.
 
 What always holds: never more than a limit plus what is in flight; a refusal takes nothing; a reservation is settled once, with the real
-usage or, if the provider told none, as reserved. State is bounded: an entry is dropped when nothing is under way and its minute is over.
+usage or, if the provider told none, as reserved; a provider's word keeps a key waiting for `MAX_DEBT_MINUTES` at most. State is bounded: an
+entry is dropped when nothing is under way and its minute is over.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cliproxy.auth.principals import Principal
-from cliproxy.bounds import MAX_ADMISSION_ENTRIES
+from cliproxy.bounds import MAX_ADMISSION_ENTRIES, MAX_DEBT_MINUTES
 from cliproxy.config.schema import Settings
 from cliproxy.errors import RateLimited, Unavailable
 from cliproxy.limits.gcra import Gcra, per_minute
@@ -45,7 +46,7 @@ class _Limit:
         """Let time pay off tokens, and return the new TAT of the request bucket if the call fits; raises `RateLimited` and takes nothing."""
         limit = self.tokens_per_minute
         if limit:
-            debt = meter.debt - (now - meter.seen) * limit / _MINUTE
+            debt = min(meter.debt, limit * MAX_DEBT_MINUTES) - (now - meter.seen) * limit / _MINUTE
             meter.debt = debt if debt > 0.0 else 0.0
         meter.seen = now
         if self.concurrency and meter.in_flight >= self.concurrency:

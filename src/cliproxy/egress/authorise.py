@@ -27,7 +27,6 @@ from cliproxy.ipc.policy_feed import PolicyFeed
 from cliproxy.translators.openai_chat.usage import reread as reread_chat
 from cliproxy.translators.openai_embeddings.usage import reread as reread_embeddings
 
-
 _ENDPOINTS = {int(endpoint): endpoint for endpoint in Endpoint}
 
 
@@ -71,6 +70,8 @@ class Authoriser:
         rules = self._policy.rules
         if rules.lockdown:
             raise Unavailable("The gateway is locked down by its operator.", code="lockdown", retry_after=60.0)
+        if not principal.allows_address(call.address):
+            raise NotPermitted("This API key may not be used from your address.", code="address_not_permitted")
         if not principal.allows_model(call.model):
             raise NotPermitted("This API key may not use that model.", param="model", code="model_not_permitted")
         target = self._targets.get(call.model)

@@ -22,12 +22,13 @@ from cliproxy.bounds import MAX_OUTCOMES_WAITING, POLICY_ACK_SECONDS
 from cliproxy.egress.authorise import Authoriser, AuthorizedRequest
 from cliproxy.egress.calls import Outcome, ProviderCall, Sending
 from cliproxy.egress.workers import WorkerChannel
-from cliproxy.errors import ChannelError, CliproxyError, NotPermitted, Unavailable
+from cliproxy.errors import ChannelError, CliproxyError, NotPermitted, Unavailable, UpstreamError
 from cliproxy.ipc.messages import PolicyAck, PolicyBegin, PolicyEnd, PolicyKeys
 from cliproxy.ipc.mux import Call, Hello, Kind, Readiness
 from cliproxy.ipc.policy_feed import PolicyFeed, PolicyFrame
 
 _NO_AUDIT = Unavailable("The gateway cannot record this call and so does not make it; try again in a moment.", code="audit_unavailable")
+_FAILED = UpstreamError("The gateway failed to send this call.", status=500, code="internal_error")
 
 
 class Senders(Protocol):
@@ -123,7 +124,15 @@ class Desk:
             worker.refuse(stream, error)
             return
         self._waiting.append(_Turn(worker, stream, request))
+        worker.waiting.add(stream)
         self._flush_soon()
+
+    def withdraw(self, worker: WorkerChannel, stream: int) -> None:
+        for turn in self._waiting:
+            if turn.worker is worker and turn.stream == stream:
+                self._release(turn)
+                self._waiting.remove(turn)
+                return
 
     def settled(self, call: ProviderCall, outcome: Outcome) -> None:
         request = call.request
@@ -155,24 +164,36 @@ class Desk:
         self._flush_due = False
         waiting, self._waiting = self._waiting, []
         if waiting:
-            taken = self._audit.offer_part([_intent(turn.request) for turn in waiting]) if self._audit.healthy(time.monotonic()) else 0
-            for turn in waiting[:taken]:
-                self._start(turn)
-            for turn in waiting[taken:]:
-                self._release(turn)
-                turn.worker.refuse(turn.stream, _NO_AUDIT)
+            taken = 0
+            try:
+                if self._audit.healthy(time.monotonic()):
+                    taken = self._audit.offer_part([_intent(turn.request) for turn in waiting])
+            finally:  # whatever happens, each call gets its ending
+                for turn in waiting[taken:]:
+                    self._release(turn)
+                    turn.worker.refuse(turn.stream, _NO_AUDIT)
+            faults = [fault for turn in waiting[:taken] if (fault := self._start(turn)) is not None]
+            if faults:
+                raise faults[0]  # to the loop, which reports it
         if self._outcomes:
             self._offer_outcomes()
 
-    def _start(self, turn: _Turn) -> None:
+    def _start(self, turn: _Turn) -> Exception | None:
+        """Send the call; what a bug raised ends this call, and is returned so that the others of the turn are not left without an ending."""
+        turn.worker.waiting.discard(turn.stream)
         call = ProviderCall(turn.request, channel=turn.worker.channel, slot=turn.worker.slot, stream=turn.stream, ledger=self)
         turn.worker.calls[turn.stream] = call
         try:
             call.sent(self._senders.start(call))
         except CliproxyError as error:
             call.abort(error)
+        except Exception as error:  # noqa: BLE001 - as the docstring says
+            call.abort(_FAILED)
+            return error
+        return None
 
     def _release(self, turn: _Turn) -> bool:
+        turn.worker.waiting.discard(turn.stream)
         turn.request.reservation.settle(0)
         return False
 
@@ -204,6 +225,9 @@ class Desk:
             self._loop.call_later(POLICY_ACK_SECONDS + 0.01, self._acknowledge_if_complete)  # uvloop's clock ticks in milliseconds
 
     def acknowledged(self, worker: WorkerChannel, number: int) -> None:
+        if number > self._policy.number:
+            raise ChannelError(f"worker slot {worker.slot} acknowledged a policy that there is not")
+        worker.policy_number = number
         self._acknowledge_if_complete()
 
     def _end_calls(self, revoked: frozenset[str]) -> int:

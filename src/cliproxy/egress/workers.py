@@ -12,7 +12,14 @@ from typing import Protocol
 
 import msgspec
 
-from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_REQUEST_BYTES_PER_WORKER, MAX_STREAMS_PER_CHANNEL
+from cliproxy.bounds import (
+    MAX_ADDRESS_CHARS,
+    MAX_DATA_FRAME_BYTES,
+    MAX_REQUEST_BYTES_PER_WORKER,
+    MAX_REQUEST_ID_CHARS,
+    MAX_STREAMS_PER_CHANNEL,
+    MAX_TOKEN_COUNT,
+)
 from cliproxy.egress.calls import ProviderCall, abort_of
 from cliproxy.errors import ChannelError, CliproxyError, Unavailable
 from cliproxy.ipc.mux import TO_EGRESS, Call, Hello, Kind, MuxChannel
@@ -27,8 +34,11 @@ class Desk(Protocol):
     def submit(self, worker: WorkerChannel, stream: int, call: Call, body: bytes) -> None:
         """A call is whole: authorise it and, at the end of the turn, send it."""
 
+    def withdraw(self, worker: WorkerChannel, stream: int) -> None:
+        """A call that was submitted in this turn has lost its client: it does not leave."""
+
     def acknowledged(self, worker: WorkerChannel, number: int) -> None:
-        """Policy `number` is in force in this worker."""
+        """The worker says that policy `number` is in force in it. Raises `ChannelError` when there is none of that number."""
 
     def worker_lost(self, worker: WorkerChannel, error: ChannelError | None) -> None:
         """The channel is closed; its calls have been cancelled."""
@@ -40,22 +50,25 @@ class Desk(Protocol):
 class _Arriving:
     """A call whose body is still coming."""
 
-    __slots__ = ("call", "parts", "size")
+    __slots__ = ("body", "call")
 
     def __init__(self, call: Call) -> None:
         self.call = call
-        self.parts: list[bytes] = []
-        self.size = 0
+        self.body = bytearray()  # and no list of pieces: a worker chooses how small they are, and each would cost us 40 bytes
 
 
 class WorkerChannel:
-    """One worker, as egress sees it. `slot` is its number in the topology; `policy_number` what it last acknowledged."""
+    """One worker, as egress sees it. `slot` is its number in the topology; `policy_number` what it last acknowledged.
+
+    A stream is `arriving` until its body is whole, `waiting` at the desk until the end of the turn, then in `calls` until it is settled.
+    """
 
     def __init__(self, slot: int, desk: Desk, *, build: str, max_body_bytes: int) -> None:
         self.slot = slot
         self.policy_number = -1
         self.introduced = False
         self.calls: dict[int, ProviderCall] = {}
+        self.waiting: set[int] = set()  # the desk's
         self._desk = desk
         self._build = build
         self._max_body_bytes = max_body_bytes
@@ -120,18 +133,18 @@ class WorkerChannel:
 
     def _on_call(self, stream: int, payload: bytes) -> None:
         call = self._call_decoder.decode(payload)
-        if not self.introduced or stream == 0 or stream in self.calls or stream in self._arriving:
+        if not self.introduced or stream == 0 or stream in self.calls or stream in self._arriving or stream in self.waiting:
             raise ChannelError(f"worker slot {self.slot} used stream {stream} twice or before its hello")
         inline = len(call.body)
         if (
             not 0 <= call.hole <= call.body_bytes <= self._max_body_bytes
             or inline not in (0, call.body_bytes)
-            or call.n < 0
-            or call.max_tokens < 0
-            or call.estimate < 0
+            or not 0 <= call.estimate <= MAX_TOKEN_COUNT  # `n` and `max_tokens` are held against the body
+            or not _is_plain(call.request_id, at_most=MAX_REQUEST_ID_CHARS)  # these two go into the log, which takes no more from us
+            or not _is_plain(call.address, at_most=MAX_ADDRESS_CHARS)
         ):
             raise ChannelError(f"worker slot {self.slot} described a call that cannot be")
-        if len(self.calls) + len(self._arriving) >= MAX_STREAMS_PER_CHANNEL:
+        if len(self.calls) + len(self._arriving) + len(self.waiting) >= MAX_STREAMS_PER_CHANNEL:
             self.refuse(stream, Unavailable("The gateway has more calls under way than it takes.", code="overloaded"))
         elif inline:
             self._desk.submit(self, stream, call, call.body)
@@ -145,24 +158,25 @@ class WorkerChannel:
         arriving = self._arriving.get(stream)
         if arriving is None:
             return  # refused while its body was on the way
-        arriving.size += len(payload)
-        if len(payload) > MAX_DATA_FRAME_BYTES or arriving.size > arriving.call.body_bytes:
+        if len(payload) > MAX_DATA_FRAME_BYTES or len(arriving.body) + len(payload) > arriving.call.body_bytes:
             raise ChannelError(f"worker slot {self.slot} sent more body than it announced")
-        arriving.parts.append(payload)
+        arriving.body += payload
 
     def _on_end(self, stream: int, payload: bytes) -> None:
         arriving = self._arriving.pop(stream, None)
         if arriving is None:
             return
         self._held -= arriving.call.body_bytes
-        if arriving.size != arriving.call.body_bytes:
+        if len(arriving.body) != arriving.call.body_bytes:
             raise ChannelError(f"worker slot {self.slot} sent less body than it announced")
-        self._desk.submit(self, stream, arriving.call, b"".join(arriving.parts))
+        self._desk.submit(self, stream, arriving.call, bytes(arriving.body))
 
     def _on_cancel(self, stream: int, payload: bytes) -> None:
         arriving = self._arriving.pop(stream, None)
         if arriving is not None:
             self._held -= arriving.call.body_bytes
+        if stream in self.waiting:
+            self._desk.withdraw(self, stream)
         call = self.calls.get(stream)
         if call is not None:
             call.cancel("client_gone")
@@ -178,5 +192,12 @@ class WorkerChannel:
     def _on_policy_ack(self, stream: int, payload: bytes) -> None:
         if len(payload) != _POLICY_ACK.size:
             raise ChannelError(f"worker slot {self.slot} sent a malformed acknowledgement")
-        (self.policy_number,) = _POLICY_ACK.unpack(payload)
-        self._desk.acknowledged(self, self.policy_number)
+        (number,) = _POLICY_ACK.unpack(payload)
+        if not self.introduced or number < 0:
+            raise ChannelError(f"worker slot {self.slot} acknowledged what it was not sent")
+        self._desk.acknowledged(self, number)
+
+
+def _is_plain(text: str, *, at_most: int) -> bool:
+    """Whether `text` is printable ASCII of 1 to `at_most` characters."""
+    return 0 < len(text) <= at_most and text.isascii() and text.isprintable()
