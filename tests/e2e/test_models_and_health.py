@@ -18,6 +18,7 @@ from fakes.wire import WireClient
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[Gateway]:
     settings = {
+        "audit": {"deadline_seconds": 2.0},
         "providers": {
             "fake": {"base_url": "https://provider.invalid/v1", "models": ["b-model", "a-model"]},
             "unused": {"rate_limit": {"requests_per_minute": 1}},

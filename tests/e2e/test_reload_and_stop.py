@@ -227,9 +227,9 @@ def test_a_graceful_stop_finishes_streams_refuses_new_clients_and_frees_the_port
         assert whole.complete
         assert whole.headers["connection"] == "close" if "connection" in whole.headers else True
         assert events_of(whole.body) == WHOLE
-        assert process.wait(20) == 0
         stream.socket.close()
         kept.socket.close()
+        assert process.wait(20) == 0
         with socket.socket() as other:
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             other.bind(("127.0.0.1", gateway.port))

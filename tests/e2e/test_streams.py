@@ -101,12 +101,13 @@ def test_comments_in_a_pause_in_the_middle_of_an_event_change_nothing_of_the_eve
 
 def test_a_provider_that_sends_no_first_byte_is_504_and_its_connection_is_closed(gateway: Gateway, provider: FakeProvider) -> None:
     provider.reset()
-    for stream in (False, True):
-        with WireClient(gateway.port) as client:
-            client.send(chat_request(gateway, "stalls", stream=stream))
+    with WireClient(gateway.port) as whole, WireClient(gateway.port) as streamed:
+        whole.send(chat_request(gateway, "stalls", stream=False))
+        streamed.send(chat_request(gateway, "stalls", stream=True))
+        for client in (whole, streamed):
             answer = client.answer()
-        assert answer.status == 504
-        assert answer.error["code"] == "provider_timeout"
+            assert answer.status == 504
+            assert answer.error["code"] == "provider_timeout"
     wait_for_broken_off(provider, 2)
 
 

@@ -1,6 +1,6 @@
 """A real gateway on a throw-away home, started and driven through the commands that a user types.
 
-    with Gateway(config="providers: …") as gateway: gateway.url, gateway.key, gateway.run("keys", "list", "--json")
+with Gateway(config="providers: …") as gateway: gateway.url, gateway.key, gateway.run("keys", "list", "--json")
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ class Gateway:
 
     def result(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run a command and return everything about it."""
-        return subprocess.run(self.command(*arguments), input=stdin if stdin is not None else "", capture_output=True, text=True, timeout=60, env=self._environment, check=False)
+        return subprocess.run(
+            self.command(*arguments), input=stdin if stdin is not None else "", capture_output=True, text=True, timeout=60, env=self._environment, check=False
+        )
 
     def start(self) -> None:
         """Start it and wait until it is ready."""

@@ -66,7 +66,9 @@ def test_a_head_whose_text_holds_a_second_length_is_not_confused() -> None:
     assert verdict(framer, second)[-1] == b"abcd"
 
 
-PIECE = st.sampled_from([b"3", b"4", b"0", b"03", b"\r\n", b"Content-Length: ", b"content-length:", b"Host: h\r\n", b"Authorization: Bearer k\r\n", b"A: b\r\n", b" ", b":", b"9"])
+PIECE = st.sampled_from(
+    [b"3", b"4", b"0", b"03", b"\r\n", b"Content-Length: ", b"content-length:", b"Host: h\r\n", b"Authorization: Bearer k\r\n", b"A: b\r\n", b" ", b":", b"9"]
+)
 
 
 @settings(max_examples=300, deadline=None)

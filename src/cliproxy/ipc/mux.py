@@ -175,7 +175,7 @@ class MuxChannel(asyncio.Protocol):
                     raise ChannelError(f"{self.peer} sent a frame of kind {kind}, which it may not")
                 handler(stream, data[start + HEADER_BYTES : stop])
                 start = stop
-        except (ChannelError, msgspec.DecodeError) as error:
+        except (ChannelError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self.fail(error if isinstance(error, ChannelError) else ChannelError(f"{self.peer} sent a payload that does not decode"))
             return
         self._rest = data[start:] if start < end else b""
