@@ -220,6 +220,22 @@ def test_a_text_cannot_forge_usage() -> None:
     assert stream.usage is None
 
 
+def test_what_is_kept_of_a_stream_is_bounded_and_its_end_is_still_known() -> None:
+    stream = StreamUsage()
+    large = TEXT * (256 * 1024 // len(TEXT))
+    for _ in range(8):
+        assert stream.feed(large) == large
+        held = sum(map(len, stream._kept))
+        assert held <= 4 * 64 * 1024
+    stream.feed(large + STOP + USAGE + DONE)
+    assert stream.usage == Usage(10, 3)
+    assert stream.finish() == b""
+
+    without_done = StreamUsage()
+    without_done.feed(large + STOP)
+    assert without_done.finish() == DONE
+
+
 def test_the_last_usage_counts_where_every_event_has_one() -> None:
     running = [TEXT.replace(b"}]}", b'}],"usage":{"prompt_tokens":10,"completion_tokens":%d}}' % count) for count in (1, 2, 3)]
     stream = StreamUsage()

@@ -22,6 +22,7 @@ __all__ = ["AskedFor", "StreamUsage", "Usage", "reread", "usage_of_answer"]
 
 DONE = b"data: [DONE]\n\n"
 KEPT_PIECES = 4  # of a stream's end; the usage event is the last but one
+KEPT_PIECE_BYTES = 64 * 1024  # of one piece, which may be a whole read of 256 KiB: 1,000 streams would hold a gigabyte
 
 
 # --- what a final body asks for ----------------------------------------------------------------------------------------
@@ -190,7 +191,10 @@ class StreamUsage:
             events = self._until_error(events)
             if not events and self._error is not None:
                 raise self._error
-        self._kept.append(events)
+        if len(events) > KEPT_PIECE_BYTES:
+            self._kept.append(events[events.find(b"\n\n", len(events) - KEPT_PIECE_BYTES) + 2 :])  # a copy, from an event's beginning
+        else:
+            self._kept.append(events)
         return events
 
     def finish(self) -> bytes:
