@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -56,6 +57,15 @@ def ask_from(address: str, port: int, request: bytes) -> int:
         return int(client.recv(65536).split(b" ", 2)[1])
 
 
+def quiet(gateway: Gateway) -> int:
+    """Wait until what has happened is in the log, which has it once a second; return the number of lines."""
+    before = -1
+    while (now := len(gateway.audit_lines())) != before:
+        before = now
+        time.sleep(2.0)
+    return now
+
+
 def is_of_a_stranger(line: dict[str, Any]) -> bool:
     return line["event"] == "address_denied" or (line["event"] == "authentication" and line["result"] == "refused")
 
@@ -104,7 +114,7 @@ def test_refusals_by_address_share_the_quota(provider: FakeProvider) -> None:
     }
     request = request_bytes("POST", "/v1/chat/completions", key="x", body={})
     with Gateway(settings) as gateway:
-        before = len(gateway.audit_lines())
+        before = quiet(gateway)  # who asked whether it is ready was turned away, too
         statuses = Counter(ask_from(address_of(0x010000 + number // 3), gateway.port, request) for number in range(900))
         gateway.stop()
         lines = gateway.audit_lines()[before:]
