@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +31,8 @@ from cliproxy.bounds import (
     MAX_STREAMS_PER_CHANNEL,
     MAX_TOKEN_COUNT,
 )
+from cliproxy.cli.connection import attach
+from cliproxy.cli.home import Home
 from cliproxy.config.schema import ModelRoute, Provider, Settings
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.admission import Admission
@@ -36,7 +40,7 @@ from cliproxy.egress.authorise import Authoriser
 from cliproxy.egress.calls import ProviderCall
 from cliproxy.egress.desk import Desk
 from cliproxy.egress.inject import Injector
-from cliproxy.errors import RateLimited, UpstreamError
+from cliproxy.errors import ConfigError, RateLimited, UpstreamError
 from cliproxy.ipc.messages import KeyRecord, PolicyBegin, PolicyEnd, PolicyKeys, PolicyRules
 from cliproxy.ipc.mux import HEADER, Abort, Call, Hello, Kind
 from cliproxy.ipc.policy_feed import PolicyFeed
@@ -420,3 +424,41 @@ def test_usage_that_a_provider_made_up_does_not_lock_a_key_out_for_good() -> Non
         limits.reserve(who, "p", tokens=10, now=1.0, wall=1.0)
     assert refused.value.retry_after <= MAX_DEBT_MINUTES * 60
     limits.reserve(who, "p", tokens=10, now=1.0 + MAX_DEBT_MINUTES * 60, wall=0.0).settle(10)
+
+
+# --- an operator who is tired, and somebody who waits for one ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("keys", "create", "--name", "n" * 129), "name"),
+        (("keys", "create", "--rpm", str(10**16)), "requests per minute"),
+        (("keys", "create", "--rpm", str(2**70)), ""),
+        (("keys", "create", "--model", "m" * 201), "models"),
+        (("keys", "create", *("--model", "m") * 65), "models"),
+        (("keys", "revoke", ""), "key"),
+        (("keys", "revoke", "k" * 129), "key"),
+        (("credentials", "remove", "c" * 129), "id"),
+    ],
+    ids=["name", "limit", "a limit that no integer of the wire holds", "model", "models", "no key", "key", "credential"],
+)
+def test_a_value_that_no_gateway_takes_is_wrong_usage_and_named(gateway: Gateway, arguments: tuple[str, ...], said: str) -> None:
+    """It was sent all the same, and the answer was that the gateway were of another build."""
+    done = gateway.result(*arguments, "--json")
+    assert done.returncode == 2, done
+    assert json.loads(done.stderr)["error"].startswith(said) and done.stderr.count("\n") == 1
+
+
+def test_a_command_does_not_speak_to_a_gateway_of_somebody_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever made the home first, in a directory where everybody may, would be told whose key a credential is sealed to."""
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with socket.socket(socket.AF_UNIX) as waiting:
+        waiting.bind(str(tmp_path / "run" / "control.sock"))
+        waiting.listen()
+        with pytest.raises(ConfigError, match="belongs to uid"):
+            attach(Home(tmp_path))
+        waiting.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            waiting.accept()

@@ -72,6 +72,8 @@ WRONG_USAGE = {
     "a key instead of its name": ("keys", "revoke", "cpk_abc"),
     "wrong public key": ("audit", "verify", "--public-key", "xyz"),
     "nothing to prove": ("audit", "prove"),
+    "a name that is not UTF-8": ("keys", "create", "--name", "\udcff"),
+    "a command that is not UTF-8": ("\udcff",),
 }
 
 

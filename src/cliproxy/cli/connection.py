@@ -15,10 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import click
+
 from cliproxy.bounds import COMMAND_START_SECONDS, CONTROL_REQUEST_SECONDS, MAX_REPLY_LINE_BYTES
 from cliproxy.cli.home import Home
 from cliproxy.errors import EXIT_CHECK_FAILED, EXIT_CONFIG, ChannelError, CliproxyError, ConfigError
-from cliproxy.ipc.commands import Command, Hello, Refused, Reply, decode_reply, encode_line
+from cliproxy.ipc.commands import Command, Hello, Refused, Reply, complaint_about, decode_reply, encode_line
 from cliproxy.processes.plan import spawn_supervisor
 from cliproxy.processes.spawn import build_id
 from cliproxy.processes.workspace import CONTROL_SOCKET, Workspace
@@ -49,7 +51,11 @@ class Session:
         self.serving = hello.serving
 
     def ask(self, command: Command, expected: type[R]) -> R:
-        """Return the reply, which must be of type `expected`. Raises `CommandRefused`, or `ChannelError` when the connection breaks."""
+        """Return the reply, which must be of type `expected`. Raises `CommandRefused`, `click.UsageError` for a value that no gateway takes, or
+        `ChannelError` when the connection breaks."""
+        complaint = complaint_about(command)
+        if complaint is not None:
+            raise click.UsageError(complaint)
         try:
             self._sock.settimeout(CONTROL_REQUEST_SECONDS + 5.0)
             self._sock.sendall(encode_line(command))
@@ -72,9 +78,13 @@ class Session:
 def attach(home: Home) -> Session | None:
     """Return a session with the gateway that runs on `home`, or `None` when none does. Raises `ConfigError` when it is of another build."""
     try:
-        directory = os.open(home.path / "run", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        directory = os.open(home.path / "run", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return None
+    owner = os.fstat(directory).st_uid
+    if os.geteuid() not in (0, owner):  # whoever answers there would be told what our operator says, and whose key to seal a credential to
+        os.close(directory)
+        raise ConfigError(f"belongs to uid {owner}, not to you", cure="run the command as that user, or give another --home", file=str(home.path / "run"))
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.settimeout(COMMAND_START_SECONDS)

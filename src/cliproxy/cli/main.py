@@ -70,6 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    if any("\udc80" <= character <= "\udcff" for argument in arguments for character in argument):  # bytes that are not UTF-8 (PEP 383)
+        return _fail("an argument is not UTF-8; see `cliproxy --help`", EXIT_USAGE, arguments)
     try:
         result: Any = cli.main(args=arguments, prog_name="cliproxy", standalone_mode=False)
         sys.stdout.flush()

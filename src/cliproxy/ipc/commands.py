@@ -273,6 +273,16 @@ def encode_line(message: Command | Reply) -> bytes:
     return _encoder.encode(message) + b"\n"
 
 
+def complaint_about(command: Command) -> str | None:
+    """Return what is wrong with a value of `command` by the bounds that admin holds it to, in words for the operator; `None` if nothing is."""
+    try:
+        _commands.decode(_encoder.encode(command))
+    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+        what, _, place = str(error).rpartition(" - at `$.")
+        return f"{place.rstrip('`').partition('[')[0].replace('_', ' ')}: {what[0].lower()}{what[1:]}" if what else "a value is not one that is taken"
+    return None
+
+
 def decode_command(line: bytes) -> Command:
     """Return the command in `line` (without its newline); raises `ChannelError` on anything else."""
     return _decode(_commands, line, limit=MAX_COMMAND_LINE_BYTES)  # type: ignore[no-any-return]
