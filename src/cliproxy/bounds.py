@@ -86,6 +86,7 @@ MAX_VAULT_MESSAGES_PER_SECOND = 20_000  # a snapshot of a million keys is 16,000
 POLICY_ACK_SECONDS = 1.0  # a revocation is in force on every worker within it, or the command says on which it is
 MAX_ESTIMATE_FLOOR_TOKENS = 4096  # prompt tokens reserved at least, from the body's length
 MAX_ECHO_EVENTS = 1024  # delta events of one streamed echo, all choices together
+MAX_ECHO_CHARS = 4 * MIB  # of one echo, all choices together: some 10 ms of egress, in which nobody else is served
 MAX_ECHO_FLOATS = 65_536  # numbers in one echoed embeddings answer: some 20 ms
 MAX_OUTCOMES_WAITING = 16384  # outcomes that the auditor has not taken; more, and no new call is
 MIN_GUARDED_SECRET_BYTES = 8  # a shorter secret would be "found" in ordinary text; such a credential is refused

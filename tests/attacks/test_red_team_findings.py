@@ -27,6 +27,7 @@ from cliproxy.bounds import (
     MAX_ANSWER_OBJECTS,
     MAX_DATA_FRAME_BYTES,
     MAX_DEBT_MINUTES,
+    MAX_ECHO_CHARS,
     MAX_EVENT_BYTES,
     MAX_STREAMS_PER_CHANNEL,
     MAX_TOKEN_COUNT,
@@ -39,11 +40,13 @@ from cliproxy.egress.admission import Admission
 from cliproxy.egress.authorise import Authoriser
 from cliproxy.egress.calls import ProviderCall
 from cliproxy.egress.desk import Desk
+from cliproxy.egress.echo import answer_chat
 from cliproxy.egress.inject import Injector
 from cliproxy.errors import ConfigError, RateLimited, UpstreamError
 from cliproxy.ipc.messages import KeyRecord, PolicyBegin, PolicyEnd, PolicyKeys, PolicyRules
 from cliproxy.ipc.mux import HEADER, Abort, Call, Hello, Kind
 from cliproxy.ipc.policy_feed import PolicyFeed
+from cliproxy.processes.lines import fault_reporter
 from cliproxy.translators.openai_chat import usage
 from cliproxy.translators.openai_chat.stream import StreamFilter
 from cliproxy.translators.openai_chat.usage import StreamUsage, usage_of_answer
@@ -462,3 +465,30 @@ def test_a_command_does_not_speak_to_a_gateway_of_somebody_else(monkeypatch: pyt
         waiting.setblocking(False)
         with pytest.raises(BlockingIOError):
             waiting.accept()
+
+
+def test_a_fault_in_the_event_loop_is_told_without_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """asyncio's own handler writes a traceback that ends with the error's text: a `KeyError` of what a client sent stood in the gateway's messages."""
+    said: list[bytes] = []
+    monkeypatch.setattr(os, "write", lambda descriptor, data: said.append(data))
+
+    def broken() -> None:
+        raise KeyError("sk-canary-000000000000")
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(fault_reporter("worker-0"))
+        asyncio.get_running_loop().call_soon(broken)
+        await turn()
+
+    asyncio.run(scenario())
+    (line,) = (data for data in said if data.startswith(b"cliproxy"))
+    assert line.startswith(b"cliproxy: worker-0: KeyError at ") and line.count(b"\n") == 1 and b"canary" not in line
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_many_choices_of_a_long_text_are_no_burden_for_egress(stream: bool) -> None:
+    """128 choices of four megabytes kept egress for three seconds and half a gigabyte."""
+    body = {"model": "echo", "n": 128, "max_tokens": 10**6, "stream": stream, "messages": [{"role": "user", "content": "x" * 4_000_000}]}
+    answer = b"".join(answer_chat(json.dumps(body).encode(), id="1", created=1))
+    assert MAX_ECHO_CHARS * 0.99 < answer.count(b"x") < MAX_ECHO_CHARS * 1.1
+    assert answer.count(b'"finish_reason":"length"') == 128

@@ -1,7 +1,7 @@
 """The embedded provider: it answers with what it was asked, in the bytes that an OpenAI upstream would send.
 
 Pure functions of the request's final body: same bytes, same answer. A token is four characters, as in the estimate of the prompt. An answer is bounded by
-the request's `max_tokens`, a stream by `MAX_ECHO_EVENTS`, vectors by `MAX_ECHO_FLOATS`, since it all happens inside egress.
+the request's `max_tokens` and `MAX_ECHO_CHARS`, a stream by `MAX_ECHO_EVENTS`, vectors by `MAX_ECHO_FLOATS`, since it all happens inside egress.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from cliproxy.bounds import MAX_CHOICES, MAX_ECHO_EVENTS, MAX_ECHO_FLOATS
+from cliproxy.bounds import MAX_CHOICES, MAX_ECHO_CHARS, MAX_ECHO_EVENTS, MAX_ECHO_FLOATS
 from cliproxy.errors import SchemaError
 
 CHARS_PER_TOKEN = 4
@@ -141,9 +141,9 @@ def answer_chat(body: bytes, *, id: str, created: int) -> Iterator[bytes]:
     texts = [_text_of(message) for message in request.messages]
     spoken = [text for text, message in zip(texts, request.messages, strict=True) if message.role == "user"] or texts
     whole = spoken[-1] if spoken else ""
-    room = CHARS_PER_TOKEN * (request.max_completion_tokens or request.max_tokens or DEFAULT_MAX_TOKENS)
-    text, reason = (whole, "stop") if len(whole) <= room else (whole[:room], "length")
     choices = request.n or 1
+    room = min(CHARS_PER_TOKEN * (request.max_completion_tokens or request.max_tokens or DEFAULT_MAX_TOKENS), MAX_ECHO_CHARS // choices)
+    text, reason = (whole, "stop") if len(whole) <= room else (whole[:room], "length")
     prompt, completion = sum(map(_tokens_of, texts)), choices * _tokens_of(text)
     usage = _Usage(prompt, completion, prompt + completion)
     id = f"chatcmpl-{id}"

@@ -40,7 +40,7 @@ from cliproxy.ipc.policy_feed import PolicyFeed
 from cliproxy.processes import child
 from cliproxy.processes.boot import read_sealed
 from cliproxy.processes.child import Boot, Control, Down, Order, Up
-from cliproxy.processes.lines import say
+from cliproxy.processes.lines import fault_reporter, say
 from cliproxy.processes.slots import channel, is_socket, take
 from cliproxy.processes.topology import EGRESS, EgressSlots
 from cliproxy.sandbox.loop import make_event_loop
@@ -54,6 +54,7 @@ class Egress:
         self.settings = decode_settings(boot.settings)
         self.generation = boot.generation
         self.loop = make_event_loop()
+        self.loop.set_exception_handler(fault_reporter(boot.name))
         self.audit = AuditClient(channel(EgressSlots.AUDIT_FD), deadline_seconds=self.settings.audit.deadline_seconds)
         self.trust = TrustStore(self.settings.providers)
         self.policy = PolicyFeed()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 from cliproxy.errors import EXIT_CONFIG, CliproxyError, ConfigError, CorruptLog, NewerLog, SandboxError, VaultError
 from cliproxy.processes.topology import STDERR_FD
@@ -41,6 +42,18 @@ def describe(error: BaseException) -> str:
         places.append(f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}")
         trace = trace.tb_next
     return f"{kind} at {' > '.join(places[-_MAX_PLACES:])}"
+
+
+def fault_reporter(name: str) -> Callable[[object, dict[str, Any]], None]:
+    """Return the exception handler of process `name`'s event loop: one line by type and place. The library's own writes a traceback whose last line is the
+    error's text, and that could hold what a client or provider sent.
+    """
+
+    def report(loop: object, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        say(f"cliproxy: {name}: {describe(error) if isinstance(error, BaseException) else 'a fault in the event loop'}")
+
+    return report
 
 
 def exit_code(error: BaseException) -> int:

@@ -25,7 +25,7 @@ from cliproxy.ingress.tls import server_context
 from cliproxy.limits.shared import SharedRates
 from cliproxy.processes import child
 from cliproxy.processes.child import Boot, Control, Down, Up
-from cliproxy.processes.lines import describe, say
+from cliproxy.processes.lines import describe, fault_reporter, say
 from cliproxy.processes.slots import channel, is_socket, take
 from cliproxy.processes.topology import WORKER, WorkerSlots
 from cliproxy.sandbox.loop import make_event_loop
@@ -38,6 +38,7 @@ class Worker:
         self.boot = boot
         self.settings: Settings = decode_settings(boot.settings)
         self.loop = make_event_loop()
+        self.loop.set_exception_handler(fault_reporter(boot.name))
         self.audit = AuditClient(channel(WorkerSlots.AUDIT_FD), deadline_seconds=self.settings.audit.deadline_seconds)
         self.tally = AuthenticationTally()
         self.link = EgressLink(
