@@ -38,15 +38,17 @@ from cliproxy.config.schema import ModelRoute, Provider, Settings
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.admission import Admission
 from cliproxy.egress.authorise import Authoriser
-from cliproxy.egress.calls import ProviderCall
+from cliproxy.egress.calls import Outcome, ProviderCall
 from cliproxy.egress.desk import Desk
 from cliproxy.egress.echo import answer_chat
 from cliproxy.egress.inject import Injector
+from cliproxy.egress.senders import EchoSending
 from cliproxy.errors import ConfigError, RateLimited, UpstreamError
 from cliproxy.ipc.messages import KeyRecord, PolicyBegin, PolicyEnd, PolicyKeys, PolicyRules
 from cliproxy.ipc.mux import HEADER, Abort, Call, Hello, Kind
 from cliproxy.ipc.policy_feed import PolicyFeed
 from cliproxy.processes.lines import fault_reporter
+from cliproxy.secret import Secret
 from cliproxy.translators.openai_chat import usage
 from cliproxy.translators.openai_chat.stream import StreamFilter
 from cliproxy.translators.openai_chat.usage import StreamUsage, usage_of_answer
@@ -492,3 +494,59 @@ def test_many_choices_of_a_long_text_are_no_burden_for_egress(stream: bool) -> N
     answer = b"".join(answer_chat(json.dumps(body).encode(), id="1", created=1))
     assert MAX_ECHO_CHARS * 0.99 < answer.count(b"x") < MAX_ECHO_CHARS * 1.1
     assert answer.count(b'"finish_reason":"length"') == 128
+
+
+class Ledger:
+    """Who is told how a call ended."""
+
+    paused = False
+
+    def __init__(self) -> None:
+        self.endings: list[str] = []
+        self.frames: list[Kind] = []
+
+    def settled(self, call: ProviderCall, outcome: Outcome) -> None:
+        self.endings.append(outcome.error)
+
+    def queue(self, kind: Kind, stream: int, payload: bytes) -> None:
+        self.frames.append(kind)
+
+
+@pytest.mark.parametrize("where", ["data", "whole", "end of stream", "echo"])
+def test_a_bug_in_reading_an_answer_does_not_leave_the_call_without_an_ending(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """The pool lets go of a call before it says `on_complete`: what was raised there left the client waiting and the key's place taken."""
+
+    def broken(*_: object, **__: object) -> bytes:
+        raise KeyError("a bug")
+
+    async def scenario() -> None:
+        told: list[dict[str, Any]] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: told.append(context))
+        ledger = Ledger()
+        request = SimpleNamespace(stream=where in ("data", "end of stream"), endpoint=Endpoint.CHAT_COMPLETIONS, body=b"{}")
+        call = ProviderCall(request, channel=ledger, slot=0, stream=1, ledger=ledger)  # type: ignore[arg-type]
+        monkeypatch.setattr(StreamUsage, "feed" if where == "data" else "finish", broken)
+        monkeypatch.setattr("cliproxy.egress.calls.usage_of_answer", broken)
+        monkeypatch.setattr("cliproxy.egress.senders.answer_chat", broken)
+        if where == "echo":
+            call.sent(EchoSending(call))
+        else:
+            call.on_head(200, {})
+            loop.call_soon(call.on_data, event(100))
+            loop.call_soon(call.on_complete)
+        await turn()
+        await turn()
+        assert ledger.endings == ["internal_error"] and ledger.frames[-1] is Kind.ABORT
+        assert len(told) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_credential_that_fits_no_header_does_not_stop_a_reload_in_its_middle() -> None:
+    settings = Settings(providers={"p": Provider(base_url="https://api.example.com/v1")})
+    injector = Injector(settings.providers)
+    with pytest.raises(UpstreamError):
+        injector.grant("c", provider="p", origin="https://api.example.com:443", secret=Secret(b"two\r\nlines: of it"))
+    assert injector.retable(settings.providers) == ["c"]
+    assert injector.for_provider("p") is None

@@ -1,7 +1,7 @@
 """One call from its authorisation to its settlement: what the provider sends, turned into frames for the worker, bounded and settled once.
 
 What always holds: the worker gets exactly one ending (a final ANSWER, END or ABORT) unless it cancelled; the reservation is settled exactly
-once, whatever happened; at most `STREAM_WINDOW_BYTES` of an answer are under way without credit, and the provider is not read while the
+once, whatever happened (a bug of ours too); at most `STREAM_WINDOW_BYTES` of an answer are under way without credit, and the provider is not read while the
 worker or its client does not take more.
 """
 
@@ -24,6 +24,7 @@ from cliproxy.translators.openai_chat.usage import StreamUsage, Usage, usage_of_
 from cliproxy.translators.openai_embeddings.usage import usage_of_embeddings
 
 _encoder = msgspec.msgpack.Encoder()
+_FAULT = UpstreamError("The gateway failed to read the provider's answer.", status=500, code="internal_error")  # the loop reports what was raised
 
 
 class Outgoing(Protocol):
@@ -139,6 +140,9 @@ class ProviderCall:
             except UpstreamError as error:
                 self._fail(error)
                 return
+            except Exception:
+                self._fail(_FAULT)
+                raise
             if events:
                 self._deliver(events)
             return
@@ -157,6 +161,9 @@ class ProviderCall:
                 self._finish_whole(self._parts[0] if len(self._parts) == 1 else b"".join(self._parts))
         except UpstreamError as error:
             self._fail(error)
+        except Exception:
+            self._fail(_FAULT)
+            raise
 
     def on_failure(self, error: CliproxyError) -> None:
         """Nothing more comes: the provider refused, timed out, broke off, or its framing was wrong."""

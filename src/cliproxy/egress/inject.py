@@ -77,7 +77,7 @@ class Injector:
         for id, (name, origin_text, secret) in self._granted.items():
             try:
                 self._bind(id, provider=name, origin=origin_text, secret=secret)
-            except ForeignOrigin:
+            except (ForeignOrigin, UpstreamError):  # the second was refused when it was granted; a reload must not stop in its middle for it
                 foreign.append(id)
         self._choose()
         return foreign

@@ -11,7 +11,7 @@ from cliproxy.dialects import Endpoint
 from cliproxy.egress.calls import ProviderCall, Sending
 from cliproxy.egress.echo import answer_chat, answer_embeddings
 from cliproxy.egress.pool import Pool
-from cliproxy.errors import ClientError
+from cliproxy.errors import ClientError, UpstreamError
 
 _ECHO_PIECE_EVENTS = 16
 
@@ -66,6 +66,9 @@ class EchoSending:
         except ClientError as error:
             self._call.on_failure(error)
             return
+        except Exception:
+            self._call.on_failure(UpstreamError("The echo provider failed.", status=500, code="internal_error"))
+            raise  # to the loop, which reports it
         self._pieces.extend(pieces)
         self._call.on_head(200, {b"content-type": b"text/event-stream" if request.stream else b"application/json"})
         self._next()
