@@ -57,6 +57,7 @@ class Gateway:
         self.process: subprocess.Popen[bytes] | None = None
         self.key = ""
         self.log_public_key = ""
+        self.start_seconds = 0.0  # what the last start took: how busy the machine is
 
     def __enter__(self) -> Gateway:
         try:
@@ -103,7 +104,9 @@ class Gateway:
         """Start it and wait until it is ready."""
         self._stderr = open(self.home / "stderr", "ab")  # noqa: SIM115 - lives as long as the process
         self.process = subprocess.Popen(self.command("serve"), stdout=self._stderr, stderr=self._stderr, env=self._environment, start_new_session=True)
+        began = time.monotonic()
         self.wait_ready()
+        self.start_seconds = time.monotonic() - began
 
     def wait_ready(self, seconds: float = START_SECONDS) -> None:
         """Wait until `/readyz` says so."""
