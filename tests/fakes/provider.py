@@ -267,9 +267,10 @@ class Connection(asyncio.Protocol):
             write(STREAM_HEAD)
             piece = chunk(events[1] * 200)
             while not self.transport.is_closing():
-                if self.transport.get_write_buffer_size() < 1 << 20:
+                full = self.transport.get_write_buffer_size() >= 1 << 20
+                if not full:
                     write(piece)
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.002 if full else 0)
             await asyncio.sleep(3600)  # until `connection_lost`, which counts it
         elif fault == "slow":
             whole = STREAM_HEAD + b"".join(map(chunk, events)) + LAST_CHUNK if stream else answer(chat_body("fault"))
