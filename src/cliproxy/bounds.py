@@ -76,6 +76,7 @@ MAX_HOST_CHARS = 253  # RFC 1035 §3.1: 255 octets on the wire
 # --- egress --------------------------------------------------------------------------------------------------------
 MAX_WHOLE_ANSWER_BYTES = 32 * MIB  # an embeddings answer of 2,048 inputs x 3,072 floats is 25 MiB
 MAX_ERROR_BODY_BYTES = 64 * KIB  # of a provider's error, which is parsed and rewritten
+ANSWER_PIECES_PER_JOIN = 1024  # pieces of a whole answer are joined in lots of these: 32 MiB in reads of two bytes were 900 MB
 MAX_REQUEST_BYTES_PER_WORKER = 128 * MIB  # bodies that egress holds for one worker until they are whole
 MAX_ADMISSION_ENTRIES = 100_000  # keys and providers whose limits egress counts at once
 MAX_DEBT_MINUTES = 60.0  # of a token limit: what a provider says a call used keeps a key waiting no longer

@@ -23,6 +23,7 @@ from cliproxy.audit.events import EgressEvent, ProviderRequest
 from cliproxy.auth.client_keys import digest_of
 from cliproxy.auth.principals import Principal
 from cliproxy.bounds import (
+    ANSWER_PIECES_PER_JOIN,
     EVENT_PIECES_PER_JOIN,
     MAX_ANSWER_OBJECTS,
     MAX_DATA_FRAME_BYTES,
@@ -550,3 +551,16 @@ def test_a_credential_that_fits_no_header_does_not_stop_a_reload_in_its_middle()
         injector.grant("c", provider="p", origin="https://api.example.com:443", secret=Secret(b"two\r\nlines: of it"))
     assert injector.retable(settings.providers) == ["c"]
     assert injector.for_provider("p") is None
+
+
+def test_a_whole_answer_in_reads_of_two_bytes_does_not_cost_an_object_for_each() -> None:
+    ledger = Ledger()
+    request = SimpleNamespace(stream=False, endpoint=Endpoint.CHAT_COMPLETIONS)
+    call = ProviderCall(request, channel=ledger, slot=0, stream=1, ledger=ledger)  # type: ignore[arg-type]
+    call.on_head(200, {})
+    answer = b'{"choices":[{"message":{"content":"' + b"x" * 5 * 2 * ANSWER_PIECES_PER_JOIN + b'"}}]}'
+    for at in range(0, len(answer), 2):
+        call.on_data(answer[at : at + 2])
+    assert len(call._parts) <= ANSWER_PIECES_PER_JOIN + 6
+    call.on_complete()
+    assert ledger.endings == [""] and ledger.frames == [Kind.ANSWER]

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import msgspec
 
-from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_WHOLE_ANSWER_BYTES, STREAM_WINDOW_BYTES
+from cliproxy.bounds import ANSWER_PIECES_PER_JOIN, MAX_DATA_FRAME_BYTES, MAX_WHOLE_ANSWER_BYTES, STREAM_WINDOW_BYTES
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.authorise import AuthorizedRequest
 from cliproxy.errors import ClientError, CliproxyError, ProviderRefusal, UpstreamError
@@ -75,6 +75,7 @@ class ProviderCall:
         "_began",
         "_channel",
         "_complete",
+        "_joined",
         "_ledger",
         "_over",
         "_parts",
@@ -101,6 +102,7 @@ class ProviderCall:
         self._sending: Sending | None = None
         self._sse: StreamUsage | None = None
         self._parts: list[bytes] = []
+        self._joined = 0  # that many of the parts are joined lots
         self._received = 0
         self._status = 0
         self._upstream_id = ""
@@ -146,7 +148,11 @@ class ProviderCall:
             if events:
                 self._deliver(events)
             return
-        self._parts.append(data)
+        parts = self._parts
+        parts.append(data)
+        if len(parts) - self._joined >= ANSWER_PIECES_PER_JOIN:
+            parts[self._joined :] = [b"".join(parts[self._joined :])]
+            self._joined += 1
         if self._received > MAX_WHOLE_ANSWER_BYTES:
             self._fail(UpstreamError("The provider's answer is larger than the gateway takes.", code="provider_answer_too_large"))
 
