@@ -235,9 +235,9 @@ class Pool:
     # --- time, reload, end ---------------------------------------------------------------------------------------
 
     def _sweep_and_rearm(self) -> None:
-        self.sweep(self._loop.time())
-        if not self._closed:
+        if not self._closed:  # armed first: a fault in one sweep must not be the end of all deadlines
             self._timer = self._loop.call_later(self._sweep_seconds, self._sweep_and_rearm)
+        self.sweep(self._loop.time())
 
     def sweep(self, now: float) -> None:
         """Enforce every deadline that passed by `now` (the loop's clock, seconds)."""
