@@ -215,9 +215,10 @@ class EgressLink:
                 self._failed(stream, owner, error)
 
     def _on_abort(self, stream: int, payload: bytes) -> None:
+        abort = self._aborts.decode(payload)  # first: when this raises, the call gets its ending with all the others of the channel
         owner = self._calls.pop(stream, None)
         if owner is not None:
-            self._abort(owner, self._aborts.decode(payload))
+            self._abort(owner, abort)
 
     def _failed(self, stream: int, owner: CallOwner, error: Exception) -> None:
         """A bug: report it, end this call on both sides, go on."""

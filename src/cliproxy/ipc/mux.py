@@ -13,7 +13,7 @@ import asyncio
 import struct
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Protocol, cast
+from typing import Annotated, Protocol, cast
 
 import msgspec
 
@@ -79,7 +79,7 @@ class Call(_Payload, frozen=True):
 class Answer(_Payload, frozen=True):
     """The head of an answer and as much of its body as there is. `final`: that is all. `sse`: an event stream, else JSON."""
 
-    status: int
+    status: Annotated[int, msgspec.Meta(ge=200, le=299)]
     sse: bool
     final: bool
     upstream_id: str
@@ -90,7 +90,7 @@ class Answer(_Payload, frozen=True):
 class Abort(_Payload, frozen=True):
     """The call failed before or inside its answer. The worker words it in the client's dialect."""
 
-    status: int
+    status: Annotated[int, msgspec.Meta(ge=400, le=599)]
     kind: str
     code: str
     message: str
