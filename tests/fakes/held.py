@@ -30,7 +30,7 @@ from cliproxy.ipc.mux import HEADER, Kind
 from cliproxy.processes.boot import Boot
 from cliproxy.processes.fleet import Child, Fleet, State, Supplies
 from cliproxy.processes.openings import Openings
-from cliproxy.processes.spawn import build_id, program
+from cliproxy.processes.spawn import FIRST_SOURCE_FD, build_id, program
 from cliproxy.processes.topology import EGRESS, ROLES, SUPERVISOR, WORKER, EgressSlots, uid_offset
 from cliproxy.processes.wiring import Member
 from fakes.gateway import Gateway
@@ -150,6 +150,8 @@ class Held(Gateway):
     def stop(self) -> None:
         if self._fleet is not None:
             for child in self._fleet:
+                if child.control is not None:
+                    child.control.close()
                 if child.pid:
                     os.kill(child.pid, signal.SIGKILL)
                     try:
@@ -161,7 +163,7 @@ class Held(Gateway):
             end.close()
         for number in _open_descriptors() - self._before:
             try:
-                if number >= 400:  # what the supervisor's code has opened here
+                if number >= FIRST_SOURCE_FD:  # what the supervisor's code has opened here: bare numbers, no objects that would close them again
                     os.close(number)
             except OSError:
                 pass  # the listing's own
