@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TESTS ?=
+# Exit code 5: none of the chosen tests is of this kind.
+PYTEST = { $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not held" $(TESTS) || test $$? -eq 5; } && { $(BIN)/python -m pytest -m held $(TESTS) || test $$? -eq 5; }
 JOBS ?= auto
 
 help: ## show this list
@@ -32,14 +34,14 @@ serve: $(VENV)/runtime.stamp ## set up once, then run the gateway on http://127.
 	@$(BIN)/cliproxy init --if-missing && exec $(BIN)/cliproxy serve
 
 test: $(VENV)/dev.stamp ## set up once, then run every test
-	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
+	@$(PYTEST)
 
 check: $(VENV)/dev.stamp ## formatting, lint, types, import contracts, tests: what decides whether a change lands
 	@$(BIN)/ruff format --check src tests bench
 	@$(BIN)/ruff check src tests bench
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
+	@$(PYTEST)
 
 bench: $(VENV)/dev.stamp ## measure this gateway beside bare nginx (where installed); prints a table
 	@$(BIN)/python -m bench

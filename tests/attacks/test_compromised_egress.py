@@ -27,6 +27,8 @@ from fakes.held import SECONDS, Held, wait_for
 from fakes.memory import secrets_of_vault
 from fakes.provider import FakeProvider
 
+pytestmark = pytest.mark.held
+
 PROVIDER_KEY = "sk-proj-Held9d2f81c07a64b3e5f0Egress"
 MOVED_KEY = "sk-proj-Held2a7c40e9b15d86f3a0MovedAway"
 

@@ -26,6 +26,8 @@ from cliproxy.processes.topology import AUDITOR, FIRST_WORKER_FD
 from fakes.held import CREDIT, POLICY_ACK, FallenWorker, Held, wait_for
 from fakes.provider import FakeProvider
 
+pytestmark = pytest.mark.held
+
 MODEL = "gpt-4o-mini"
 PROVIDER_KEY = "sk-proj-Held5c0ffee2b8d7a916403Worker"
 HEAD = b'{"model":'
