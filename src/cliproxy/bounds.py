@@ -105,6 +105,7 @@ MAX_CONNECTIONS_PER_PROVIDER = 512
 MAX_UPSTREAM_CONNECTIONS = 2048  # of all providers; half of a common descriptor limit of 4096
 MAX_WAITING_PER_PROVIDER = 1024  # calls that wait for a connection
 MAX_DIALS_PER_SECOND = 1024.0  # what the dialer takes from egress, and egress from the dialer; egress asks at half of it
+DIAL_AGAIN_SECONDS = 0.02  # until a dialer that took no more questions is asked again
 MAX_PENDING_DIALS = 256
 UPSTREAM_IDLE_SECONDS = 55.0  # nginx and most load balancers close after 60 to 75; be first
 SWEEP_SECONDS = 1.0  # deadlines are looked at this often

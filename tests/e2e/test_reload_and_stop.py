@@ -16,7 +16,7 @@ import pytest
 
 from fakes.gateway import Gateway
 from fakes.provider import EVENTS, FakeProvider, chat_events
-from fakes.wire import WireClient, events_of, request_bytes
+from fakes.wire import WireAnswer, WireClient, events_of, request_bytes
 
 SECRET = "sk-fake-0123456789abcdef"
 USER = [{"role": "user", "content": "hello there"}]
@@ -112,11 +112,16 @@ def test_requests_on_every_kind_of_connection_are_all_answered_during_reloads(ga
     statuses: list[int] = []
     lost: list[str] = []
 
+    def note(answer: WireAnswer) -> None:
+        statuses.append(answer.status)
+        if answer.status != 200:
+            lost.append(answer.body.decode())
+
     def each_on_its_own() -> None:
         while not stop.is_set():
             try:
                 with WireClient(gateway.port) as client:
-                    statuses.append(client.ask("POST", "/v1/chat/completions", key=gateway.key, body=chat()).status)
+                    note(client.ask("POST", "/v1/chat/completions", key=gateway.key, body=chat()))
             except (AssertionError, OSError) as error:
                 lost.append(f"own connection: {error}")
 
@@ -125,7 +130,7 @@ def test_requests_on_every_kind_of_connection_are_all_answered_during_reloads(ga
         while not stop.is_set():
             try:
                 answer = client.ask("POST", "/v1/chat/completions", key=gateway.key, body=chat("echo"))
-                statuses.append(answer.status)
+                note(answer)
                 if answer.headers.get("connection") == "close":
                     client.socket.close()
                     client = WireClient(gateway.port)

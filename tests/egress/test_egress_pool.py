@@ -311,12 +311,38 @@ def test_every_waiting_call_ends_when_nothing_can_be_dialled(provider: FakeProvi
     run(work)
 
 
-def test_a_dialer_that_takes_no_question_is_a_503_at_once(provider: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dialer_that_is_gone_is_a_503_at_once(provider: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> None:
         rig = Rig(provider.base_url)
+        rig.dialer.reason = "dialer_gone"
         monkeypatch.setattr(rig.dialer, "dial", lambda origin, done: False)
         with pytest.raises(Unavailable):
             rig.send(request())
+
+    run(work)
+
+
+def test_a_dialer_that_takes_no_more_at_once_is_asked_again(provider: FakeProvider) -> None:
+    """A client that left again and again used up the questions of a second, and others got 503."""
+
+    async def work() -> None:
+        rig = Rig(provider.base_url)
+        rig.dialer.busy = 5
+        recorders = [rig.send(request())[0] for _ in range(3)]
+        await asyncio.gather(*(recorder.ended.wait() for recorder in recorders))
+        assert all(recorder.completed for recorder in recorders)
+
+    run(work)
+
+
+def test_calls_that_wait_to_ask_again_end_when_the_dialer_is_gone_meanwhile(provider: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        rig = Rig(provider.base_url)
+        monkeypatch.setattr(rig.dialer, "dial", lambda origin, done: False)
+        recorder, _ = rig.send(request())
+        rig.dialer.reason = "dialer_gone"
+        await recorder.ended.wait()
+        assert failure(recorder) == (503, "dialer_gone")
 
     run(work)
 

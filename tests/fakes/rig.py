@@ -79,8 +79,16 @@ class DirectDialer:
         self.hold = False
         self.held: list[Callable[[], None]] = []
         self.dials = 0
+        self.busy = 0  # so many questions are not taken
+
+    @property
+    def is_there(self) -> bool:
+        return self.reason != "dialer_gone"
 
     def dial(self, origin: str, done: Callable[[socket.socket | None, str], None]) -> bool:
+        if self.busy:
+            self.busy -= 1
+            return False
         self.dials += 1
 
         def answer() -> None:

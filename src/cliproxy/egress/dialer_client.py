@@ -40,6 +40,11 @@ class DialerClient:
         self._close(replaced=True)
         self._open(sock)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a channel; the dialer may still take no more questions at once."""
+        return self._channel is not None
+
     def dial(self, origin: str, done: Done) -> bool:
         """Ask for a connection to `origin`; `done(sock, "")` or `done(None, reason)` is called later. `False`: it can't be asked now."""
         now = self._loop.time()

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from cliproxy.bounds import (
+    DIAL_AGAIN_SECONDS,
     MAX_CONNECTIONS_PER_PROVIDER,
     MAX_JOINED_REQUEST_BYTES,
     MAX_UPSTREAM_CONNECTIONS,
@@ -38,6 +39,9 @@ from cliproxy.providers.table import facts_of
 
 class Dialer(Protocol):
     """What `dialer_client.DialerClient` does: ask for a connected socket by the name of its origin."""
+
+    @property
+    def is_there(self) -> bool: ...
 
     def dial(self, origin: str, done: Callable[[socket.socket | None, str], None]) -> bool: ...
 
@@ -99,6 +103,7 @@ class Pool:
         self._connecting: set[asyncio.Task[None]] = set()
         self._sweep_seconds = sweep_seconds
         self._timer: asyncio.TimerHandle | None = None
+        self._redial: asyncio.TimerHandle | None = None
         self._closed = False
         self.retable(providers, contexts)
         self._timer = loop.call_later(sweep_seconds, self._sweep_and_rearm)
@@ -138,7 +143,8 @@ class Pool:
         if len(lane.waiting) >= MAX_WAITING_PER_PROVIDER:
             raise _dial_failure("no_room")
         lane.waiting.append(sent)
-        if not self._dial(lane) and not lane.dialling and not lane.open:
+        self._dial(lane)
+        if not self._has_hope(lane):
             lane.waiting.pop()
             raise _dial_failure("dialer_gone")
 
@@ -162,6 +168,23 @@ class Pool:
             return False
         lane.dialling += 1
         return True
+
+    def _has_hope(self, lane: Lane) -> bool:
+        """Whether a call that waits may still get a connection. Where the dialer is there and only takes no more at once, it is asked again soon: one
+        client that makes us connect all the time must not cost the others their calls."""
+        if lane.open or lane.dialling or self._dial(lane):
+            return True
+        if self._dialer.is_there and self._redial is None:
+            self._redial = self._loop.call_later(DIAL_AGAIN_SECONDS, self._dial_again)
+        return self._dialer.is_there
+
+    def _dial_again(self) -> None:
+        self._redial = None
+        for lane in tuple(self._lanes.values()):
+            while self._dial(lane):
+                pass
+            while lane.waiting and not self._has_hope(lane):
+                lane.waiting.popleft().fail(_dial_failure("dialer_gone"))
 
     def _evict(self) -> bool:
         for lane in self._lanes.values():
@@ -208,7 +231,7 @@ class Pool:
         """One connection less is coming: one waiting call fails, and the rest keep a connection to hope for."""
         if lane.waiting:
             lane.waiting.popleft().fail(error)
-        while lane.waiting and not lane.open and not lane.dialling and not self._dial(lane):
+        while lane.waiting and not self._has_hope(lane):
             lane.waiting.popleft().fail(error)
 
     def ready(self, connection: Connection) -> None:
@@ -229,7 +252,7 @@ class Pool:
         lane.open.discard(connection)
         if connection in lane.idle:
             lane.idle.remove(connection)
-        if lane.waiting and not self._closed and not self._dial(lane) and not lane.open and not lane.dialling:
+        if lane.waiting and not self._closed and not self._dial(lane) and not self._has_hope(lane):
             self._connect_failed(lane, _dial_failure("dialer_gone"))
 
     # --- time, reload, end ---------------------------------------------------------------------------------------
@@ -291,8 +314,9 @@ class Pool:
     def close(self) -> None:
         """Close every connection; calls under way fail."""
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._redial):
+            if timer is not None:
+                timer.cancel()
         for lane in (*self._lanes.values(), *self._retired):
             if not lane.retired:
                 self._retire(lane)
