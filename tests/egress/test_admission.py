@@ -132,6 +132,17 @@ def test_a_key_s_own_limit_stands_before_the_default():
     assert admitted(limits, principal("k2", requests_per_minute=4), 5) == 4
 
 
+def test_a_limit_that_a_reload_brings_does_not_begin_with_all_that_was_ever_used():
+    limits = admission()
+    who = principal()
+    for _ in range(100):
+        take(limits, who, tokens=1000).settle(1000)
+    limits.reconfigure(
+        Settings(auth=Auth(key_limits=KeyDefaults(tokens_per_minute=5000)), providers={"p": Provider(rate_limit=ProviderRate(tokens_per_minute=5000))})
+    )
+    take(limits, who, tokens=1000)
+
+
 def test_last_use_is_told_once():
     limits = admission()
     take(limits, principal("k1"), now=1000.0)

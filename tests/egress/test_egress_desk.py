@@ -14,7 +14,7 @@ import pytest
 
 from cliproxy.audit.client import AuditClient, packet_decoder
 from cliproxy.audit.events import ChannelViolation, EgressEvent, ProviderOutcome, ProviderRequest
-from cliproxy.bounds import MAX_CONTROL_MESSAGE_BYTES
+from cliproxy.bounds import MAX_BYTES_AWAITING_AUDIT, MAX_CONTROL_MESSAGE_BYTES
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.calls import ProviderCall
 from cliproxy.egress.desk import Desk
@@ -29,11 +29,12 @@ DECODER = packet_decoder(EgressEvent)
 class Case:
     """A desk with one worker; calls are allowed and start at once. The auditor's end is read when the test says so."""
 
-    def __init__(self, *, queue_bytes: int) -> None:
+    def __init__(self, *, queue_bytes: int, deadline: float = 5.0) -> None:
         ours, self.auditor = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, queue_bytes // 2)  # the kernel doubles it
         self.auditor.setblocking(False)
         self.started: list[ProviderCall] = []
+        self.body = b"{}"
         self.released: list[int | None] = []
         self.desk = Desk(
             build="b",
@@ -41,7 +42,7 @@ class Case:
             policy=PolicyFeed(),
             authoriser=self,  # type: ignore[arg-type]
             senders=self,
-            audit=AuditClient(ours, deadline_seconds=5.0),
+            audit=AuditClient(ours, deadline_seconds=deadline),
             acknowledge=lambda message: None,
         )
         self.worker = self.desk.worker(0, max_body_bytes=1 << 20)
@@ -58,6 +59,7 @@ class Case:
             target=target,
             credential=None,
             stream=False,
+            body=self.body,
             reservation=reservation,
         )
 
@@ -88,9 +90,10 @@ def in_a_loop(test: Callable[[], None]) -> None:
     asyncio.run(run())
 
 
-def test_of_a_large_turn_just_the_calls_leave_whose_intents_were_taken() -> None:
+def test_of_a_large_turn_just_the_calls_leave_whose_intents_were_taken_within_the_deadline() -> None:
     def test() -> None:
-        case = Case(queue_bytes=100_000)
+        case = Case(queue_bytes=100_000, deadline=0.0)
+        case.desk._audit.healthy = lambda now: True  # type: ignore[method-assign]  # a deadline of nothing would fail the auditor itself
         case.submit(CALLS)
         left = [call.request.call.request_id for call in case.started]
         assert 0 < len(left) < CALLS
@@ -99,6 +102,41 @@ def test_of_a_large_turn_just_the_calls_leave_whose_intents_were_taken() -> None
         assert {(abort.status, abort.code) for abort in refused} == {(503, "audit_unavailable")}
         assert case.logged(ProviderRequest) == Counter(left)
         assert case.released == [0] * len(refused)  # their reservations are given back
+
+    in_a_loop(test)
+
+
+def test_calls_that_a_full_queue_did_not_take_wait_and_leave_in_order_when_it_does() -> None:
+    """The auditor was held up for half a second on a busy machine, and calls were refused that the deadline had time for."""
+
+    def test() -> None:
+        case = Case(queue_bytes=100_000)
+        case.submit(CALLS)
+        first = len(case.started)
+        assert 0 < first < CALLS and case.frames == []
+        logged = Counter[str]()
+        while len(case.started) < CALLS:
+            logged += case.logged(ProviderRequest)
+            before = len(case.started)
+            case.desk.flush()
+            assert len(case.started) > before
+        logged += case.logged(ProviderRequest)
+        assert logged == Counter(f"r{stream}" for stream in range(1, CALLS + 1))
+        assert [call.stream for call in case.started] == list(range(1, CALLS + 1))
+        assert case.frames == [] and case.released == []
+
+    in_a_loop(test)
+
+
+def test_bodies_that_wait_for_the_auditor_are_bounded() -> None:
+    def test() -> None:
+        case = Case(queue_bytes=4096)
+        while case.desk._audit.offer([ChannelViolation(peer="p", reason="r")]):
+            pass
+        case.body = b"x" * (MAX_BYTES_AWAITING_AUDIT // 4)
+        case.submit(6)
+        assert case.started == []
+        assert [stream for kind, stream, _ in case.frames if kind is Kind.ABORT] == [5, 6]
 
     in_a_loop(test)
 
@@ -126,7 +164,7 @@ def test_each_outcome_is_told_once_however_often_the_queue_was_full() -> None:
 @pytest.mark.parametrize("gone", [True, False])
 def test_nothing_leaves_when_nothing_is_taken(gone: bool) -> None:
     def test() -> None:
-        case = Case(queue_bytes=4096)
+        case = Case(queue_bytes=4096, deadline=5.0 if gone else 0.0)
         if gone:
             case.auditor.close()
         else:

@@ -35,7 +35,7 @@ class AuditClient:
 
     def __init__(self, sock: socket.socket, *, deadline_seconds: float) -> None:
         self._sock = sock
-        self._deadline = deadline_seconds
+        self.deadline_seconds = deadline_seconds
         self._encoder = msgspec.msgpack.Encoder()
         self._offered = 0
         self._durable = 0
@@ -99,7 +99,7 @@ class AuditClient:
         """Whether the auditor can be relied on: it has not failed, and nothing has been under way for longer than the deadline."""
         if self._failed:
             return False
-        return not self._unacknowledged or now - self._unacknowledged[0][1] <= self._deadline
+        return not self._unacknowledged or now - self._unacknowledged[0][1] <= self.deadline_seconds
 
     def replaced(self) -> None:
         """The auditor was restarted, and the descriptor is now the channel to the new one: send again what the old one did not acknowledge."""

@@ -48,6 +48,8 @@ class _Limit:
         if limit:
             debt = min(meter.debt, limit * MAX_DEBT_MINUTES) - (now - meter.seen) * limit / _MINUTE
             meter.debt = debt if debt > 0.0 else 0.0
+        else:
+            meter.debt = 0.0  # or a limit that a reload brings would begin with all that was ever used
         meter.seen = now
         if self.concurrency and meter.in_flight >= self.concurrency:
             raise RateLimited(f"Too many calls at once for {self.whose} (at most {self.concurrency}).", retry_after=1.0)

@@ -1,8 +1,9 @@
 """Where calls are decided, started and settled, a loop turn at a time.
 
 A turn: all calls that arrived together are authorised; their intents go to the auditor in one packet (more, if they don't fit); only then does
-anything leave for a provider. A call whose intent the auditor does not take does not leave (503). Outcomes are collected the same way and go out at
-the end of the turn in which calls ended; those that the auditor does not take wait, bounded, and no new call is taken while they do.
+anything leave for a provider. A call whose intent the auditor does not take at once waits, in order and bounded, and is refused (503) when the
+auditor's deadline has passed or the auditor has failed; it does not leave before. Outcomes are collected the same way and go out at the end of the
+turn in which calls ended; those that the auditor does not take wait, bounded, and no new call is taken while they do.
 
 Policy: what the vault says is in force here before it is passed on; a revoked key's calls are cancelled at once; the acknowledgement goes
 back when every worker has acknowledged, or after a second with those that had, for each change with its own figures.
@@ -18,7 +19,7 @@ from typing import Protocol
 
 from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import ChannelViolation, ProviderOutcome, ProviderRequest, clip
-from cliproxy.bounds import MAX_OUTCOMES_WAITING, POLICY_ACK_SECONDS
+from cliproxy.bounds import AUDIT_AGAIN_SECONDS, MAX_BYTES_AWAITING_AUDIT, MAX_OUTCOMES_WAITING, POLICY_ACK_SECONDS
 from cliproxy.egress.authorise import Authoriser, AuthorizedRequest
 from cliproxy.egress.calls import Outcome, ProviderCall, Sending
 from cliproxy.egress.workers import WorkerChannel
@@ -28,6 +29,7 @@ from cliproxy.ipc.mux import Call, Hello, Kind, Readiness
 from cliproxy.ipc.policy_feed import PolicyFeed, PolicyFrame
 
 _NO_AUDIT = Unavailable("The gateway cannot record this call and so does not make it; try again in a moment.", code="audit_unavailable")
+_INTENTS_TO_A_LOT = 256  # about one packet
 _FAILED = UpstreamError("The gateway failed to send this call.", status=500, code="internal_error")
 
 
@@ -39,14 +41,15 @@ class Senders(Protocol):
 
 
 class _Turn:
-    """An authorised call that waits for the end of the turn."""
+    """An authorised call that waits for the end of the turn; `since` then, on the monotonic clock."""
 
-    __slots__ = ("request", "stream", "worker")
+    __slots__ = ("request", "since", "stream", "worker")
 
-    def __init__(self, worker: WorkerChannel, stream: int, request: AuthorizedRequest) -> None:
+    def __init__(self, worker: WorkerChannel, stream: int, request: AuthorizedRequest, since: float) -> None:
         self.worker = worker
         self.stream = stream
         self.request = request
+        self.since = since
 
 
 class Desk:
@@ -75,6 +78,7 @@ class Desk:
         self._waiting: list[_Turn] = []
         self._outcomes: deque[ProviderOutcome] = deque()
         self._flush_due = False
+        self._looks_again = False
         self._pending_acks: deque[tuple[int, int, float]] = deque()  # policy number, streams ended, deadline; in the order of the numbers
 
     # --- workers ---
@@ -117,13 +121,14 @@ class Desk:
         try:
             if self._outcomes and len(self._outcomes) >= MAX_OUTCOMES_WAITING:
                 raise _NO_AUDIT
-            request = self._authoriser.authorise(call, body, now=time.monotonic(), wall=time.time())
+            now = time.monotonic()
+            request = self._authoriser.authorise(call, body, now=now, wall=time.time())
         except ChannelError:
             raise
         except CliproxyError as error:
             worker.refuse(stream, error)
             return
-        self._waiting.append(_Turn(worker, stream, request))
+        self._waiting.append(_Turn(worker, stream, request, now))
         worker.waiting.add(stream)
         self._flush_soon()
 
@@ -162,21 +167,60 @@ class Desk:
     def flush(self) -> None:
         """The end of a turn: intents, then what they tell of; and the outcomes."""
         self._flush_due = False
+        try:
+            if self._waiting:
+                self._send_waiting(time.monotonic())
+        finally:
+            if self._outcomes:
+                self._offer_outcomes()
+
+    def _send_waiting(self, now: float) -> None:
         waiting, self._waiting = self._waiting, []
-        if waiting:
-            taken = 0
-            try:
-                if self._audit.healthy(time.monotonic()):
-                    taken = self._audit.offer_part([_intent(turn.request) for turn in waiting])
-            finally:  # whatever happens, each call gets its ending
-                for turn in waiting[taken:]:
-                    self._release(turn)
-                    turn.worker.refuse(turn.stream, _NO_AUDIT)
-            faults = [fault for turn in waiting[:taken] if (fault := self._start(turn)) is not None]
-            if faults:
-                raise faults[0]  # to the loop, which reports it
-        if self._outcomes:
-            self._offer_outcomes()
+        taken = 0
+        refused = waiting
+        try:
+            if self._audit.healthy(now):
+                taken = self._offer_intents(waiting)
+                refused = self._keep_waiting(waiting[taken:], now)
+        finally:  # whatever happens, each call gets its ending
+            for turn in refused:
+                self._release(turn)
+                turn.worker.refuse(turn.stream, _NO_AUDIT)
+        faults = [fault for turn in waiting[:taken] if (fault := self._start(turn)) is not None]
+        if faults:
+            raise faults[0]  # to the loop, which reports it
+
+    def _offer_intents(self, waiting: list[_Turn]) -> int:
+        """Return how many the auditor took, from the front. In lots, so that a full queue costs one lot's encoding and not all of them."""
+        taken = 0
+        for start in range(0, len(waiting), _INTENTS_TO_A_LOT):
+            lot = waiting[start : start + _INTENTS_TO_A_LOT]
+            count = self._audit.offer_part([_intent(turn.request) for turn in lot])
+            taken += count
+            if count < len(lot):
+                break
+        return taken
+
+    def _keep_waiting(self, left: list[_Turn], now: float) -> list[_Turn]:
+        """The auditor's queue is full: let what is within its deadline, and within our bound, wait for the next look; return the others."""
+        if not self._audit.healthy(now):
+            return left  # it failed just now: nothing to wait for
+        room = MAX_BYTES_AWAITING_AUDIT
+        refused = []
+        for turn in left:
+            room -= len(turn.request.body)
+            if room < 0 or now - turn.since >= self._audit.deadline_seconds:
+                refused.append(turn)
+            else:
+                self._waiting.append(turn)
+        if self._waiting and not self._looks_again:
+            self._looks_again = True
+            self._loop.call_later(AUDIT_AGAIN_SECONDS, self._look_again)
+        return refused
+
+    def _look_again(self) -> None:
+        self._looks_again = False
+        self.flush()
 
     def _start(self, turn: _Turn) -> Exception | None:
         """Send the call; what a bug raised ends this call, and is returned so that the others of the turn are not left without an ending."""
