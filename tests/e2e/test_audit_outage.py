@@ -192,8 +192,9 @@ def test_a_full_disk_refuses_calls_and_keys_and_they_go_on_when_there_is_space(p
             call_until(gateway, "done", first="status 503")
             gateway.wait_ready()
             verify_settled(told, settled_ledger(gateway, told))
-            writer.step()
-            writer.step()
+            until = time.monotonic() + PATIENCE_SECONDS
+            while not (writer.created and writer.revoked) and time.monotonic() < until:  # the vault hears of the space when it next asks
+                writer.step()
             writer.verify()
             verify_log(gateway)
             assert "auditor killed" not in gateway.messages() and "auditor exited" not in gateway.messages()

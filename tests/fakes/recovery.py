@@ -86,6 +86,7 @@ class KeyWriter:
     revoked: dict[str, str] = field(default_factory=dict)
     _number: int = field(default_factory=lambda: next(_writers))
     _count: int = 0
+    refused: list[str] = field(default_factory=list)  # why writes were not acknowledged
 
     def step(self) -> None:
         """Create one, and revoke it when its number is even. Raises nothing when the gateway does not answer."""
@@ -102,7 +103,8 @@ class KeyWriter:
             if self._count % 2 == 0:
                 connection.ask(commands.RevokeKey(key=name), commands.KeyRevoked)
                 self.revoked[name] = self.created.pop(name)
-        except (CommandRefused, ChannelError):
+        except (CommandRefused, ChannelError) as refusal:
+            self.refused.append(f"{name}: {refusal}")
             # A revocation without an answer may or may not have happened: nothing is claimed about that key.
             self.created.pop(name, None)
             time.sleep(0.01)
@@ -113,7 +115,7 @@ class KeyWriter:
         """Fail unless every acknowledged write is in force."""
         states = list_keys(self.gateway)
         assert states is not None
-        assert self.created and self.revoked, "nothing was written"
+        assert self.created and self.revoked, f"nothing was written: {self.refused[-5:]}\n{self.gateway.messages()}"
         assert {name: states.get(name) for name in self.created} == dict.fromkeys(self.created, "valid")
         assert {name: states.get(name) for name in self.revoked} == dict.fromkeys(self.revoked, "revoked")
         some = [*self.created.values()][-5:]
