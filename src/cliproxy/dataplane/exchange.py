@@ -23,7 +23,7 @@ from cliproxy.dataplane.unauthenticated import AuthenticationTally
 from cliproxy.dialects import Endpoint
 from cliproxy.errors import ClientError, CliproxyError, NotAuthenticated, NotFound, RateLimited, Unavailable, UpstreamError
 from cliproxy.ingress.rules.address_rate import AddressRate
-from cliproxy.ipc.mux import Abort, Answer, Call
+from cliproxy.ipc.mux import Abort, Answer, Call, Reroute
 from cliproxy.translators.openai_chat.decode import ChatRequest
 from cliproxy.translators.openai_chat.stream import KEEP_ALIVE, StreamFilter, error_event
 
@@ -270,6 +270,9 @@ class PendingCall:
         else:
             self.connection.write_chunk(error_event(abort.message, kind=abort.kind, code=abort.code))
             self.connection.end_stream()
+
+    def on_reroute(self, reroute: Reroute) -> None:
+        self.on_abort(BAD_ANSWER)  # no route of ours has two profiles yet
 
     def resume(self) -> None:
         """The client reads: pay what is owed in credit."""

@@ -15,7 +15,7 @@ import msgspec
 
 from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_STREAMS_PER_CHANNEL, MAX_WORKER_BACKLOG_BYTES, VAULT_SILENT_SECONDS
 from cliproxy.errors import ChannelError, Unavailable
-from cliproxy.ipc.mux import TO_WORKER, Abort, Answer, Call, Hello, Kind, MuxChannel, Readiness
+from cliproxy.ipc.mux import TO_WORKER, Abort, Answer, Call, Hello, Kind, MuxChannel, Readiness, Reroute
 from cliproxy.ipc.policy_feed import PolicyFeed
 
 CREDIT = struct.Struct("<I")
@@ -47,6 +47,9 @@ class CallOwner(Protocol):
     def on_abort(self, abort: Abort) -> None:
         """The call failed; nothing more comes."""
 
+    def on_reroute(self, reroute: Reroute) -> None:
+        """The call is to be sent again, in another profile; nothing more comes on this stream."""
+
 
 class EgressLink:
     """All calls of one worker. `policy` is public: the exchange asks it."""
@@ -77,6 +80,7 @@ class EgressLink:
         self._call_encoder = msgspec.msgpack.Encoder()
         self._answers = msgspec.msgpack.Decoder(Answer)
         self._aborts = msgspec.msgpack.Decoder(Abort)
+        self._reroutes = msgspec.msgpack.Decoder(Reroute)
         self._hellos = msgspec.msgpack.Decoder(Hello)
         self._readinesses = msgspec.msgpack.Decoder(Readiness)
         self.build_mismatch = False
@@ -101,6 +105,7 @@ class EgressLink:
             Kind.ABORT: self._on_abort,
             Kind.POLICY: self._on_policy,
             Kind.READINESS: self._on_readiness,
+            Kind.REROUTE: self._on_reroute,
         }
 
     def turn_began(self) -> None:
@@ -219,6 +224,15 @@ class EgressLink:
         owner = self._calls.pop(stream, None)
         if owner is not None:
             self._abort(owner, abort)
+
+    def _on_reroute(self, stream: int, payload: bytes) -> None:
+        reroute = self._reroutes.decode(payload)
+        owner = self._calls.pop(stream, None)
+        if owner is not None:
+            try:
+                owner.on_reroute(reroute)
+            except Exception as error:  # noqa: BLE001 - as in _on_answer
+                self._failed(stream, owner, error)
 
     def _failed(self, stream: int, owner: CallOwner, error: Exception) -> None:
         """A bug: report it, end this call on both sides, go on."""

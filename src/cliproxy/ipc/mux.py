@@ -38,10 +38,11 @@ class Kind(IntEnum):
     ANSWER = 8
     ABORT = 9
     READINESS = 10
+    REROUTE = 11
 
 
 TO_EGRESS = frozenset({Kind.HELLO, Kind.CALL, Kind.DATA, Kind.END, Kind.CANCEL, Kind.CREDIT, Kind.POLICY_ACK})
-TO_WORKER = frozenset({Kind.HELLO, Kind.ANSWER, Kind.DATA, Kind.END, Kind.ABORT, Kind.POLICY, Kind.READINESS})
+TO_WORKER = frozenset({Kind.HELLO, Kind.ANSWER, Kind.DATA, Kind.END, Kind.ABORT, Kind.POLICY, Kind.READINESS, Kind.REROUTE})
 
 
 class _Payload(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -60,6 +61,8 @@ class Call(_Payload, frozen=True):
 
     `proof` is SHA-256 of the client key. `body` has a hole at `hole`, where egress puts the upstream's model name; when `body_bytes` is
     greater than `len(body)`, the rest follows in DATA frames and END. `max_tokens` and `n` are what the worker read; egress reads again.
+    `endpoint` and `quirks` are the profile that the body was written for (`dialects.Endpoint`, `dialects.Quirks`): only targets of that profile may get it.
+    `tried` are targets (`provider/model`) that failed before a REROUTE. Calls of one `session` go to one target where the route wants that; empty: none.
     """
 
     endpoint: int
@@ -74,10 +77,16 @@ class Call(_Payload, frozen=True):
     hole: int
     body_bytes: int
     body: bytes
+    quirks: int = 0
+    session: str = ""
+    tried: tuple[str, ...] = ()
 
 
 class Answer(_Payload, frozen=True):
-    """The head of an answer and as much of its body as there is. `final`: that is all. `sse`: an event stream, else JSON."""
+    """The head of an answer and as much of its body as there is. `final`: that is all. `sse`: an event stream; else JSON, unless `media` names another type.
+
+    `provider` and `model` say who answered, under the provider's own name of the model; `attempts` counts what was sent, REROUTEs included.
+    """
 
     status: Annotated[int, msgspec.Meta(ge=200, le=299)]
     sse: bool
@@ -85,6 +94,19 @@ class Answer(_Payload, frozen=True):
     upstream_id: str
     retry_after: float
     body: bytes
+    provider: str = ""
+    model: str = ""
+    attempts: int = 1
+    media: str = ""
+
+
+class Reroute(_Payload, frozen=True):
+    """No target of the call's profile can take it, one of another profile may: the stream is over, and the worker sends the call again, on a new one, with
+    its body written for `endpoint` and `quirks` and with `tried`. Sent before any byte of an answer."""
+
+    endpoint: int
+    quirks: int
+    tried: tuple[str, ...]
 
 
 class Abort(_Payload, frozen=True):

@@ -16,7 +16,7 @@ from msgspec import Meta
 from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_CHOICES, MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
 from cliproxy.translators.sse import EventSplitter, data_line
-from cliproxy.translators.usage import Usage
+from cliproxy.translators.usage import AskedFor, Usage
 
 __all__ = ["AskedFor", "StreamUsage", "Usage", "reread", "usage_of_answer"]
 
@@ -26,15 +26,6 @@ KEPT_PIECE_BYTES = 64 * 1024  # of one piece, which may be a whole read of 256 K
 
 
 # --- what a final body asks for ----------------------------------------------------------------------------------------
-
-
-class AskedFor(msgspec.Struct, frozen=True, gc=False):
-    """`max_tokens` is the most output tokens of one of the `n` choices."""
-
-    model: str
-    max_tokens: int
-    n: int
-    stream: bool
 
 
 _Positive = Annotated[int, Meta(ge=1)]  # a negative number would make room in a limit
