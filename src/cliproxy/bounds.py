@@ -111,6 +111,7 @@ DIAL_AGAIN_SECONDS = 0.02  # until a dialer that took no more questions is asked
 MAX_PENDING_DIALS = 256
 UPSTREAM_IDLE_SECONDS = 55.0  # nginx and most load balancers close after 60 to 75; be first
 SWEEP_SECONDS = 1.0  # deadlines are looked at this often
+MAX_TUNNEL_HEAD_BYTES = 8 * KIB  # a proxy's answer to CONNECT; curl takes 100 KiB, real ones have a few hundred bytes
 
 # --- dialer --------------------------------------------------------------------------------------------------------
 DIALER_THREADS = 8  # names resolved at a time; the rest waits within its deadline

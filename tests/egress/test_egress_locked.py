@@ -17,6 +17,7 @@ from cliproxy.processes.topology import AUDIT_FD, BOOT_FD, CONTROL_FD, EgressSlo
 from fakes.certificates import Authority
 from fakes.dialer_process import DialerProcess, pair
 from fakes.provider import FakeProvider
+from fakes.proxy import running_proxy
 
 
 def run_locked_pool(providers: dict[str, Provider]) -> dict[str, object]:
@@ -70,3 +71,14 @@ def test_calls_in_clear_and_over_tls_work_in_a_locked_process(tmp_path: Path) ->
         assert list(told.values()) == [200, 200, 200, 200, "provider_broke_off", 200] * 3
         assert plain.record()["broken_off"] == 1 and secure.record()["broken_off"] == 2
         assert plain.record()["connections"] == 3  # one for each call that ended its connection, and the last
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the lockdown is Linux's")
+def test_a_tunnel_through_a_proxy_is_made_in_a_locked_process(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    issued = authority.issue("127.0.0.1")
+    with FakeProvider(cert=issued.cert, key=issued.key, ca=authority.ca) as secure, running_proxy() as proxy:
+        told = run_locked_pool({"behind": Provider(base_url=secure.base_url, ca_file=str(authority.ca), proxy=proxy.url)})
+        assert told.pop("violations") == [] and told.pop("behind counts") == [1, 1, 0]
+        assert list(told.values()) == [200, 200, 200, 200, "provider_broke_off", 200]
+        assert len(proxy.heads) == 3

@@ -72,6 +72,19 @@ def complaint_about_base_url(text: str, *, plain_http: bool) -> Complaint | None
     return None
 
 
+def complaint_about_proxy(text: str) -> Complaint | None:
+    """Judge a provider's `proxy`: an HTTP proxy without user, password or path."""
+    if "@" in text.split("://", 1)[-1]:
+        return "a proxy here has no user and no password", "let the proxy know this machine by its address"
+    try:
+        origin, path = parse_base_url(text)
+    except ConfigError:
+        return "this is no plain URL of scheme, host and port", "write it like http://proxy.example.com:3128"
+    if origin.tls or path:
+        return "only proxies that are spoken to over http, without a path, are known", "write it like http://proxy.example.com:3128"
+    return None
+
+
 def sends_in_clear(base_url: str) -> bool:
     """Does a URL that `complaint_about_base_url` had nothing against send prompts over a network without TLS?"""
     origin, _ = parse_base_url(base_url)

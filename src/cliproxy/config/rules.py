@@ -13,7 +13,15 @@ from typing import Any, NoReturn
 import msgspec
 
 from cliproxy.bounds import MAX_CONFIG_NAME_CHARS, MAX_LISTENERS
-from cliproxy.config.addresses import Complaint, complaint_about_base_url, complaint_about_listener, complaint_about_network, is_loopback, sends_in_clear
+from cliproxy.config.addresses import (
+    Complaint,
+    complaint_about_base_url,
+    complaint_about_listener,
+    complaint_about_network,
+    complaint_about_proxy,
+    is_loopback,
+    sends_in_clear,
+)
 from cliproxy.config.document import Mapping
 from cliproxy.config.ranges import range_of
 from cliproxy.config.schema import ModelRoute, Provider, Settings
@@ -116,7 +124,7 @@ class Judge:
             self._refuse(path, "this is no name for a provider", cure="use 1 to 64 of a-z 0-9 . _ - (a letter or digit at both ends)")
         kind = provider.kind or ("echo" if name == "echo" else "openai_compatible")
         if kind == "echo":
-            for key in ("base_url", "plain_http", "private_network", "ca_file", "auth"):
+            for key in ("base_url", "plain_http", "private_network", "ca_file", "proxy", "auth"):
                 if getattr(provider, key) != getattr(Provider(), key):
                     self._refuse((*path, key), "the echo provider answers by itself and takes no such key", cure="remove it, or write kind: openai_compatible")
         if provider.base_url:
@@ -129,6 +137,8 @@ class Judge:
             self._warn(path, "without base_url no model can be routed to this provider; its limits are kept")
         if provider.ca_file:
             self._absolute((*path, "ca_file"), provider.ca_file)
+        if provider.proxy:
+            self._judge((*path, "proxy"), complaint_about_proxy(provider.proxy))
         return msgspec.structs.replace(provider, kind=kind, base_url=provider.base_url.rstrip("/"))
 
     def _models(self, models: dict[str, ModelRoute], providers: dict[str, Provider]) -> dict[str, ModelRoute]:

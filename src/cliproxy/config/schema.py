@@ -134,6 +134,7 @@ class Provider(_Block, frozen=True):
     plain_http: bool = False
     private_network: bool = False
     ca_file: str = ""
+    proxy: str = ""
     auth: Literal["bearer", "none"] = "bearer"
     models: tuple[str, ...] = ()
     concurrency: int = 0

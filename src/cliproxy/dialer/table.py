@@ -23,7 +23,8 @@ class Target:
 def build_table(providers: Mapping[str, Provider]) -> dict[str, Target]:
     """Return the targets by the text of their origin. Raises `ConfigError` for an origin in clear text that may not be.
 
-    The receiver checks: `config.load` has refused the same. Where two providers share an origin, what both allow is allowed.
+    The receiver checks: `config.load` has refused the same. Where two providers share an origin, what both allow is allowed. A provider behind a proxy is not
+    dialled itself: the proxy is, and that may be in a private network, since the operator has named it.
     """
     table: dict[str, Target] = {}
     for name, provider in providers.items():
@@ -34,7 +35,11 @@ def build_table(providers: Mapping[str, Provider]) -> dict[str, Target]:
             raise ConfigError(
                 "plain http would show the credential to the network", cure="use https, or say plain_http: true", key=f"providers.{name}.base_url"
             )
-        target = Target(origin=origin, private=provider.private_network, connect_seconds=provider.timeouts.connect)
+        private = provider.private_network
+        if provider.proxy:
+            origin, _ = parse_base_url(provider.proxy)
+            private = True
+        target = Target(origin=origin, private=private, connect_seconds=provider.timeouts.connect)
         other = table.get(str(origin))
         if other is not None:
             target = Target(origin=origin, private=target.private and other.private, connect_seconds=max(target.connect_seconds, other.connect_seconds))

@@ -31,6 +31,7 @@ from cliproxy.bounds import (
 from cliproxy.config.schema import Provider
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.inject import BoundCredential
+from cliproxy.egress.tunnel import open_tunnel
 from cliproxy.egress.upstream import Connection, Sent, UpstreamCall
 from cliproxy.errors import CliproxyError, Unavailable, UpstreamError
 from cliproxy.providers.origin import Origin, parse_base_url
@@ -72,9 +73,11 @@ class Lane:
         self.name = name
         self.origin = origin
         self.origin_text = str(origin)
+        self.proxied = bool(provider.proxy)
+        self.dialled = str(parse_base_url(provider.proxy)[0]) if provider.proxy else self.origin_text  # what the dialer is asked for
         self.context = context
         self.timeouts = provider.timeouts
-        self.settings = (provider.base_url, provider.ca_file, provider.timeouts)
+        self.settings = (provider.base_url, provider.ca_file, provider.proxy, provider.timeouts)
         self.open: set[Connection] = set()
         self.idle: list[Connection] = []
         self.waiting: deque[Sent] = deque()
@@ -164,7 +167,7 @@ class Pool:
         total = sum(len(other.open) + other.dialling for other in (*self._lanes.values(), *self._retired))
         if total >= MAX_UPSTREAM_CONNECTIONS and not self._evict():
             return False
-        if not self._dialer.dial(lane.origin_text, lambda sock, reason: self._dialled(lane, sock, reason)):
+        if not self._dialer.dial(lane.dialled, lambda sock, reason: self._dialled(lane, sock, reason)):
             return False
         lane.dialling += 1
         return True
@@ -208,6 +211,8 @@ class Pool:
     async def _connect(self, lane: Lane, sock: socket.socket) -> None:
         failure: CliproxyError | None = None
         try:
+            if lane.proxied:
+                await open_tunnel(self._loop, sock, lane.origin, seconds=lane.timeouts.connect)
             await self._loop.create_connection(
                 lambda: Connection(self, lane),
                 sock=sock,
@@ -215,6 +220,8 @@ class Pool:
                 server_hostname=lane.origin.host if lane.context is not None else None,
                 ssl_handshake_timeout=lane.timeouts.connect if lane.context is not None else None,
             )
+        except UpstreamError as error:  # the tunnel's
+            failure = error
         except ssl.SSLCertVerificationError:
             failure = UpstreamError("The provider's certificate is not valid.", code="provider_certificate")
         except TimeoutError:
