@@ -67,11 +67,17 @@ MAX_METADATA_ENTRIES = 16  # OpenAI: `metadata`, with keys of 64 and values of 5
 MAX_LOGIT_BIASES = 1024
 MAX_EMBEDDING_INPUTS = 2048  # OpenAI: `input`
 MAX_EMBEDDING_DIMENSIONS = 65_536  # no model has more than 12,288
+MAX_FORM_PARTS = 64  # fields of a form; a transcription has 14 kinds, some of them repeated
+MAX_PART_HEAD_BYTES = 2 * KIB  # a disposition with a long file name and a media type
+MAX_FORM_VALUE_BYTES = 64 * KIB  # of a field that is no file; OpenAI's prompts have 224 tokens, speakers' samples are data URLs of seconds
+MAX_IMAGE_PROMPT_CHARS = 32_000  # OpenAI: gpt-image
+MAX_SPEECH_INPUT_CHARS = 4096  # OpenAI: `input`
 MAX_TOKEN_COUNT = 2**53 - 1  # of one answer, as a provider reports it: what JSON's numbers hold exactly
 
 # --- providers -----------------------------------------------------------------------------------------------------
 MAX_BASE_URL_CHARS = 2048
 MAX_HOST_CHARS = 253  # RFC 1035 §3.1: 255 octets on the wire
+MAX_MODEL_HEADS = 128  # request heads with a model's name in their path that egress keeps for one credential, some 500 bytes each
 
 # --- egress --------------------------------------------------------------------------------------------------------
 MAX_WHOLE_ANSWER_BYTES = 32 * MIB  # an embeddings answer of 2,048 inputs x 3,072 floats is 25 MiB

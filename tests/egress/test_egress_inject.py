@@ -28,7 +28,7 @@ def granted(secret: bytes = b"sk-secret-a") -> Injector:
 
 def head(bound: BoundCredential | None, *, origin: str = A, stream: bool = False) -> bytes:
     assert bound is not None
-    return bound.head(Endpoint.CHAT_COMPLETIONS, origin=origin, stream=stream, length=12)
+    return bound.head(Endpoint.CHAT_COMPLETIONS, origin=origin, stream=stream, body=b"x" * 12)
 
 
 def test_the_head_carries_the_credential_and_the_length() -> None:

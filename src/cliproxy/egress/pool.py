@@ -113,15 +113,16 @@ class Pool:
 
     # --- calls ---------------------------------------------------------------------------------------------------
 
-    def send(self, call: UpstreamCall, bound: BoundCredential, endpoint: Endpoint, body: bytes, *, stream: bool) -> Sent:
-        """Send `body` to `bound`'s provider; what becomes of it is told to `call`, never before this returns.
+    def send(self, call: UpstreamCall, bound: BoundCredential, endpoint: Endpoint, body: bytes, *, stream: bool, model: str = "") -> Sent:
+        """Send `body` to `bound`'s provider; what becomes of it is told to `call`, never before this returns. `model` is the
+        provider's name of the model, for paths that hold it.
 
         Raises `Unavailable` if it can't be sent or queued now, and `ForeignOrigin` if the credential is sealed for another origin; nothing left then.
         """
         lane = self._lanes.get(bound.provider)
         if lane is None or self._closed:
             raise Unavailable("The provider has no origin.", code="provider_not_enrolled")
-        head = bound.head(endpoint, origin=lane.origin_text, stream=stream, length=len(body))
+        head = bound.head(endpoint, origin=lane.origin_text, stream=stream, model=model, body=body)
         sent = Sent(call, self, lane, bound.guard, stream, head, body, self._loop.time())
         idle = lane.idle
         while idle:

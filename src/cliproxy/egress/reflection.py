@@ -26,12 +26,13 @@ _PROBE_LENGTHS = (8, 12, 16, 24, 32, 48, 64, 96)
 
 
 class ReflectionGuard:
-    """Knows one secret in its encodings. `NO_SECRET` guards nothing."""
+    """Knows the secrets of one credential in their encodings. `NO_SECRET` guards nothing."""
 
     __slots__ = ("_alphabet", "_forms", "_probes")
 
-    def __init__(self, secret: bytes) -> None:
-        self._forms = _forms_of(secret)
+    def __init__(self, *secrets: bytes) -> None:
+        forms = {form for secret in secrets for form in _forms_of(secret)}
+        self._forms = tuple(sorted(forms, key=lambda form: (-len(form), form)))  # the longest first
         self._probes = tuple(_probe_of(form) for form in self._forms)
         alphabet = {byte for form in self._forms for byte in form[:-1]}
         self._alphabet = bytes(byte in alphabet for byte in range(256))
@@ -83,10 +84,10 @@ class ReflectionGuard:
         return first
 
 
-def _forms_of(secret: bytes) -> tuple[bytes, ...]:
-    """Return the encodings that are looked for, the longest first."""
+def _forms_of(secret: bytes) -> set[bytes]:
+    """Return the encodings that are looked for."""
     if not secret:
-        return ()
+        return set()
     text = secret.decode("latin-1")
     escaped = json.dumps(text)[1:-1]
     angles = escaped.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")  # Go's encoding/json does this
@@ -99,7 +100,7 @@ def _forms_of(secret: bytes) -> tuple[bytes, ...]:
         plain = base64.b64encode(bytes(shift) + secret + b"\0\0")[start:end]
         if len(plain) >= MIN_GUARDED_SECRET_BYTES:
             forms |= {plain, plain.translate(bytes.maketrans(b"+/", b"-_"))}
-    return tuple(sorted(forms, key=lambda form: (-len(form), form)))
+    return forms
 
 
 def _probe_of(form: bytes) -> bytes:
@@ -119,4 +120,4 @@ def _probe_of(form: bytes) -> bytes:
     return best
 
 
-NO_SECRET = ReflectionGuard(b"")
+NO_SECRET = ReflectionGuard()

@@ -27,7 +27,7 @@ class CallSenders:
         request = call.request
         if request.credential is None:
             return EchoSending(call)
-        return self._pool.send(call, request.credential, request.endpoint, request.body, stream=request.stream)
+        return self._pool.send(call, request.credential, request.endpoint, request.body, stream=request.stream, model=request.target.model)
 
 
 class EchoSending:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from cliproxy.dialects import Dialect, Endpoint
-from cliproxy.providers.facts import EndpointFacts, ProviderFacts
+from cliproxy.dialects import Endpoint
+from cliproxy.providers.facts import Auth, EndpointFacts, ProviderFacts
 
 FACTS = ProviderFacts(
     kind="echo",
     remote=False,
-    auth_header=b"",
-    auth_scheme=b"",
+    auth=Auth.NONE,
+    auths=frozenset({Auth.NONE}),
     endpoints={
-        Endpoint.CHAT_COMPLETIONS: EndpointFacts(path="", dialect=Dialect.OPENAI_CHAT),
-        Endpoint.EMBEDDINGS: EndpointFacts(path="", dialect=Dialect.OPENAI_EMBEDDINGS),
+        Endpoint.CHAT_COMPLETIONS: EndpointFacts(path=""),
+        Endpoint.EMBEDDINGS: EndpointFacts(path=""),
     },
 )

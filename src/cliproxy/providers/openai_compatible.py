@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from cliproxy.dialects import Dialect, Endpoint
-from cliproxy.providers.facts import EndpointFacts, ProviderFacts
+from cliproxy.dialects import Endpoint
+from cliproxy.providers.facts import Auth, EndpointFacts, ProviderFacts
 
 FACTS = ProviderFacts(
     kind="openai_compatible",
     remote=True,
-    auth_header=b"Authorization",
-    auth_scheme=b"Bearer ",
+    auths=frozenset({Auth.BEARER, Auth.API_KEY, Auth.X_API_KEY, Auth.NONE}),
     endpoints={
-        Endpoint.CHAT_COMPLETIONS: EndpointFacts(path="/chat/completions", dialect=Dialect.OPENAI_CHAT),
-        Endpoint.EMBEDDINGS: EndpointFacts(path="/embeddings", dialect=Dialect.OPENAI_EMBEDDINGS),
+        Endpoint.CHAT_COMPLETIONS: EndpointFacts(path="/chat/completions"),
+        Endpoint.EMBEDDINGS: EndpointFacts(path="/embeddings"),
     },
 )
