@@ -25,6 +25,13 @@ MAX_CHANNEL_BACKLOG_BYTES = 64 * MIB  # unsent bytes above which the peer counts
 DRAIN_POLL_SECONDS = 0.05  # how often a draining process looks whether it is done
 READY_POLL_SECONDS = 0.01  # how often a starting worker looks whether the others serve
 ACCEPT_ANYWAY_SECONDS = 2.0  # a starting worker accepts connections after this even when the others do not serve, to say so (503, /healthz)
+MAX_QUERY_PARAMETERS = 32  # of Gemini's paths; its SDKs send two
+MAX_SESSION_CHARS = 256  # of `x-session-id`; longer ones are no session
+MAX_REROUTES = 8  # of one call: profiles of a route that are tried one after the other before it fails
+MAX_WARNINGS = 16  # `Warning` headers of one answer, one for each field that was left out
+MAX_COLLECTED_BYTES = 128 * MIB  # whole answers that a worker holds until it can translate them; 4 of the largest
+MAX_NEAR_NAMES = 3  # models that a 404 suggests
+MAX_NAMES_COMPARED = 512  # of models, for such a suggestion: some 5 ms
 MAX_TALLY_ENTRIES = 256  # addresses that a worker's authentication tally tells apart in one second
 
 # --- ingress -------------------------------------------------------------------------------------------------------
@@ -203,6 +210,12 @@ MAX_CONFIG_BYTES = MIB  # a thousand providers fit; nginx and HAProxy files of t
 MAX_CONFIG_NODES = 100_000  # keys and values after aliases are expanded: no "billion laughs"
 MAX_CONFIG_DEPTH = 16  # the schema needs 6
 MAX_CONFIG_NAME_CHARS = 200  # a model's or an alert's name
+MAX_WILDCARDS = 4  # in one pattern of model names: a pattern is tried on names that clients send, and costs more with each
+MAX_ROUTE_TARGETS = 64  # that one public name can lead to, its fallbacks included; what was tried travels with a call
+MAX_WILDCARD_ROUTES = 1024  # routes of names that only a wildcard knows, kept ready, about 1 KiB each
+MAX_NEAR_NAMES = 3  # names told to a client that asked for one that there is not
+MAX_NEAR_NAMES_SEEN = 2048  # names that are looked at for these, 1 us each
+MAX_NEAR_NAMES_COMPARED = 32  # and compared letter by letter, some 20 us each
 MAX_COMMAND_LINE_BYTES = 16 * KIB  # one request on the control socket
 MAX_REPLY_LINE_BYTES = 512 * KIB  # one answer: a page of 64 keys with their models and networks
 MAX_CONTROL_CONNECTIONS = 16  # commands at once on the control socket
