@@ -30,8 +30,6 @@ MAX_SESSION_CHARS = 256  # of `x-session-id`; longer ones are no session
 MAX_REROUTES = 8  # of one call: profiles of a route that are tried one after the other before it fails
 MAX_WARNINGS = 16  # `Warning` headers of one answer, one for each field that was left out
 MAX_COLLECTED_BYTES = 128 * MIB  # whole answers that a worker holds until it can translate them; 4 of the largest
-MAX_NEAR_NAMES = 3  # models that a 404 suggests
-MAX_NAMES_COMPARED = 512  # of models, for such a suggestion: some 5 ms
 MAX_TALLY_ENTRIES = 256  # addresses that a worker's authentication tally tells apart in one second
 
 # --- ingress -------------------------------------------------------------------------------------------------------

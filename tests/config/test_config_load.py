@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cliproxy.config.load import load_settings, parse_config
 from cliproxy.config.ranges import RANGES, range_of
-from cliproxy.config.schema import ModelRoute, Provider, Settings, decode_settings, encode_settings
+from cliproxy.config.schema import ModelRoute, PoolMember, Provider, Settings, decode_settings, encode_settings
 from cliproxy.errors import ConfigError
 
 FILE = "cliproxy.yaml"
@@ -194,7 +194,7 @@ INVALID = {
     "number of many digits": ("server:\n  port: " + "9" * 5000 + "\n", 2, "server.port"),
     "empty value": ("server:\n  port:\n", 2, "server.port"),
     "empty list": ("server:\n  listen:\n", 2, "server.listen"),
-    "missing key": ("models:\n  a:\n    provider: echo\n", 3, "models.a.model"),
+    "missing key": ("models:\n  a:\n    provider: echo\nproviders:\n  echo: {}\n", 2, "models.a.model"),
     "unknown choice": ("requests:\n  on_excess: drop\n", 2, "requests.on_excess"),
     "port below 0": ("server:\n  port: -1\n", 2, "server.port"),
     "port 65536": ("server:\n  port: 65536\n", 2, "server.port"),
@@ -405,6 +405,7 @@ def test_every_number_of_the_schema_has_a_range_and_its_default_is_within() -> N
 
     walk(Settings, ())
     walk(Provider, ("providers", "*"))
+    walk(PoolMember, ("models", "*", "pool[]"))
     assert seen == set(RANGES)
 
 

@@ -10,6 +10,7 @@ DAY = 86400.0
 _REQUESTS = (0, 10**9)  # 0: no limit
 _TOKENS = (0, 10**12)
 _CALLS = (0, 10**6)
+_PRIORITY = (-1000, 1000)
 
 RANGES: dict[str, tuple[float, float]] = {
     "server.port": (0, 65535),  # 0: any free one
@@ -31,6 +32,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "auth.key_limits.tokens_per_minute": _TOKENS,
     "auth.key_limits.concurrency": _CALLS,
     "requests.max_tokens": (1, 100_000_000),
+    "providers.*.priority": _PRIORITY,
     "providers.*.concurrency": _CALLS,
     "providers.*.rate_limit.requests_per_minute": _REQUESTS,
     "providers.*.rate_limit.tokens_per_minute": _TOKENS,
@@ -38,6 +40,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "providers.*.timeouts.first_byte": (0.1, HOUR),
     "providers.*.timeouts.idle": (0.1, HOUR),
     "providers.*.timeouts.total": (0.1, DAY),
+    "models.*.pool[].weight": (1, 1000),
+    "models.*.pool[].priority": _PRIORITY,
+    "routing.max_attempts": (1, 64),
+    "routing.retry_rounds": (0, 10),
+    "routing.max_wait_seconds": (0, 5 * MINUTE),
+    "routing.cooldown_seconds": (0, HOUR),
     "audit.deadline_seconds": (0.05, 5 * MINUTE),
     "audit.segment_bytes": (64 * KIB, 4096 * MIB),
     "audit.unauthenticated_bytes_per_hour": (16 * KIB, 4096 * MIB),
@@ -47,5 +55,10 @@ RANGES: dict[str, tuple[float, float]] = {
 
 def range_of(path: tuple[str | int, ...]) -> tuple[float, float]:
     """Return the inclusive range of the number at `path`. Raises `KeyError` for a number without a row."""
-    parts = ["*" if index == 1 and path[0] in ("providers", "models") else str(part) for index, part in enumerate(path)]
-    return RANGES[".".join(parts)]
+    name = ""
+    for index, part in enumerate(path):
+        if isinstance(part, int):
+            name += "[]"
+        else:
+            name += ("." if name else "") + ("*" if index == 1 and path[0] in ("providers", "models") else part)
+    return RANGES[name]

@@ -6,13 +6,14 @@ raises `ConfigError` with the line of the key at fault. What is allowed but dese
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import msgspec
 
-from cliproxy.bounds import MAX_CONFIG_NAME_CHARS, MAX_LISTENERS
+from cliproxy.bounds import MAX_CONFIG_NAME_CHARS, MAX_LISTENERS, MAX_WILDCARDS
 from cliproxy.config.addresses import (
     Complaint,
     complaint_about_base_url,
@@ -24,6 +25,7 @@ from cliproxy.config.addresses import (
 )
 from cliproxy.config.document import Mapping
 from cliproxy.config.ranges import range_of
+from cliproxy.config.routes import MODEL_NAME, WILDCARD, RouteTable
 from cliproxy.config.schema import ModelRoute, Provider, Settings
 from cliproxy.config.shape import Path, find, line_of, name_of
 from cliproxy.errors import ConfigError
@@ -38,7 +40,6 @@ ALERT_METRICS = frozenset({"auth_failures", "rate_limit_violations", "suspicious
 _CONDITION = re.compile(r"([a-z_]{1,64}) (>|>=|<|<=|==) ([0-9]{1,12}(?:\.[0-9]{1,6})?)")
 _DURATION = re.compile(r"[1-9][0-9]{0,5}[smhd]")
 _PROVIDER_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
-_MODEL_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:/@+-]*[A-Za-z0-9])?")
 
 
 class Judge:
@@ -63,9 +64,13 @@ class Judge:
             self._refuse(("auth", "encryption", "enabled"), "stored credentials are always encrypted", cure="write true or remove the line")
         providers = {name: self._provider(name, provider) for name, provider in settings.providers.items()}
         models = self._models(settings.models, providers)
+        for name, provider in providers.items():
+            self._prefix(("providers", name), provider, providers)
+        settings = msgspec.structs.replace(settings, providers=providers, models=models)
+        self._table(settings)
         self._sandbox(settings, may_be_off=sandbox_may_be_off)
         self._alerts(settings)
-        return msgspec.structs.replace(settings, providers=providers, models=models)
+        return settings
 
     def _range(self, path: Path, number: float) -> None:
         low, high = range_of(path)
@@ -143,32 +148,109 @@ class Judge:
 
     def _models(self, models: dict[str, ModelRoute], providers: dict[str, Provider]) -> dict[str, ModelRoute]:
         merged: dict[str, ModelRoute] = {}
+        served = (f"{one.prefix}/{model}" if one.prefix else model for one in providers.values() for model in one.models if WILDCARD not in model)
+        known = frozenset((*models, *served))
         for name, route in models.items():
             path: Path = ("models", name)
             self._model_name(path, name)
-            self._model_name((*path, "model"), route.model)
-            provider = providers.get(route.provider)
-            if provider is None:
-                known = ", ".join(sorted(providers)) or "none"
-                self._refuse((*path, "provider"), "there is no provider of this name", cure=f"add it under providers (known: {known})")
-            if provider.kind != "echo" and not provider.base_url:
-                self._refuse((*path, "provider"), "this provider has no base_url", cure=f"add providers.{route.provider}.base_url: https://…")
+            self._route(path, route, known, providers)
             merged[name] = route
         for provider_name, provider in providers.items():
             for index, name in enumerate(provider.models):
                 path = ("providers", provider_name, "models", index)
+                if WILDCARD in name:
+                    self._pattern(path, name)
+                    if not provider.prefix:
+                        self._refuse(path, "a wildcard needs a prefix for the public names", cure="add prefix, or name the models one by one")
+                    continue
                 self._model_name(path, name)
-                if name in merged:
+                public = f"{provider.prefix}/{name}" if provider.prefix else name
+                self._model_name(path, public)
+                if public in merged:
+                    owner = merged[public].provider
                     self._refuse(
-                        path, f"a model of this name is already at provider {merged[name].provider}", cure="give one of them another name under models"
+                        path,
+                        f"a model of the name {public} is already at provider {owner}" if owner else f"a model of the name {public} is already under models",
+                        cure="give one of them another name under models, or make a pool there",
                     )
-                merged[name] = ModelRoute(provider=provider_name, model=name)
-        if not merged:
+                merged[public] = ModelRoute(provider=provider_name, model=name)
+        if not merged and not any(provider.models for provider in providers.values()):
             self._warnings.append(f"{self._file}: models: there is no model, so every call is answered 404")
         return merged
 
+    def _route(self, path: Path, route: ModelRoute, known: frozenset[str], providers: dict[str, Provider]) -> None:
+        """One entry of `models`: either provider and model, or alias, or pool."""
+        said = [key for key in ("provider", "alias", "pool") if getattr(route, key)]
+        if len(said) != 1:
+            problem = f"{said[0]} and {said[1]} do not go together" if said else "this leads nowhere"
+            self._refuse((*path, said[1]) if said else path, problem, cure="give provider and model, or alias, or pool")
+        if route.alias:
+            for key in ("model", "strategy", "affinity", "fallback"):
+                if getattr(route, key) != getattr(ModelRoute(), key):
+                    self._refuse((*path, key), "an alias takes no such key", cure=f"write it under models.{route.alias}")
+        elif route.provider:
+            self._member(path, route.provider, route.model, providers)
+        else:
+            if route.model:
+                self._refuse((*path, "model"), "a pool names a model for each member", cure="remove the key")
+            for index, member in enumerate(route.pool):
+                self._member((*path, "pool", index), member.provider, member.model, providers)
+                if any((member.provider, member.model) == (other.provider, other.model) for other in route.pool[:index]):
+                    self._refuse((*path, "pool", index), "this member stands twice", cure="remove one, or give the other a weight")
+        others: list[tuple[Path, str]] = [((*path, "alias"), route.alias)] if route.alias else []
+        for at, name in others + [((*path, "fallback", index), name) for index, name in enumerate(route.fallback)]:
+            if name not in known:
+                near = ", ".join(difflib.get_close_matches(name, sorted(known)[:1000], n=3)) or "none like it"
+                self._refuse(at, "there is no model of this name", cure=f"add it under models (there is {near})")
+        if len(set(route.fallback)) != len(route.fallback):
+            self._refuse((*path, "fallback"), "a name stands twice", cure="remove one")
+
+    def _member(self, path: Path, name: str, model: str, providers: dict[str, Provider]) -> None:
+        provider = providers.get(name)
+        if provider is None:
+            known = ", ".join(sorted(providers)) or "none"
+            self._refuse((*path, "provider"), "there is no provider of this name", cure=f"add it under providers (known: {known})")
+        if not model:
+            self._refuse((*path, "model"), "this key is missing", cure="add it")
+        self._model_name((*path, "model"), model)
+        if provider.kind != "echo" and not provider.base_url:
+            self._refuse((*path, "provider"), "this provider has no base_url", cure=f"add providers.{name}.base_url: https://…")
+
+    def _table(self, settings: Settings) -> None:
+        """What only the whole table of routes shows: circles, exclusions, models that a kind of provider does not have."""
+        try:
+            RouteTable(settings)
+        except ConfigError as error:
+            path = self._path_of(error.key or "models", settings)
+            self._refuse(path, error.problem, cure=error.cure)
+
+    def _path_of(self, key: str, settings: Settings) -> Path:
+        """Return the path of `models.NAME`, or of the entry of a provider's `models` that NAME was made from."""
+        name = key.removeprefix("models.")
+        if find(self._root, ("models", name)) is None and name in settings.models:
+            route = settings.models[name]
+            return ("providers", route.provider, "models", settings.providers[route.provider].models.index(route.model))
+        return ("models", name)
+
+    def _prefix(self, path: Path, provider: Provider, providers: dict[str, Provider]) -> None:
+        if provider.prefix:
+            if not _PROVIDER_NAME.fullmatch(provider.prefix):
+                self._refuse((*path, "prefix"), "this is no prefix", cure="use 1 to 64 of a-z 0-9 . _ - (a letter or digit at both ends)")
+            if sum(other.prefix == provider.prefix for other in providers.values()) > 1:
+                self._refuse((*path, "prefix"), "another provider has this prefix", cure="give one of them another")
+            if not provider.models:
+                self._refuse((*path, "prefix"), "a prefix without models leads to none", cure='add models: ["*"] for all, or name them')
+        for index, text in enumerate(provider.exclude):
+            self._pattern((*path, "exclude", index), text)
+
+    def _pattern(self, path: Path, text: str) -> None:
+        if text.count(WILDCARD) > MAX_WILDCARDS:
+            self._refuse(path, f"there are more than {MAX_WILDCARDS} wildcards in it", cure="write a simpler pattern")
+        if len(text) > MAX_CONFIG_NAME_CHARS or not MODEL_NAME.fullmatch(re.sub(r"\*+", "x", text)):
+            self._refuse(path, "this is no pattern of model names", cure="use A-Z a-z 0-9 . _ : / @ + - and *")
+
     def _model_name(self, path: Path, name: str) -> None:
-        if len(name) > MAX_CONFIG_NAME_CHARS or not _MODEL_NAME.fullmatch(name):
+        if len(name) > MAX_CONFIG_NAME_CHARS or not MODEL_NAME.fullmatch(name):
             self._refuse(
                 path, "this is no name for a model", cure=f"use 1 to {MAX_CONFIG_NAME_CHARS} of A-Z a-z 0-9 . _ : / @ + - (a letter or digit at both ends)"
             )

@@ -127,6 +127,7 @@ class Provider(_Block, frozen=True):
 
     `kind` left out: `echo` for the name `echo`, else `openai_compatible`. `auth: none` is for origins that want no credential.
     A provider without `base_url` can be named and limited, but no model can be routed to it.
+    `models` may hold wildcards (`gpt-*`) where there is a `prefix`: public names are then `prefix/model`. No model that matches `exclude` is called there.
     """
 
     kind: Literal["", "openai_compatible", "echo"] = ""
@@ -137,16 +138,53 @@ class Provider(_Block, frozen=True):
     proxy: str = ""
     auth: Literal["bearer", "none"] = "bearer"
     models: tuple[str, ...] = ()
+    prefix: str = ""
+    exclude: tuple[str, ...] = ()
+    priority: int = 0
     concurrency: int = 0
     rate_limit: ProviderRate = ProviderRate()
     timeouts: ProviderTimeouts = ProviderTimeouts()
 
 
-class ModelRoute(_Block, frozen=True):
-    """`models.<public name>`: where the model of that name is."""
+Strategy = Literal["round_robin", "weighted", "fill_first", "least_busy"]
+
+
+class PoolMember(_Block, frozen=True):
+    """One of `models.<public name>.pool`. Higher priorities are tried first; a member's counts on top of its provider's."""
 
     provider: str
     model: str
+    weight: int = 1
+    priority: int = 0
+
+
+class ModelRoute(_Block, frozen=True):
+    """`models.<public name>`: where the model of that name is. Either `provider` and `model`, or `alias` (another public name), or `pool`.
+
+    `strategy` chooses among targets of one priority; `affinity` keeps a session with its target. `fallback` are public names whose targets are tried
+    when none of this one's can answer.
+    """
+
+    provider: str = ""
+    model: str = ""
+    alias: str = ""
+    pool: tuple[PoolMember, ...] = ()
+    strategy: Strategy = "round_robin"
+    affinity: bool = False
+    fallback: tuple[str, ...] = ()
+
+
+class Routing(_Block, frozen=True):
+    """`routing`: how often and how long a call is tried before the first byte of its answer. Seconds, counts.
+
+    `max_attempts` counts everything that is sent for one request; `retry_rounds` are further rounds over the targets after all of them failed, each
+    after a wait for the soonest of them, `max_wait_seconds` at most.
+    """
+
+    max_attempts: int = 6
+    retry_rounds: int = 1
+    max_wait_seconds: float = 5.0
+    cooldown_seconds: float = 60.0
 
 
 class AuditSettings(_Block, frozen=True):
@@ -181,6 +219,7 @@ class Settings(_Block, frozen=True):
     requests: Requests = Requests()
     providers: dict[str, Provider] = {}
     models: dict[str, ModelRoute] = {}
+    routing: Routing = Routing()
     audit: AuditSettings = AuditSettings()
     sandbox: Sandbox = Sandbox()
     alerts: tuple[Alert, ...] = ()

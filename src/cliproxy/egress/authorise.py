@@ -16,11 +16,11 @@ import msgspec
 from cliproxy.auth.client_keys import digest_of
 from cliproxy.auth.principals import Principal
 from cliproxy.bounds import MAX_ESTIMATE_FLOOR_TOKENS
+from cliproxy.config.routes import RouteTable, Target
 from cliproxy.config.schema import Settings
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.admission import Admission, Reservation
 from cliproxy.egress.inject import BoundCredential, Injector
-from cliproxy.egress.routes import Target, targets_of
 from cliproxy.errors import ChannelError, NotAuthenticated, NotFound, NotPermitted, SchemaError, Unavailable
 from cliproxy.ipc.mux import Call
 from cliproxy.ipc.policy_feed import PolicyFeed
@@ -54,7 +54,7 @@ class Authoriser:
 
     def reconfigure(self, settings: Settings) -> None:
         """Take new tables. Raises `ConfigError` and changes nothing if a route leads nowhere."""
-        self._targets = targets_of(settings)
+        self._routes = RouteTable(settings)
         self._max_tokens = settings.requests.max_tokens
         self._admission.reconfigure(settings)
 
@@ -74,9 +74,10 @@ class Authoriser:
             raise NotPermitted("This API key may not be used from your address.", code="address_not_permitted")
         if not principal.allows_model(call.model):
             raise NotPermitted("This API key may not use that model.", param="model", code="model_not_permitted")
-        target = self._targets.get(call.model)
-        if target is None:
+        route = self._routes.find(call.model)
+        if route is None:
             raise NotFound("There is no model of that name here; GET /v1/models lists them.", param="model", code="model_not_found")
+        target = route.targets[0]
         if target.provider in rules.disabled_providers:
             raise Unavailable(f"Provider {target.provider} is switched off by the operator.", code="provider_disabled", retry_after=60.0)
         endpoint = self._endpoint_of(call, target)
