@@ -29,6 +29,8 @@ from cliproxy.config.routes import MODEL_NAME, WILDCARD, RouteTable
 from cliproxy.config.schema import ModelRoute, Provider, Settings
 from cliproxy.config.shape import Path, find, line_of, name_of
 from cliproxy.errors import ConfigError
+from cliproxy.providers.facts import SETTING_NAMES
+from cliproxy.providers.table import PROVIDERS
 
 CIPHER_SUITES = frozenset(  # TLS 1.2 with forward secrecy and authenticated encryption (RFC 9325 §4.2)
     f"TLS_ECDHE_{certificate}_WITH_{cipher}"
@@ -132,6 +134,7 @@ class Judge:
             for key in ("base_url", "plain_http", "private_network", "ca_file", "proxy", "auth"):
                 if getattr(provider, key) != getattr(Provider(), key):
                     self._refuse((*path, key), "the echo provider answers by itself and takes no such key", cure="remove it, or write kind: openai_compatible")
+        provider = self._kind(path, msgspec.structs.replace(provider, kind=kind))
         if provider.base_url:
             self._judge((*path, "base_url"), complaint_about_base_url(provider.base_url, plain_http=provider.plain_http))
             if sends_in_clear(provider.base_url):
@@ -144,7 +147,27 @@ class Judge:
             self._absolute((*path, "ca_file"), provider.ca_file)
         if provider.proxy:
             self._judge((*path, "proxy"), complaint_about_proxy(provider.proxy))
-        return msgspec.structs.replace(provider, kind=kind, base_url=provider.base_url.rstrip("/"))
+        return msgspec.structs.replace(provider, base_url=provider.base_url.rstrip("/"))
+
+    def _kind(self, path: Path, provider: Provider) -> Provider:
+        """Return `provider` with what its kind implies: the scheme of its credential, its own `base_url`. A key that the kind does not have is refused."""
+        facts = PROVIDERS[provider.kind]
+        for key in SETTING_NAMES:
+            value = getattr(provider, key)
+            setting = facts.settings.get(key)
+            if setting is None:
+                if value:
+                    self._refuse((*path, key), f"providers of the kind {provider.kind} have no such key", cure="remove it")
+            elif not value and setting.required:
+                self._refuse((*path, key), f"providers of the kind {provider.kind} need this key", cure=setting.cure)
+            elif value and not setting.fits(value):
+                self._refuse((*path, key), f"this is no {key.replace('_', ' ')}", cure=setting.cure)
+        auth = provider.auth or facts.auth.value
+        if auth not in {allowed.value for allowed in facts.allowed_auths}:
+            known = ", ".join(sorted(allowed.value for allowed in facts.allowed_auths))
+            self._refuse((*path, "auth"), f"providers of the kind {provider.kind} do not take this", cure=f"write {known} or remove the line")
+        base_url = provider.base_url or facts.base_url_with({key: getattr(provider, key) for key in facts.settings})
+        return msgspec.structs.replace(provider, auth=auth, base_url=base_url)
 
     def _models(self, models: dict[str, ModelRoute], providers: dict[str, Provider]) -> dict[str, ModelRoute]:
         merged: dict[str, ModelRoute] = {}

@@ -123,20 +123,43 @@ class ProviderTimeouts(_Block, frozen=True):
 
 
 class Provider(_Block, frozen=True):
-    """`providers.<name>`. `base_url` ends before the endpoint's path (`https://api.example.com/v1`).
+    """`providers.<name>`. `base_url` ends before the endpoint's path (`https://api.example.com/v1`); left out: the kind's own.
 
-    `kind` left out: `echo` for the name `echo`, else `openai_compatible`. `auth: none` is for origins that want no credential.
+    `kind` left out: `echo` for the name `echo`, else `openai_compatible`. `auth` left out: as the kind wants it; `none` is for origins that want no
+    credential. `api_version`, `project`, `location` and `region` are for the kinds that have them (`providers.facts.Setting`).
     A provider without `base_url` can be named and limited, but no model can be routed to it.
     `models` may hold wildcards (`gpt-*`) where there is a `prefix`: public names are then `prefix/model`. No model that matches `exclude` is called there.
     """
 
-    kind: Literal["", "openai_compatible", "echo"] = ""
+    kind: Literal[
+        "",
+        "openai",
+        "anthropic",
+        "gemini",
+        "azure_openai",
+        "vertex",
+        "bedrock",
+        "mistral",
+        "groq",
+        "deepseek",
+        "openrouter",
+        "together",
+        "xai",
+        "ollama",
+        "vllm",
+        "openai_compatible",
+        "echo",
+    ] = ""
     base_url: str = ""
     plain_http: bool = False
     private_network: bool = False
     ca_file: str = ""
     proxy: str = ""
-    auth: Literal["bearer", "none"] = "bearer"
+    auth: Literal["", "bearer", "x-api-key", "x-goog-api-key", "api-key", "sigv4", "none"] = ""
+    api_version: str = ""
+    project: str = ""
+    location: str = ""
+    region: str = ""
     models: tuple[str, ...] = ()
     prefix: str = ""
     exclude: tuple[str, ...] = ()

@@ -15,8 +15,9 @@ from cliproxy.bounds import MAX_CREDENTIAL_SECRET_BYTES, MAX_MODEL_HEADS, MIN_GU
 from cliproxy.config.schema import Provider
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.reflection import NO_SECRET, ReflectionGuard
-from cliproxy.egress.sigv4 import Signer, parse_credential
+from cliproxy.egress.sigv4 import Signer
 from cliproxy.errors import ForeignOrigin, Unavailable, UpstreamError
+from cliproxy.providers.credentials import AWS_FORM, parse_aws_credential
 from cliproxy.providers.facts import JSON, MODEL, Auth, build_head, path_of
 from cliproxy.providers.origin import parse_base_url
 from cliproxy.providers.table import facts_of
@@ -83,9 +84,9 @@ class BoundCredential:
             self._credential = credential
             self.guard = ReflectionGuard(credential)
             return
-        parts = parse_credential(credential.decode("ascii"))
+        parts = parse_aws_credential(credential.decode("ascii"))
         if parts is None:
-            raise UpstreamError(f"credential {self.id} is no ACCESS_KEY_ID:SECRET_ACCESS_KEY[:SESSION_TOKEN]", code="credential_malformed")
+            raise UpstreamError(f"credential {self.id} is no {AWS_FORM}", code="credential_malformed")
         id, secret_key, token = parts
         # The id is no secret; providers may name it in their errors. The text as a whole is never sent, but whoever knows a part may know it.
         self.guard = ReflectionGuard(*(part.encode("ascii") for part in (secret_key, token) if part))

@@ -13,14 +13,7 @@ import time
 from urllib.parse import quote
 
 _ALGORITHM = b"AWS4-HMAC-SHA256"
-_CREDENTIAL = re.compile(r"([A-Z0-9]{16,128}):([A-Za-z0-9/+=]{16,256})(?::([A-Za-z0-9/+=_-]{16,6000}))?")
 _SPACES = re.compile(rb" +")
-
-
-def parse_credential(text: str) -> tuple[str, str, str] | None:
-    """Return access key id, secret key and session token (empty: none) of `ACCESS_KEY_ID:SECRET_ACCESS_KEY[:SESSION_TOKEN]`; `None` if it is none."""
-    match = _CREDENTIAL.fullmatch(text)
-    return (match[1], match[2], match[3] or "") if match is not None else None
 
 
 class Signer:

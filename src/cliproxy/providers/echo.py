@@ -9,7 +9,6 @@ FACTS = ProviderFacts(
     kind="echo",
     remote=False,
     auth=Auth.NONE,
-    auths=frozenset({Auth.NONE}),
     endpoints={
         Endpoint.CHAT_COMPLETIONS: EndpointFacts(path=""),
         Endpoint.EMBEDDINGS: EndpointFacts(path=""),

@@ -16,13 +16,14 @@ from urllib.parse import quote
 from cliproxy import __version__
 from cliproxy.bounds import MAX_MODEL_NAME_CHARS
 from cliproxy.dialects import ENDPOINTS, Dialect, Endpoint, Quirks
-from cliproxy.errors import SchemaError
+from cliproxy.errors import ConfigError, SchemaError
 from cliproxy.providers.origin import Origin
 
 MODEL = "{model}"
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 _DOTS = re.compile(r"\.*")
 _MODEL_IN_PATH = frozenset({Dialect.GEMINI_GENERATE, Dialect.GEMINI_EMBED, Dialect.BEDROCK_CONVERSE})
+SETTING_NAMES = ("api_version", "project", "location", "region")  # every key of `config.schema.Provider` that only some kinds have
 _NO_SETTINGS: Mapping[str, str] = {}
 JSON = b"application/json"
 EVENT_STREAM = b"text/event-stream"
@@ -76,13 +77,18 @@ class Setting:
     cure: str
     required: bool = True
 
+    def fits(self, value: str) -> bool:
+        """Return whether `value` may be used."""
+        return (not value and not self.required) or re.fullmatch(self.pattern, value) is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderFacts:
     """`remote`: answers come over the network. `base_url` is the kind's own, with names of settings in it; empty: the operator must say.
 
-    `auth` is how a credential is shown where the operator names no other of `auths`. `endpoints` are in the order in which they are preferred for
-    translation. `families`: a provider with models of several vendors; the first whose pattern matches a model's name says which endpoints that has.
+    `auth` is how a credential is shown where the operator names no other of `auths` (empty: there is no other). `endpoints` are in the order in which they
+    are preferred for translation. `families`: a provider with models of several vendors; the first whose pattern matches a model's name says which
+    endpoints that has.
     `derived` makes more names for paths and `base_url` from the settings.
     """
 
@@ -111,17 +117,26 @@ class ProviderFacts:
         """Return whether the body for `endpoint` names the model (`{model}` may be in the path as well)."""
         return ENDPOINTS[endpoint][1] not in _MODEL_IN_PATH and not self.endpoints[endpoint].quirks & Quirks.VERTEX
 
+    @property
+    def allowed_auths(self) -> frozenset[Auth]:
+        """The schemes that the operator may name. `none` is one of them for every kind: what is at `base_url` may add the credential itself."""
+        return self.auths | {self.auth, Auth.NONE}
+
     def values(self, settings: Mapping[str, str]) -> Mapping[str, str]:
-        """Return everything that placeholders other than `{model}` stand for."""
+        """Return everything that placeholders other than `{model}` stand for. Raises `ConfigError` for a setting that may not be (`config.rules` has
+        refused it with its line; here it is looked at once more, since it goes into paths and host names)."""
+        for name, setting in self.settings.items():
+            if not setting.fits(settings[name]):
+                raise ConfigError(f"this is no {name.replace('_', ' ')}", cure=setting.cure, key=name)
         return {**settings, **self.derived(settings)} if self.derived is not None else settings
 
     def base_url_with(self, settings: Mapping[str, str]) -> str:
         """Return the kind's own `base_url`, with the settings in it; empty: it has none."""
-        return fill(self.base_url, self.values(settings))
+        return fill(self.base_url, self.values(settings)) if self.base_url else ""
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """Return `template` with its placeholders replaced, but for `{model}`. Values are the operator's or the kind's own, and were checked (`Setting`)."""
+    """Return `template` with its placeholders replaced, but for `{model}`."""
     return _PLACEHOLDER.sub(lambda match: match[0] if match[0] == MODEL else values[match[1]], template)
 
 

@@ -8,7 +8,7 @@ from cliproxy.providers.facts import Auth, EndpointFacts, ProviderFacts
 FACTS = ProviderFacts(
     kind="openai_compatible",
     remote=True,
-    auths=frozenset({Auth.BEARER, Auth.API_KEY, Auth.X_API_KEY, Auth.NONE}),
+    auths=frozenset({Auth.BEARER, Auth.API_KEY, Auth.X_API_KEY}),
     endpoints={
         Endpoint.CHAT_COMPLETIONS: EndpointFacts(path="/chat/completions"),
         Endpoint.EMBEDDINGS: EndpointFacts(path="/embeddings"),

@@ -3,10 +3,47 @@
 from __future__ import annotations
 
 from cliproxy.errors import ConfigError
-from cliproxy.providers import echo, openai_compatible
+from cliproxy.providers import (
+    anthropic,
+    azure_openai,
+    bedrock,
+    deepseek,
+    echo,
+    gemini,
+    groq,
+    mistral,
+    ollama,
+    openai,
+    openai_compatible,
+    openrouter,
+    together,
+    vertex,
+    vllm,
+    xai,
+)
 from cliproxy.providers.facts import ProviderFacts
 
-PROVIDERS: dict[str, ProviderFacts] = {facts.kind: facts for facts in (openai_compatible.FACTS, echo.FACTS)}
+PROVIDERS: dict[str, ProviderFacts] = {
+    facts.kind: facts
+    for facts in (
+        openai.FACTS,
+        anthropic.FACTS,
+        gemini.FACTS,
+        azure_openai.FACTS,
+        vertex.FACTS,
+        bedrock.FACTS,
+        mistral.FACTS,
+        groq.FACTS,
+        deepseek.FACTS,
+        openrouter.FACTS,
+        together.FACTS,
+        xai.FACTS,
+        ollama.FACTS,
+        vllm.FACTS,
+        openai_compatible.FACTS,
+        echo.FACTS,
+    )
+}
 
 
 def facts_of(name: str, *, kind: str) -> ProviderFacts:
