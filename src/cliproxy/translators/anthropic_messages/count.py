@@ -1,0 +1,52 @@
+"""A question for the tokens of a request (`/v1/messages/count_tokens`), and its answer.
+
+A question is a request without what steers the answer only. What leaves is our own encoding of what was checked, as with a request.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cliproxy.bounds import MAX_CHAT_VALUES
+from cliproxy.dialects import Quirks
+from cliproxy.errors import UpstreamError
+from cliproxy.translators.anthropic_messages.decode import checked, conversation_of, estimate_of
+from cliproxy.translators.anthropic_messages.encode import PREFIX, VERTEX_COUNT_PREFIX, encode_count
+from cliproxy.translators.anthropic_messages.usage import CountAnswer, verify_count_answer
+from cliproxy.translators.anthropic_messages.wire import COUNT_FIELDS, CountBody, MessagesRequest
+from cliproxy.translators.conversation import Encoded
+from cliproxy.translators.json_bounds import decode_json, encode_json
+from cliproxy.translators.schema import convert
+
+__all__ = ["conversation_of", "decode_count", "decode_count_answer", "encode_count", "encode_count_answer", "encode_count_with_hole"]
+
+_decoder = msgspec.json.Decoder(CountAnswer)
+
+
+def decode_count(body: bytes) -> MessagesRequest:
+    """Return the question in `body`; it asks for no output. Raises `SchemaError` with the path of the field."""
+    document = decode_json(body, max_values=MAX_CHAT_VALUES)
+    wire = convert(document, CountBody)
+    checked(document, wire, COUNT_FIELDS)
+    del document["model"]
+    return MessagesRequest(wire.model, False, 1, 0, estimate_of(len(body), wire.messages), document, wire)
+
+
+def encode_count_with_hole(request: MessagesRequest, quirks: Quirks) -> Encoded:
+    """Return a checked question of the same dialect. Vertex AI wants the model in its body. Raises `SchemaError` if it is nested too deeply."""
+    prefix = VERTEX_COUNT_PREFIX if quirks & Quirks.VERTEX else PREFIX
+    return Encoded(prefix, b"," + encode_json(request.rest)[1:])
+
+
+def decode_count_answer(body: bytes) -> int:
+    """Return the tokens that a provider counted. Raises `UpstreamError` if `body` is no such answer."""
+    verify_count_answer(body)
+    try:
+        return _decoder.decode(body).input_tokens
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise UpstreamError("The provider's answer is not a count of tokens.", code="bad_upstream_answer") from None
+
+
+def encode_count_answer(tokens: int) -> bytes:
+    """Return the answer that there are `tokens` in a request."""
+    return b'{"input_tokens":%d}' % tokens

@@ -1,0 +1,119 @@
+"""A Messages request from its bytes: checked, capped, and what leaves decided.
+
+What always holds: what leaves is our own encoding of the value that was checked (ADR 0050); it always carries a cap on output tokens that is no higher than
+the operator's. `conversation_of` gives the same request in the hub's words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from cliproxy.bounds import MAX_CHAT_VALUES
+from cliproxy.errors import SchemaError
+from cliproxy.translators.anthropic_messages.to_hub import FIELD_NAMES, conversation_of
+from cliproxy.translators.anthropic_messages.wire import (
+    FORBIDDEN_FIELDS,
+    KNOWN_FIELDS,
+    Base64Source,
+    CountBody,
+    DocumentBlock,
+    ImageBlock,
+    Message,
+    MessagesBody,
+    MessagesRequest,
+    ToolResultBlock,
+)
+from cliproxy.translators.estimate import FILE_CHARS_PER_TOKEN, IMAGE_TOKENS, tokens_of_text
+from cliproxy.translators.json_bounds import decode_json
+from cliproxy.translators.schema import REFUSED_FIELDS, refuse, verify_unknown_fields
+
+__all__ = ["FIELD_NAMES", "MessagesRequest", "checked", "conversation_of", "decode_messages", "estimate_of"]
+
+MIN_BUDGET_TOKENS = 1024  # Anthropic: of `thinking.budget_tokens`, which must also be below `max_tokens`
+_convert = msgspec.convert
+
+
+def decode_messages(body: bytes, *, max_tokens_cap: int, on_excess: Literal["reject", "clamp"]) -> MessagesRequest:
+    """Return the request in `body`. `max_tokens_cap` is the most output tokens; a request for more is refused or lowered as `on_excess` says.
+
+    Raises `SchemaError` with the path of the field; its message never quotes the client.
+    """
+    document = decode_json(body, max_values=MAX_CHAT_VALUES)
+    try:
+        wire = _convert(document, MessagesBody)
+    except msgspec.ValidationError as error:
+        refuse(error)
+    checked(document, wire, KNOWN_FIELDS)
+    max_tokens = wire.max_tokens
+    if max_tokens > max_tokens_cap:
+        if on_excess != "clamp":
+            raise SchemaError(f"max_tokens is above this gateway's limit of {max_tokens_cap}.", param="max_tokens", code="max_tokens_exceeded")
+        _clamp(document, wire, max_tokens_cap)
+        max_tokens = max_tokens_cap
+    del document["model"]
+    return MessagesRequest(wire.model, wire.stream is True, 1, max_tokens, estimate_of(len(body), wire.messages), document, wire)
+
+
+def checked(document: dict[str, Any], wire: CountBody, known: frozenset[str]) -> None:
+    """Raise `SchemaError` for what the types do not tell: unknown fields that may not pass, and tools that are neither the client's nor the vendor's."""
+    if not known.issuperset(document):
+        for name in document.keys() - known:
+            plain = name.casefold().replace("-", "_")
+            if plain in FORBIDDEN_FIELDS:
+                raise SchemaError("This gateway's configuration decides about routing and credentials; a request may not.", param=plain, code="forbidden_field")
+        verify_unknown_fields(document, known)
+    if wire.tools:
+        for index, tool in enumerate(wire.tools):
+            if tool.is_custom:
+                if tool.name is None or tool.input_schema is None:
+                    missing = f"tools[{index}].{'name' if tool.name is None else 'input_schema'}"
+                    raise SchemaError(f"The field {missing} is missing.", param=missing, code="missing_field")
+            else:
+                _verify_vendors_tool(document["tools"][index], index)
+
+
+def _verify_vendors_tool(tool: dict[str, Any], index: int) -> None:
+    """Raise `SchemaError` if a tool that the vendor runs would bring a server or a credential along."""
+    if tool["type"].startswith("mcp"):  # `mcp_toolset` goes with `mcp_servers`
+        raise SchemaError("This gateway does not let a request connect tool servers.", param=f"tools[{index}].type", code="forbidden_field")
+    for name in tool:
+        if name.casefold().replace("-", "_") in REFUSED_FIELDS:
+            raise SchemaError("A tool may not bring its own routing or credentials.", param=f"tools[{index}]", code="forbidden_field")
+
+
+def _clamp(document: dict[str, Any], wire: MessagesBody, cap: int) -> None:
+    """Lower `max_tokens` to `cap`, and the budget for thoughts below that, as the vendor wants it."""
+    document["max_tokens"] = cap
+    thinking = wire.thinking
+    if thinking is not None and thinking.budget_tokens is not None and thinking.budget_tokens >= cap:
+        if cap <= MIN_BUDGET_TOKENS:
+            raise SchemaError(f"Thinking needs more than this gateway's limit of {cap} tokens.", param="thinking.budget_tokens", code="max_tokens_exceeded")
+        document["thinking"]["budget_tokens"] = cap - 1
+
+
+def estimate_of(length: int, messages: Sequence[Message]) -> int:
+    """Return the guess at the prompt's tokens; `length` is the body's, in bytes."""
+    tokens = 0
+    for message in messages:
+        if isinstance(message.content, list):
+            for block in message.content:
+                if isinstance(block, ToolResultBlock):
+                    if isinstance(block.content, list):
+                        for inner in block.content:
+                            if isinstance(inner, ImageBlock | DocumentBlock):
+                                in_bytes, in_tokens = _size_of(inner)
+                                length, tokens = length - in_bytes, tokens + in_tokens
+                elif isinstance(block, ImageBlock | DocumentBlock):
+                    in_bytes, in_tokens = _size_of(block)
+                    length, tokens = length - in_bytes, tokens + in_tokens
+    return tokens + tokens_of_text(max(length, 0))
+
+
+def _size_of(block: ImageBlock | DocumentBlock) -> tuple[int, int]:
+    """Return the characters that are no text to the model, and the tokens that they stand for."""
+    source = block.source
+    data = len(source.data) if isinstance(source, Base64Source) else 0
+    return data, IMAGE_TOKENS if isinstance(block, ImageBlock) else data // FILE_CHARS_PER_TOKEN

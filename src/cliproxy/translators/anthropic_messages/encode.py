@@ -1,0 +1,266 @@
+"""A request as bytes for an upstream that speaks Messages, with a hole where egress puts the upstream's name of the model.
+
+What always holds: what leaves has a cap on output tokens; turns alternate and tool results come first in theirs; no text is empty, since Anthropic refuses
+those; thoughts go back only if this vendor signed them. On Vertex AI the model is in the path and the body says `anthropic_version`, except when it is asked
+for tokens: then the body names the model as well.
+
+How much to think, from the hub to the vendor (`Thinking`):
+
+| hub | `thinking` | `output_config.effort` |
+|---|---|---|
+| effort `none`, or budget 0 | `disabled` | the effort, unless `none` |
+| effort `minimal`, `low` | `adaptive` | `low` |
+| effort `medium`, `high`, `xhigh` | `adaptive` | the same |
+| a budget | `enabled`, at least 1,024 and below `max_tokens` | the effort, if any |
+| neither, but `show` is not false | `adaptive` | |
+
+`show` becomes `display`. Thinking is left out and reported in `dropped` where Anthropic would refuse the request with it: a tool is forced, the turn with the
+last tool calls (or a last turn of the assistant's) does not begin with thoughts that it signed, or there is no room for 1,024 tokens below `max_tokens`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from cliproxy.dialects import Quirks
+from cliproxy.errors import UnsupportedFeature
+from cliproxy.translators.anthropic_messages.blocks import TOOL_NAME, open_turn, refuse, system_blocks, turns
+from cliproxy.translators.anthropic_messages.wire import MessagesRequest
+from cliproxy.translators.conversation import ConversationRequest, Encoded, Thinking, Tool
+from cliproxy.translators.json_bounds import encode_json
+
+PREFIX = b'{"model":'
+VERTEX_VERSION = b'{"anthropic_version":"vertex-2023-10-16",'
+VERTEX_COUNT_PREFIX = VERTEX_VERSION + b'"model":'
+MIN_BUDGET_TOKENS = 1024
+MAX_USER_ID_CHARS = 256  # Anthropic: `metadata.user_id`
+_EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh"}
+_TIERS = {"auto": "auto", "default": "standard_only"}
+_encoder = msgspec.json.Encoder()
+
+
+def encode_with_hole(request: MessagesRequest, quirks: Quirks) -> Encoded:
+    """Return a checked request of the same dialect. Changes nothing, so it can be called again.
+
+    Raises `SchemaError` if the request is nested more deeply than the encoder goes.
+    """
+    return with_hole(encode_json(request.rest)[1:], vertex=bool(quirks & Quirks.VERTEX))  # `rest` is never empty: it holds the messages
+
+
+def encode_conversation(request: ConversationRequest, quirks: Quirks) -> Encoded:
+    """Return a request of another dialect in this one's words.
+
+    Raises `UnsupportedFeature` with the field of `ConversationRequest`, or the part's `at`, that Anthropic cannot express. `dropped` are the fields that were
+    left out because they change no answer's meaning.
+    """
+    dropped: list[str] = []
+    body: dict[str, Any] = {"max_tokens": request.max_tokens}
+    body |= common_fields(request, dropped)
+    body |= _settings(request, dropped, thinks=_is_thinking(body))
+    if request.stream:
+        body["stream"] = True
+    encoded = with_hole(_json(body), vertex=bool(quirks & Quirks.VERTEX))
+    return Encoded(encoded.prefix, encoded.suffix, tuple(dict.fromkeys(dropped)))
+
+
+def encode_count(request: ConversationRequest, quirks: Quirks) -> Encoded:
+    """Return the question for the tokens of `request`. What only steers an answer is left out: it has no tokens. Raises as `encode_conversation` does."""
+    dropped: list[str] = []
+    rest = _json(common_fields(request, dropped))
+    return Encoded(VERTEX_COUNT_PREFIX if quirks & Quirks.VERTEX else PREFIX, b"," + rest, tuple(dict.fromkeys(dropped)))
+
+
+def with_hole(rest: bytes, *, vertex: bool) -> Encoded:
+    """Return the body whose fields but the model are `rest`, an object in JSON without its first brace."""
+    return Encoded(VERTEX_VERSION + rest, b"") if vertex else Encoded(PREFIX, b"," + rest)
+
+
+def _json(body: dict[str, Any]) -> bytes:
+    try:
+        return _encoder.encode(body)[1:]
+    except RecursionError:
+        raise UnsupportedFeature("The request is nested too deeply.", param="tools") from None  # the only values of any depth are schemas
+
+
+# --- what counts as prompt -------------------------------------------------------------------------------------------
+
+
+def common_fields(request: ConversationRequest, dropped: list[str]) -> dict[str, Any]:
+    """Return the fields that a request and a question for its tokens have in common."""
+    fields: dict[str, Any] = {}
+    thinking = _thinking_of(request, dropped)
+    fields["messages"] = turns(request.messages, dropped)
+    system = system_blocks(request.system)
+    if system:
+        fields["system"] = system
+    tools, choice = _tools(request)
+    if tools:
+        fields["tools"] = tools
+    if choice is not None:
+        fields["tool_choice"] = choice
+    if thinking is not None:
+        fields["thinking"] = thinking
+    output = _output_config(request, dropped)
+    if output:
+        fields["output_config"] = output
+    return fields
+
+
+def _tools(request: ConversationRequest) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Return the tools and the choice. Of tools that may not be called none is shown: the vendor has no narrower choice among those it knows."""
+    choice = request.tool_choice
+    tools = request.tools
+    names = choice.names if choice is not None else ()
+    if choice is not None and choice.mode in ("auto", "required") and names:
+        tools = tuple(tool for tool in tools if tool.name in names)
+        if len(tools) != len(set(names)):
+            refuse("tool_choice")
+    if not tools:
+        if choice is not None and choice.mode in ("required", "named"):
+            refuse("tool_choice")
+        return [], None
+    made: dict[str, Any] | None = None
+    if choice is not None:
+        made = {"type": {"auto": "auto", "none": "none", "required": "any", "named": "tool"}[choice.mode]}
+        if choice.mode == "named":
+            if len(names) != 1 or all(tool.name != names[0] for tool in tools):
+                refuse("tool_choice")
+            made["name"] = names[0]
+    if request.parallel_tool_calls is not None:
+        if made is None:
+            made = {"type": "auto"}
+        if made["type"] != "none":
+            made["disable_parallel_tool_use"] = not request.parallel_tool_calls
+    return [_tool(tool) for tool in tools], made
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    if not TOOL_NAME.fullmatch(tool.name):
+        refuse("tools")
+    schema = tool.parameters
+    if schema is None:
+        schema = {"type": "object", "properties": {}}
+    elif "type" not in schema:
+        schema = {"type": "object", **schema}
+    elif schema["type"] != "object":
+        refuse("tools")
+    made: dict[str, Any] = {"name": tool.name}
+    if tool.description:
+        made["description"] = tool.description
+    made["input_schema"] = schema
+    if tool.strict is not None:
+        made["strict"] = tool.strict
+    if tool.cache:
+        made["cache_control"] = {"type": "ephemeral"}
+    return made
+
+
+def _output_config(request: ConversationRequest, dropped: list[str]) -> dict[str, Any]:
+    config: dict[str, Any] = {}
+    if request.thinking is not None and request.thinking.effort in _EFFORTS:
+        config["effort"] = _EFFORTS[request.thinking.effort]
+    output = request.output
+    if output is not None:
+        if output.kind != "schema" or output.schema is None:
+            refuse("output")  # "some JSON object" is nothing that Anthropic can be held to
+        config["format"] = {"type": "json_schema", "schema": output.schema}
+        if output.description:
+            dropped.append("output")
+    return config
+
+
+# --- thinking --------------------------------------------------------------------------------------------------------
+
+
+def _thinking_of(request: ConversationRequest, dropped: list[str]) -> dict[str, Any] | None:
+    wanted = request.thinking
+    if wanted is None:
+        return None
+    if wanted.effort and wanted.effort != "none" and wanted.effort not in _EFFORTS:
+        refuse("thinking")
+    if wanted.budget == 0 or wanted.effort == "none":
+        return {"type": "disabled"}
+    if not wanted.effort and wanted.budget is None and wanted.show is False:
+        return None  # no wish to think, and none to see thoughts
+    if not _may_think(request):
+        dropped.append("thinking")
+        return None
+    made = _configured(wanted, request.max_tokens)
+    if made is None:
+        dropped.append("thinking")
+    elif wanted.show is not None:
+        made["display"] = "summarized" if wanted.show else "omitted"
+    return made
+
+
+def _configured(wanted: Thinking, max_tokens: int) -> dict[str, Any] | None:
+    if wanted.budget is None or wanted.budget < 0:
+        return {"type": "adaptive"}
+    if max_tokens <= MIN_BUDGET_TOKENS:
+        return None
+    return {"type": "enabled", "budget_tokens": min(max(wanted.budget, MIN_BUDGET_TOKENS), max_tokens - 1)}
+
+
+def _may_think(request: ConversationRequest) -> bool:
+    """Whether Anthropic takes the request with thinking: no forced tool, and the turn that goes on begins with thoughts that it signed."""
+    if request.tool_choice is not None and request.tool_choice.mode in ("required", "named"):
+        return False
+    return open_turn(request.messages) is not False
+
+
+def _is_thinking(body: dict[str, Any]) -> bool:
+    return "thinking" in body and body["thinking"]["type"] != "disabled"
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def _settings(request: ConversationRequest, dropped: list[str], *, thinks: bool) -> dict[str, Any]:
+    """Return the settings that steer the answer. 1.0 is the vendor's own temperature and `top_p`: it is left out, as newer models refuse either."""
+    _refuse_what_changes_answers(request)
+    fields: dict[str, Any] = {}
+    if request.temperature is not None and request.temperature != 1:
+        if request.temperature > 1 or thinks:
+            refuse("temperature")
+        fields["temperature"] = request.temperature
+    if request.top_p is not None and request.top_p != 1:
+        if thinks and request.top_p < 0.95:
+            refuse("top_p")
+        fields["top_p"] = request.top_p
+    if request.top_k is not None:
+        if thinks:
+            refuse("top_k")
+        fields["top_k"] = request.top_k
+    if request.stop:
+        if not all(stop.strip() for stop in request.stop):
+            refuse("stop")  # Anthropic takes no stop sequence of white space alone
+        fields["stop_sequences"] = request.stop
+    if request.user:
+        if len(request.user) <= MAX_USER_ID_CHARS:
+            fields["metadata"] = {"user_id": request.user}
+        else:
+            dropped.append("user")
+    if request.service_tier:
+        if request.service_tier in _TIERS:
+            fields["service_tier"] = _TIERS[request.service_tier]
+        else:
+            dropped.append("service_tier")
+    if request.store:  # Anthropic stores nothing, as `false` wants it
+        dropped.append("store")
+    dropped += [name for name in ("seed", "verbosity", "cache_key", "metadata") if getattr(request, name) not in (None, "")]
+    return fields
+
+
+def _refuse_what_changes_answers(request: ConversationRequest) -> None:
+    if request.n != 1:
+        refuse("n")
+    if request.logit_bias:
+        refuse("logit_bias")
+    if request.logprobs is not None:
+        refuse("logprobs")
+    if request.presence_penalty:
+        refuse("presence_penalty")
+    if request.frequency_penalty:
+        refuse("frequency_penalty")

@@ -1,0 +1,321 @@
+"""A checked Messages request in the hub's words.
+
+What has no place there is refused with its path: tools and blocks of the vendor's own, files that were sent before, search results, documents in pieces,
+instructions in the middle of a conversation, unknown settings. Two things are read more loosely: `cache_control` keeps that a prefix may be kept and not for
+how long; the effort `max` is the hub's highest, `xhigh`. Thinking that is `disabled` is a budget of 0, and `adaptive` thinking leaves effort and budget open.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from msgspec.structs import replace
+
+from cliproxy.dialects import Dialect
+from cliproxy.errors import UnsupportedFeature
+from cliproxy.translators.anthropic_messages.wire import (
+    KNOWN_FIELDS,
+    AnyChoice,
+    AssistantBlock,
+    AssistantMessage,
+    AutoChoice,
+    Base64Source,
+    ContentSource,
+    CountBody,
+    DocumentBlock,
+    ImageBlock,
+    MessagesBody,
+    MessagesRequest,
+    NamedChoice,
+    RedactedThinkingBlock,
+    ResultContent,
+    SystemMessage,
+    TextBlock,
+    TextCitation,
+    TextSource,
+    ThinkingBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+    UrlSource,
+    UserBlock,
+    UserMessage,
+)
+from cliproxy.translators.anthropic_messages.wire import Thinking as WireThinking
+from cliproxy.translators.anthropic_messages.wire import Tool as WireTool
+from cliproxy.translators.conversation import (
+    Citation,
+    ConversationRequest,
+    Document,
+    Image,
+    Message,
+    OutputFormat,
+    Part,
+    Reasoning,
+    Text,
+    Thinking,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    ToolResult,
+)
+from cliproxy.translators.json_bounds import encode_json
+
+FIELD_NAMES = {
+    "model": "model",
+    "stream": "stream",
+    "max_tokens": "max_tokens",
+    "messages": "messages",
+    "system": "system",
+    "tools": "tools",
+    "tool_choice": "tool_choice",
+    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "stop": "stop_sequences",
+    "output": "output_config.format",
+    "thinking": "thinking",
+    "user": "metadata.user_id",
+    "metadata": "metadata",
+    "service_tier": "service_tier",
+}
+
+_TIERS = {"auto": "auto", "standard_only": "default"}  # in OpenAI's words, which are the hub's
+
+
+def conversation_of(request: MessagesRequest) -> ConversationRequest:
+    """Return `request` in the hub's words. Raises `UnsupportedFeature` with the path of what has no place there."""
+    wire = request.wire
+    unknown = sorted(name for name in request.rest.keys() - KNOWN_FIELDS if request.rest[name] is not None)
+    if unknown:
+        _refuse(unknown[0])
+    if wire.speed not in (None, "standard"):
+        _refuse("speed")
+    body = wire if isinstance(wire, MessagesBody) else None
+    if body is not None and body.max_tokens == 0:
+        _refuse("max_tokens")  # filling the prompt cache is no wish that others know
+    messages = _messages(wire)
+    choice, parallel = _tool_choice(wire)
+    return ConversationRequest(
+        dialect=Dialect.ANTHROPIC_MESSAGES,
+        model=request.model,
+        stream=request.stream,
+        max_tokens=request.max_tokens or 1,  # a question for tokens has none, and asks for no answer
+        messages=messages,
+        system=_system(wire),
+        tools=tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(wire.tools or ())),
+        tool_choice=choice,
+        parallel_tool_calls=parallel,
+        temperature=body.temperature if body else None,
+        top_p=body.top_p if body else None,
+        top_k=body.top_k if body else None,
+        stop=tuple(body.stop_sequences or ()) if body else (),
+        output=_output(wire),
+        thinking=_thinking(wire),
+        user=(body.metadata.user_id or "") if body and body.metadata else "",
+        service_tier=_TIERS.get(body.service_tier, body.service_tier) if body and body.service_tier else "",
+    )
+
+
+def citation_of(citation: TextCitation) -> Citation:
+    """Return `citation` without its place in the source, which the hub does not name."""
+    return Citation(
+        url=citation.url or citation.source or "",
+        title=citation.title or citation.document_title or "",
+        cited=citation.cited_text or "",
+        document=-1 if citation.document_index is None else citation.document_index,
+    )
+
+
+def _refuse(param: str) -> NoReturn:
+    raise UnsupportedFeature(f"{param} is known to Anthropic only; this model's provider is another.", param=param)
+
+
+# --- messages --------------------------------------------------------------------------------------------------------
+
+
+def _system(wire: CountBody) -> tuple[Text, ...]:
+    texts = _texts(wire.system)
+    for message in wire.messages:
+        if not isinstance(message, SystemMessage):
+            break
+        texts += _texts(message.content)
+    return tuple(texts)
+
+
+def _texts(content: str | list[TextBlock] | None) -> list[Text]:
+    if isinstance(content, str):
+        return [Text(content)] if content else []
+    return [Text(block.text, cache=block.cache_control is not None) for block in content or () if block.text]
+
+
+def _messages(wire: CountBody) -> tuple[Message, ...]:
+    messages: list[Message] = []
+    names: dict[str, str] = {}  # of the tools that were called, by the call's id
+    for index, message in enumerate(wire.messages):
+        at = f"messages[{index}]"
+        if isinstance(message, SystemMessage):
+            if messages:
+                _refuse(f"{at}.role")
+            continue
+        parts = _parts(message, at, names)
+        if parts:
+            messages.append(Message("user" if isinstance(message, UserMessage) else "assistant", tuple(parts)))
+    if wire.cache_control is not None and messages:
+        messages[-1] = _marked(messages[-1])
+    return tuple(messages)
+
+
+def _parts(message: UserMessage | AssistantMessage, at: str, names: dict[str, str]) -> list[Part]:
+    """Return what `message` says, without empty texts."""
+    if isinstance(message.content, str):
+        return [Text(message.content)] if message.content else []
+    if isinstance(message, UserMessage):
+        return [_user_part(block, f"{at}.content[{place}]", names) for place, block in enumerate(message.content) if not _is_empty(block)]
+    return [_assistant_part(block, f"{at}.content[{place}]", names) for place, block in enumerate(message.content) if not _is_empty(block)]
+
+
+def _is_empty(block: UserBlock | AssistantBlock) -> bool:
+    return isinstance(block, TextBlock) and not block.text
+
+
+def _marked(message: Message) -> Message:
+    """Return `message` with a mark on its last part, as the body's own `cache_control` asks for."""
+    *parts, last = message.parts
+    if isinstance(last, Text | Image | Document | ToolResult):
+        last = replace(last, cache=True)
+    return Message(message.role, (*parts, last))
+
+
+def _user_part(block: UserBlock, at: str, names: dict[str, str]) -> Part:
+    if isinstance(block, TextBlock):
+        return Text(block.text, cache=block.cache_control is not None)
+    if isinstance(block, ImageBlock):
+        return _image(block, at)
+    if isinstance(block, DocumentBlock):
+        return _document(block, at)
+    if isinstance(block, ToolResultBlock):
+        return _result(block, at, names)
+    _refuse(at)
+
+
+def _assistant_part(block: AssistantBlock, at: str, names: dict[str, str]) -> Part:
+    if isinstance(block, TextBlock):
+        return Text(block.text, tuple(map(citation_of, block.citations or ())), block.cache_control is not None)
+    if isinstance(block, ToolUseBlock):
+        if block.toolset_name is not None or (block.caller is not None and block.caller.get("type") != "direct"):
+            _refuse(at)
+        names[block.id] = block.name
+        return ToolCall(block.id, block.name, encode_json(block.input).decode(), at=at)
+    if isinstance(block, ThinkingBlock):  # without a signature: another vendor's, which a gateway gave to this client
+        return Reasoning(block.thinking, block.signature, signer=Dialect.ANTHROPIC_MESSAGES if block.signature else None)
+    if isinstance(block, RedactedThinkingBlock):
+        return Reasoning(redacted=block.data, signer=Dialect.ANTHROPIC_MESSAGES)
+    _refuse(at)
+
+
+def _image(block: ImageBlock, at: str) -> Image:
+    cache = block.cache_control is not None
+    if isinstance(block.source, Base64Source):
+        return Image(media_type=block.source.media_type, data=block.source.data, at=at, cache=cache)
+    if isinstance(block.source, UrlSource):
+        return Image(url=block.source.url, at=at, cache=cache)
+    _refuse(f"{at}.source")
+
+
+def _document(block: DocumentBlock, at: str) -> Document:
+    source = block.source
+    if block.context:
+        _refuse(f"{at}.context")
+    media_type = data = url = text = ""
+    if isinstance(source, Base64Source):
+        media_type, data = source.media_type, source.data
+    elif isinstance(source, UrlSource):
+        media_type, url = "application/pdf", source.url  # the only kind that Anthropic fetches
+    elif isinstance(source, TextSource):
+        media_type, text = source.media_type, source.data
+    elif isinstance(source, ContentSource) and isinstance(source.content, str):
+        media_type, text = "text/plain", source.content
+    else:
+        _refuse(f"{at}.source")
+    cited = block.citations is not None and block.citations.enabled is True
+    cache = block.cache_control is not None
+    return Document(media_type=media_type, data=data, url=url, text=text, title=block.title or "", citations=cited, at=at, cache=cache)
+
+
+def _result(block: ToolResultBlock, at: str, names: dict[str, str]) -> ToolResult:
+    if block.toolset_name is not None:
+        _refuse(f"{at}.toolset_name")
+    content: list[Text | Image | Document] = []
+    if isinstance(block.content, str):
+        content = [Text(block.content)] if block.content else []
+    else:
+        for place, inner in enumerate(block.content or ()):
+            content.append(_result_part(inner, f"{at}.content[{place}]"))
+    name = names.get(block.tool_use_id, "")
+    return ToolResult(block.tool_use_id, name, tuple(content), block.is_error is True, at, block.cache_control is not None)
+
+
+def _result_part(block: ResultContent, at: str) -> Text | Image | Document:
+    if isinstance(block, TextBlock):
+        return Text(block.text, cache=block.cache_control is not None)
+    if isinstance(block, ImageBlock):
+        return _image(block, at)
+    if isinstance(block, DocumentBlock):
+        return _document(block, at)
+    _refuse(at)
+
+
+# --- tools and settings ----------------------------------------------------------------------------------------------
+
+
+def _tool(tool: WireTool, at: str) -> Tool:
+    if not tool.is_custom or tool.name is None:
+        _refuse(at)
+    if tool.defer_loading:
+        _refuse(f"{at}.defer_loading")
+    if tool.input_examples:
+        _refuse(f"{at}.input_examples")
+    if tool.allowed_callers not in (None, [], ["direct"]):
+        _refuse(f"{at}.allowed_callers")
+    return Tool(tool.name, tool.description or "", tool.input_schema, tool.strict, tool.cache_control is not None)
+
+
+def _tool_choice(wire: CountBody) -> tuple[ToolChoice | None, bool | None]:
+    """Return the choice, and whether calls may be parallel."""
+    choice = wire.tool_choice
+    if choice is None:
+        return None, None
+    if isinstance(choice, AutoChoice):
+        made = ToolChoice("auto")
+    elif isinstance(choice, AnyChoice):
+        made = ToolChoice("required")
+    elif isinstance(choice, NamedChoice):
+        made = ToolChoice("named", (choice.name,))
+    else:
+        return ToolChoice("none"), None
+    disabled = choice.disable_parallel_tool_use
+    return made, None if disabled is None else not disabled
+
+
+def _output(wire: CountBody) -> OutputFormat | None:
+    if wire.output_config is None or wire.output_config.format is None:
+        return None
+    return OutputFormat("schema", schema=wire.output_config.format.schema)
+
+
+def _thinking(wire: CountBody) -> Thinking | None:
+    effort = (wire.output_config.effort or "") if wire.output_config is not None else ""
+    if effort == "max":
+        effort = "xhigh"
+    thinking: WireThinking | None = wire.thinking
+    if thinking is None:
+        return Thinking(effort) if effort else None
+    show = None if thinking.display is None else thinking.display != "omitted"
+    if thinking.type == "enabled":
+        return Thinking(effort, thinking.budget_tokens, show)
+    if thinking.type == "adaptive":
+        return Thinking(effort, None, show)
+    if thinking.type == "disabled":
+        return Thinking(effort, 0)
+    _refuse("thinking.type")
