@@ -45,12 +45,13 @@ class _Wanted:
 class BoundCredential:
     """A provider's credential, or its absence (`auth: none`; then `id` is empty), bound to `origin`. `guard` removes its secrets from answers."""
 
-    __slots__ = ("_clock", "_credential", "_models", "_signer", "_streams", "_wanted", "_whole", "guard", "id", "origin", "provider")
+    __slots__ = ("_clock", "_credential", "_models", "_signer", "_streams", "_wanted", "_whole", "framing", "guard", "id", "origin", "provider")
 
     def __init__(self, id: str, *, wanted: _Wanted, secret: Secret | None, clock: Callable[[], float]) -> None:
         self.id = id
         self.provider = wanted.provider
         self.origin = str(wanted.origin)
+        self.framing = wanted.facts.framing
         self.guard = NO_SECRET
         self._wanted = wanted
         self._clock = clock

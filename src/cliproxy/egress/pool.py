@@ -123,7 +123,7 @@ class Pool:
         if lane is None or self._closed:
             raise Unavailable("The provider has no origin.", code="provider_not_enrolled")
         head = bound.head(endpoint, origin=lane.origin_text, stream=stream, model=model, body=body)
-        sent = Sent(call, self, lane, bound.guard, stream, head, body, self._loop.time())
+        sent = Sent(call, self, lane, bound.guard, stream, head, body, self._loop.time(), endpoint, bound.framing)
         idle = lane.idle
         while idle:
             connection = idle.pop()

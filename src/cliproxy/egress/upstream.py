@@ -5,11 +5,13 @@ What always holds:
   bounded head, trailers, interim answers and length. Bytes that nobody asked for end the connection.
 - The credential is replaced in everything that is passed on. Answers of 300 and above are not passed on: they become `ProviderRefusal`.
 - What one read brings is passed on in one `on_data`.
+- A stream in AWS's framing is passed on as server-sent events: behind this there is no other kind of stream.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
@@ -22,10 +24,13 @@ from cliproxy.bounds import (
     MAX_RESPONSE_HEADERS,
     MAX_RESPONSE_TRAILERS,
 )
+from cliproxy.dialects import Endpoint
 from cliproxy.egress.answers import refusal_of, verify_media_type
+from cliproxy.egress.event_stream import EventStreamDecoder
 from cliproxy.egress.head import BrokenAnswer, read_head
 from cliproxy.egress.reflection import ReflectionGuard
 from cliproxy.errors import CliproxyError, UpstreamError
+from cliproxy.providers.facts import EVENT_STREAM, Framing
 
 if TYPE_CHECKING:
     from cliproxy.config.schema import ProviderTimeouts
@@ -51,14 +56,28 @@ class UpstreamCall(Protocol):
 class Sent:
     """A request on its way, for its owner to cancel or to hold back. `may_have_left`: bytes of it were given to a connection."""
 
-    __slots__ = ("_pool", "body", "call", "connection", "guard", "head", "lane", "may_have_left", "started", "stream")
+    __slots__ = ("_pool", "body", "call", "connection", "endpoint", "framing", "guard", "head", "lane", "may_have_left", "started", "stream")
 
-    def __init__(self, call: UpstreamCall, pool: Pool, lane: Lane, guard: ReflectionGuard, stream: bool, head: bytes, body: bytes, started: float) -> None:
+    def __init__(
+        self,
+        call: UpstreamCall,
+        pool: Pool,
+        lane: Lane,
+        guard: ReflectionGuard,
+        stream: bool,
+        head: bytes,
+        body: bytes,
+        started: float,
+        endpoint: Endpoint = Endpoint.CHAT_COMPLETIONS,
+        framing: Framing = Framing.SSE,
+    ) -> None:
         self.call: UpstreamCall | None = call
         self._pool = pool
         self.lane = lane
         self.guard = guard
         self.stream = stream
+        self.endpoint = endpoint
+        self.framing = framing
         self.head = head
         self.body = body
         self.started = started
@@ -112,6 +131,7 @@ class Connection(asyncio.Protocol):
         self._until_close = False
         self._paused = False
         self._held = b""
+        self._messages: EventStreamDecoder | None = None  # of a stream in AWS's framing
         self._refused: list[bytes] | None = None  # the body of an error, for our eyes only
         self._refused_headers: dict[bytes, bytes] = {}
         self._refused_bytes = 0
@@ -258,11 +278,14 @@ class Connection(asyncio.Protocol):
                 self._refused_headers = kept
             else:
                 try:
-                    verify_media_type(kept, stream=sent.stream)
+                    kept[b"content-type"] = verify_media_type(kept, endpoint=sent.endpoint, stream=sent.stream, framing=sent.framing)
                 except UpstreamError as error:
                     self._end(sent)
                     sent.fail(error)
                     return
+                if sent.stream and sent.framing is Framing.AWS_EVENT_STREAM:
+                    self._messages = EventStreamDecoder()
+                    kept[b"content-type"] = EVENT_STREAM
                 call.on_head(self._status, kept)
             self._kept = None
         parts = self._parts
@@ -276,9 +299,17 @@ class Connection(asyncio.Protocol):
                 else:
                     self._complete, self._keep_alive = True, False  # enough read
             else:
-                data, self._held = sent.guard.feed(self._held, data)
+                if self._messages is not None:
+                    data = self._messages.feed(data)
+                if data:
+                    data, self._held = sent.guard.feed(self._held, data)
                 if data and sent.call is not None:
                     call.on_data(data)
+                if self._messages is not None and self._messages.broken is not None and sent.call is not None:
+                    broken = self._messages.broken
+                    self._end(sent)
+                    sent.fail(broken)
+                    return
         if self._complete:
             self._finish(sent)
 
@@ -286,6 +317,7 @@ class Connection(asyncio.Protocol):
         """The answer is complete. The connection is given back first, so that what the owner does next may use it."""
         held, self._held = self._held, b""
         refused, self._refused = self._refused, None
+        messages, self._messages = self._messages, None
         status, headers = self._status, self._refused_headers
         call, sent.call, sent.connection = sent.call, None, None
         # An answer to a request that has not wholly left may be kept alive by the provider; what it then reads as a request is no request.
@@ -298,10 +330,15 @@ class Connection(asyncio.Protocol):
         if call is None:
             return
         if refused is not None:
-            call.on_failure(refusal_of(status, headers, b"".join(refused), guard=sent.guard))
+            call.on_failure(refusal_of(status, headers, b"".join(refused), guard=sent.guard, wall=time.time()))
             return
         if held:
             call.on_data(sent.guard.last(held))
+        if messages is not None:
+            messages.finish()
+            if messages.broken is not None:
+                call.on_failure(messages.broken)
+                return
         call.on_complete()
 
     def _fail(self, message: str, *, code: str, status: int = 502) -> None:
@@ -313,6 +350,7 @@ class Connection(asyncio.Protocol):
     def _end(self, sent: Sent | None) -> None:
         self._sent = None
         self._held = b""
+        self._messages = None
         self._refused = None
         self._parts.clear()
         self.abort()
