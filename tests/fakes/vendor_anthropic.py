@@ -90,7 +90,7 @@ OPTIONAL: dict[str, Check] = {
     "service_tier": words("auto", "standard_only"),
 }
 BODY = fields({"model": some_text, "messages": array(MESSAGE, least=1), "max_tokens": integer(1)}, OPTIONAL)
-VERTEX_BODY = fields({"anthropic_version": words("vertex-2023-10-16"), "messages": array(MESSAGE, least=1), "max_tokens": integer(1)}, OPTIONAL)
+VERTEX_BODY = fields({"anthropic_version": words("vertex-2023-10-16", "2026-10-21"), "messages": array(MESSAGE, least=1), "max_tokens": integer(1)}, OPTIONAL)
 COUNT_BODY = fields({"model": some_text, "messages": array(MESSAGE, least=1)}, COMMON)
 
 
@@ -183,7 +183,7 @@ def conversation(messages: list[dict[str, Any]], *, thinking: bool, tools: bool)
             and not placed[0][0]["type"].endswith("thinking")
         ):
             raise Refused(
-                "Expected `thinking` or `redacted_thinking`, but found `tool_use`. When `thinking` is enabled, an assistant turn with tool use must start with a thinking block.",
+                "Expected `thinking` or `redacted_thinking`, but found `tool_use`: a turn with tool use must start with a thinking block.",
                 path=placed[0][1],
             )
         result.append(Turn(role, tuple(item_of(block, path, waiting) for block, path in placed)))

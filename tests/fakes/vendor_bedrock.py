@@ -179,7 +179,7 @@ def conversation(messages: list[dict[str, Any]], *, tools: bool, thinking: bool)
                 name = block["document"]["name"]
                 if name in documents or not re.fullmatch(r"[a-zA-Z0-9()\[\] -]+", name) or "  " in name:
                     raise Refused(
-                        "The document file name can only contain alphanumeric characters, single spaces, hyphens, parentheses, and square brackets, and be there once.",
+                        "The document file name can only contain alphanumeric characters, single spaces, hyphens, parentheses and brackets, and be there once.",
                         path=path,
                     )
                 documents.add(name)

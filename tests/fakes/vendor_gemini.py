@@ -10,22 +10,62 @@ from fakes.vendor_schema import (
     Check,
     Refused,
     array,
-    base64_text,
     boolean,
     decoded,
-    fields,
+    either_base64,
     integer,
     mapping,
     number,
     pattern,
     some_text,
     text,
-    union,
     words,
 )
+from fakes.vendor_schema import fields as exact_fields
+from fakes.vendor_schema import union as exact_union
+
+
+def camel(value: Any) -> None:
+    """Rename the members of a message, as the vendor's JSON takes them by either name and its SDK uses both. What users name themselves is not touched."""
+    if isinstance(value, dict):
+        for name in [name for name in value if "_" in name]:
+            first, *rest = name.split("_")
+            value[first + "".join(word.capitalize() for word in rest)] = value.pop(name)
+
+
+def fields(required: dict[str, Check], optional: dict[str, Check] | None = None) -> Check:
+    """A message with these members, by either name, and no others."""
+    inner = exact_fields(required, optional)
+
+    def check(value: Any, path: str) -> None:
+        camel(value)
+        inner(value, path)
+
+    return check
+
+
+def union(table: dict[str, Check], optional: dict[str, Check] | None = None) -> Check:
+    """A message with exactly one of the members of `table`, by either name."""
+    inner = exact_union(table, optional)
+
+    def check(value: Any, path: str) -> None:
+        camel(value)
+        inner(value, path)
+
+    return check
+
+
+SKIP = ("skip_thought_signature_validator", "context_engineering_is_the_way_to_go")
+
+
+def signature_text(value: Any, path: str) -> None:
+    """A signature, or one of the words that the vendor takes in its place."""
+    if value not in SKIP:
+        either_base64(value, path)
+
 
 NAME = pattern(r"[a-zA-Z_][a-zA-Z0-9_.:-]{0,127}")
-BLOB = fields({"mimeType": some_text, "data": base64_text}, {"displayName": text})
+BLOB = fields({"mimeType": some_text, "data": either_base64}, {"displayName": text})
 FILE = fields({"fileUri": some_text}, {"mimeType": some_text, "displayName": text})
 RESPONSE_PART = fields({"inlineData": BLOB})
 PART = union(
@@ -36,7 +76,7 @@ PART = union(
         "functionCall": fields({"name": NAME}, {"id": text, "args": mapping}),
         "functionResponse": fields({"name": NAME, "response": mapping}, {"id": text, "parts": array(RESPONSE_PART)}),
     },
-    {"thought": boolean, "thoughtSignature": base64_text},
+    {"thought": boolean, "thoughtSignature": signature_text},
 )
 CONTENT = fields({"parts": array(PART, least=1)}, {"role": words("user", "model")})
 TYPES = words("STRING", "NUMBER", "INTEGER", "BOOLEAN", "ARRAY", "OBJECT", "NULL", "string", "number", "integer", "boolean", "array", "object", "null")
@@ -218,8 +258,8 @@ def conversation(contents: list[dict[str, Any]], model: str) -> tuple[Turn, ...]
         waiting = calls
         first_call = True
         items = []
-        for number, part in enumerate(content["parts"]):
-            path = f"{at}.parts[{number}]"
+        for place, part in enumerate(content["parts"]):
+            path = f"{at}.parts[{place}]"
             if "functionCall" in part:
                 if model.startswith("gemini-3") and first_call and not part.get("thoughtSignature"):
                     raise Refused(f"Function call is missing a thought_signature in functionCall parts: {part['functionCall']['name']}.", path=path)
@@ -231,12 +271,9 @@ def conversation(contents: list[dict[str, Any]], model: str) -> tuple[Turn, ...]
     return tuple(result)
 
 
-SKIP = ("skip_thought_signature_validator", "context_engineering_is_the_way_to_go")
-
-
 def item_of(part: dict[str, Any], path: str, model: str) -> Item:
     """Return what a part says."""
-    signature = part.get("thoughtSignature", "")
+    signature = part.get("thoughtSignature", "").replace("-", "+").replace("_", "/") if part.get("thoughtSignature") not in SKIP else part["thoughtSignature"]
     if (
         signature
         and signature not in SKIP
@@ -273,7 +310,7 @@ def blob_of(blob: dict[str, Any], path: str) -> Item:
     kind = "image" if media.startswith("image/") else "audio" if media.startswith("audio/") else "document"
     if media not in ("image/png", "image/jpeg", "image/webp", "application/pdf", "text/plain", "audio/wav", "audio/mp3", "audio/mpeg"):
         raise Refused(f"Unsupported MIME type: {media}", path=path)
-    return Item(kind, media=media, data=decoded(blob["data"], path), name=blob.get("displayName", ""))
+    return Item(kind, media=media, data=decoded(blob["data"].replace("-", "+").replace("_", "/"), path), name=blob.get("displayName", ""))
 
 
 # --- answers -------------------------------------------------------------------------------------------------------------
@@ -347,8 +384,8 @@ def events(asked: Asked, plan: Plan) -> list[bytes]:
         for part in parts_of(answer):
             if "text" in part:
                 cut = pieces(part["text"], 6)
-                for number, piece in enumerate(cut):
-                    more = {key: value for key, value in part.items() if key != "text" and (key != "thoughtSignature" or number == len(cut) - 1)}
+                for place, piece in enumerate(cut):
+                    more = {key: value for key, value in part.items() if key != "text" and (key != "thoughtSignature" or place == len(cut) - 1)}
                     event([candidate(index, [{"text": piece, **more}], None)], first)
             else:
                 event([candidate(index, [part], None)], first)

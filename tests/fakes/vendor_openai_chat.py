@@ -184,10 +184,10 @@ def conversation(messages: list[dict[str, Any]]) -> tuple[tuple[str, ...], tuple
             system += [part["text"] for part in parts]
             continue
         items = tuple(one_part(part, f"{at}.content[{number}]") for number, part in enumerate(parts))
-        for number, call in enumerate(message.get("tool_calls", ())):
-            verify_json(call["function"]["arguments"], f"{at}.tool_calls[{number}].function.arguments")
+        for place, call in enumerate(message.get("tool_calls", ())):
+            verify_json(call["function"]["arguments"], f"{at}.tool_calls[{place}].function.arguments")
             if call["id"] in waiting:
-                raise Refused("Duplicate tool call id.", path=f"{at}.tool_calls[{number}].id")
+                raise Refused("Duplicate tool call id.", path=f"{at}.tool_calls[{place}].id")
             waiting[call["id"]] = call["function"]["name"]
             items += (Item("call", id=call["id"], name=call["function"]["name"], arguments=call["function"]["arguments"]),)
         if message.get("refusal"):

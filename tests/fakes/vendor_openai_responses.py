@@ -255,14 +255,14 @@ def output_of(asked: Asked, answer: Answer) -> list[dict[str, Any]]:
     """Return the items of an answer."""
     status = "incomplete" if answer.stop in ("length", "filter") else "completed"
     result: list[dict[str, Any]] = []
-    for number, one in enumerate(answer.items):
+    for place, one in enumerate(answer.items):
         if one.kind == "thought":
             summary = [{"type": "summary_text", "text": one.text}] if asked.settings["_summary"] else []
             secret = {"encrypted_content": f"{one.signature}|{one.text}"} if asked.settings["_encrypted"] else {}
             result.append({"id": one.id, "type": "reasoning", "summary": summary, **secret})
         elif one.kind == "call":
             result.append(
-                {"id": f"fc_fake{number}", "type": "function_call", "status": "completed", "call_id": one.id, "name": one.name, "arguments": one.arguments}
+                {"id": f"fc_fake{place}", "type": "function_call", "status": "completed", "call_id": one.id, "name": one.name, "arguments": one.arguments}
             )
         else:
             part = (
@@ -270,7 +270,7 @@ def output_of(asked: Asked, answer: Answer) -> list[dict[str, Any]]:
                 if one.kind == "refusal"
                 else {"type": "output_text", "text": one.text, "annotations": [], "logprobs": []}
             )
-            result.append({"id": f"msg_fake{number}", "type": "message", "status": status, "role": "assistant", "content": [part]})
+            result.append({"id": f"msg_fake{place}", "type": "message", "status": status, "role": "assistant", "content": [part]})
     return result
 
 
@@ -357,6 +357,6 @@ def events(asked: Asked, plan: Plan) -> list[bytes]:
 
 
 def error_event(message_text: str) -> bytes:
-    """Return how a stream breaks."""
-    value = {"type": "error", "sequence_number": 5, "code": "server_error", "message": message_text, "param": None}
+    """Return how a stream breaks, after its first four events."""
+    value = {"type": "error", "sequence_number": 4, "code": "server_error", "message": message_text, "param": None}
     return f"event: error\ndata: {json.dumps(value)}\n\n".encode()

@@ -185,6 +185,12 @@ def decoded(value: str, path: str) -> bytes:
         raise Refused("Invalid base64 data.", path=path) from None
 
 
+def either_base64(value: Any, path: str) -> None:
+    """Base64 of something, in either alphabet, as protobuf's JSON takes it."""
+    some_text(value, path)
+    decoded(value.replace("-", "+").replace("_", "/"), path)
+
+
 def data_url(value: str, path: str) -> tuple[str, bytes]:
     """Return media type and content of a `data:` URL."""
     matched = re.fullmatch(r"data:([\w.+/-]+);base64,(.*)", value, flags=re.DOTALL)

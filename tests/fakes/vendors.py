@@ -39,15 +39,15 @@ SECRETS = {
 PROJECT, LOCATION, API_VERSION = "fake-project", "europe-west4", "2024-10-21"
 FAULTS = ("cut-event", "cut-utf8", "cut-number", "cut-ending", "bad-arguments", "other-dialect", "error-event", "not-json", "in-pieces", "html")
 
-# which header carries the secret, and how
+# which header carries the secret, and how; Anthropic's newer SDKs show their key as a bearer token
 SCHEMES = {
-    "openai": ("authorization", "Bearer "),
-    "vertex": ("authorization", "Bearer "),
-    "anthropic": ("x-api-key", ""),
-    "gemini": ("x-goog-api-key", ""),
-    "azure": ("api-key", ""),
+    "openai": {"authorization": "Bearer "},
+    "vertex": {"authorization": "Bearer "},
+    "anthropic": {"x-api-key": "", "authorization": "Bearer "},
+    "gemini": {"x-goog-api-key": ""},
+    "azure": {"api-key": ""},
 }
-ALL_SCHEMES = {header for header, _ in SCHEMES.values()}
+ALL_SCHEMES = {header for schemes in SCHEMES.values() for header in schemes}
 VERTEX = rf"/v1/projects/{PROJECT}/locations/{LOCATION}/publishers"
 # path, whose secret, dialect, what is done
 PATHS: tuple[tuple[str, str, ModuleType, str], ...] = (
@@ -55,11 +55,11 @@ PATHS: tuple[tuple[str, str, ModuleType, str], ...] = (
     (r"/v1/responses", "openai", vendor_openai_responses, "generate"),
     (r"/v1/messages", "anthropic", vendor_anthropic, "generate"),
     (r"/v1/messages/count_tokens", "anthropic", vendor_anthropic, "count"),
-    (r"/v1beta/models/(?P<model>[^/:]+):generateContent", "gemini", vendor_gemini, "whole"),
-    (r"/v1beta/models/(?P<model>[^/:]+):streamGenerateContent", "gemini", vendor_gemini, "stream"),
-    (r"/v1beta/models/(?P<model>[^/:]+):countTokens", "gemini", vendor_gemini, "count"),
-    (r"/v1beta/models/(?P<model>[^/:]+):embedContent", "gemini", vendor_gemini, "embed"),
-    (r"/v1beta/models/(?P<model>[^/:]+):batchEmbedContents", "gemini", vendor_gemini, "batch_embed"),
+    (r"/v1(?:beta)?/models/(?P<model>[^/:]+):generateContent", "gemini", vendor_gemini, "whole"),
+    (r"/v1(?:beta)?/models/(?P<model>[^/:]+):streamGenerateContent", "gemini", vendor_gemini, "stream"),
+    (r"/v1(?:beta)?/models/(?P<model>[^/:]+):countTokens", "gemini", vendor_gemini, "count"),
+    (r"/v1(?:beta)?/models/(?P<model>[^/:]+):embedContent", "gemini", vendor_gemini, "embed"),
+    (r"/v1(?:beta)?/models/(?P<model>[^/:]+):batchEmbedContents", "gemini", vendor_gemini, "batch_embed"),
     (rf"{VERTEX}/google/models/(?P<model>[^/:]+):generateContent", "vertex", vendor_gemini, "whole"),
     (rf"{VERTEX}/google/models/(?P<model>[^/:]+):streamGenerateContent", "vertex", vendor_gemini, "stream"),
     (rf"{VERTEX}/google/models/(?P<model>[^/:]+):countTokens", "vertex", vendor_gemini, "count"),
@@ -165,7 +165,7 @@ def serve(
     values = {name.lower(): value for name, value in headers}
     if values.get("content-type", "").partition(";")[0] != "application/json":
         raise Refused("Content-Type must be application/json.", status=415)
-    if owner == "anthropic" and values.get("anthropic-version") != "2023-06-01":
+    if owner == "anthropic" and values.get("anthropic-version") not in ("2023-06-01", "2026-10-21"):
         raise Refused("anthropic-version: header is required", status=400)
     asked_for = dict(urllib.parse.parse_qsl(query))
     if owner == "azure" and "deployment" in named and asked_for != {"api-version": API_VERSION}:
@@ -214,9 +214,8 @@ def verify_secret(owner: str, target: str, headers: list[tuple[str, str]], body:
     if owner == "bedrock":
         vendor_bedrock.verify_authorization("POST", target, headers, body)
         return
-    header, prefix = SCHEMES[owner]
     shown = [(name.lower(), value) for name, value in headers if name.lower() in ALL_SCHEMES]
-    if shown != [(header, prefix + SECRETS[owner])]:
+    if len(shown) != 1 or shown[0] not in [(header, prefix + SECRETS[owner]) for header, prefix in SCHEMES[owner].items()]:
         raise Refused(f"Incorrect API key provided, or in the wrong header: {[name for name, _ in shown]}.", status=401)
 
 
