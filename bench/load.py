@@ -1,6 +1,6 @@
 """A load generator that counts whole answers, closed-loop or paced: load.py URL CONNECTIONS SECONDS [--rate PER_SECOND] [--stream] [--key K] [--header 'N: V']... [--dialect chat|messages] [--model M]
 
-Prints one JSON line: requests, rps, errors (status != 200 or broken), p50/p99 ms, SSE events seen.
+Prints one JSON line: requests, rps, errors (status != 200, broken, or a stream without its end), p50/p99 ms, SSE events seen.
 """
 
 import argparse
@@ -45,6 +45,7 @@ if a.dialect == "messages":
 for h in a.header:
     head += h + "\r\n"
 request = (head + f"Content-Length: {len(payload)}\r\n\r\n").encode() + payload
+END = b"[DONE]" if a.dialect == "chat" else b"message_stop"  # a stream without it is broken, whatever its status
 times, errors, events = [], 0, 0
 idle = []  # paced: connections that wait for their turn; late counts turns that found none
 late = 0
@@ -64,7 +65,7 @@ class Client(asyncio.Protocol):
             self.send()
 
     def send(self):
-        self.n = 0
+        self.tail = b""
         self.began = time.perf_counter()
         self.t.write(request)
 
@@ -75,11 +76,12 @@ class Client(asyncio.Protocol):
         global events
         if a.stream:
             events += b.count(b"\n\n")
+            self.tail = b[-64:] if len(b) >= 64 else self.tail[-64:] + b
 
     def on_message_complete(self):
         global errors
         now = time.perf_counter()
-        if self.parser.get_status_code() == 200:
+        if self.parser.get_status_code() == 200 and (not a.stream or END in self.tail):
             times.append(now - self.began)
         else:
             errors += 1

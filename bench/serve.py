@@ -1,4 +1,5 @@
-"""Start a gateway for measuring: a throw-away home, every control on, limits too high to bite, `gpt-4o-mini` routed to the upstream given.
+"""Start a gateway for measuring: a throw-away home, every control on, limits too high to bite, `gpt-4o-mini` routed to the upstream given, which is
+asked for `claude-fast` too, in Anthropic's dialect: an OpenAI client's calls for it are translated.
 
     python -m bench.serve --upstream http://127.0.0.1:9000 --port 8317 [--workers 1]
 
@@ -39,6 +40,13 @@ providers:
     models: [gpt-4o-mini]
     concurrency: 100000
     rate_limit: {{requests_per_minute: 1000000000, tokens_per_minute: 100000000000}}
+  bench-anthropic:
+    kind: anthropic
+    base_url: {upstream}/v1
+    plain_http: true
+    models: [claude-fast]
+    concurrency: 100000
+    rate_limit: {{requests_per_minute: 1000000000, tokens_per_minute: 100000000000}}
 """
 
 
@@ -59,7 +67,8 @@ class Gateway:
         try:
             self._wait_ready()
             self.ready_seconds = time.monotonic() - began
-            self._run("credentials", "add", "bench", "--stdin", stdin="sk-bench-" + secrets.token_hex(16))
+            for provider in ("bench", "bench-anthropic"):
+                self._run("credentials", "add", provider, "--stdin", stdin="sk-bench-" + secrets.token_hex(16))
         except BaseException:
             self.stop()
             raise
