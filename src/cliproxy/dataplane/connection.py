@@ -20,6 +20,7 @@ from cliproxy.dataplane.outbox import CHUNKED, CLOSE, CONTINUE, Outbox
 from cliproxy.errors import CliproxyError, FramingError, RateLimited, Unavailable
 from cliproxy.ingress.address import Address
 from cliproxy.ingress.framing import Framer, Phase, RawRequest
+from cliproxy.ingress.head import Glimpse
 
 if TYPE_CHECKING:
     from cliproxy.dataplane.server import Server
@@ -321,7 +322,8 @@ class Connection(asyncio.Protocol):
         except CliproxyError as error:
             if self._streaming or self._state is not State.BUSY:
                 raise
-            self.respond(*server.encode_error(error))
+            seen = Glimpse(request.path, request.anthropic_version is not None, request.goog_api_key is not None)
+            self.respond(*server.encode_error(error, seen))
 
     def _await_rest(self) -> None:
         """Part of a request is there: set its deadline, take its toll, count what we hold."""
@@ -355,9 +357,10 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: CliproxyError) -> None:
         """Answer a request that is not whole, then close: what follows has no meaning."""
         self._keep_alive = False
+        seen = self._framer.glimpse
         self._framer.close()
         self._hold(0)
-        status, headers, body = self._server.encode_error(error)
+        status, headers, body = self._server.encode_error(error, seen)
         self._open_answer(status, headers, b"Content-Length: %d\r\n" % len(body))
         self._outbox.append(body)
         self._linger(close=False)

@@ -1,7 +1,7 @@
-"""The numbered path of DESIGN §3 in the worker: from a framed request to a call, and from a call's answer to the client's bytes.
+"""The numbered path of DESIGN §3 in the worker: from a framed request to a call that egress has, or to an answer of our own.
 
-What always holds: a request gets exactly one answer; a refusal before egress costs egress nothing; a client that goes away cancels its call;
-a stream that broke ends with an error event and never with `[DONE]`.
+What always holds: a request gets exactly one answer, in its own dialect; a refusal before egress costs egress nothing; a client that goes away cancels its
+call, also between two reroutes.
 """
 
 from __future__ import annotations
@@ -10,47 +10,49 @@ import os
 import time
 from collections.abc import Callable
 
-import msgspec
-
 from cliproxy import __version__
-from cliproxy.bounds import MAX_DATA_FRAME_BYTES, STREAM_GRANT_BYTES
+from cliproxy.bounds import MAX_ROUTE_TARGETS
+from cliproxy.config.routes import Profile, RouteTable
 from cliproxy.config.schema import Settings
-from cliproxy.dataplane.errors import encode_error
+from cliproxy.dataplane.answers import JSON_HEADERS, Origins
+from cliproxy.dataplane.calls import BAD_ANSWER, PendingCall, error_of, frame_of
+from cliproxy.dataplane.errors import Shape, encode_error
+from cliproxy.dataplane.keys import Presented, present, token_of
 from cliproxy.dataplane.link import EgressLink
+from cliproxy.dataplane.models import ModelPages
+from cliproxy.dataplane.routes import ClientRoute, Page, route_of, shape_of_request
 from cliproxy.dataplane.server import Connection, RawRequest
-from cliproxy.dataplane.steps import IdentifiedRequest, Presented, admit, authenticate, decode, encode, present
-from cliproxy.dataplane.unauthenticated import AuthenticationTally
-from cliproxy.dialects import Endpoint
-from cliproxy.errors import ClientError, CliproxyError, NotAuthenticated, NotFound, RateLimited, Unavailable, UpstreamError
-from cliproxy.ingress.rules.address_rate import AddressRate
-from cliproxy.ipc.mux import Abort, Answer, Call, Reroute
-from cliproxy.translators.openai_chat.decode import ChatRequest
-from cliproxy.translators.openai_chat.stream import KEEP_ALIVE, StreamFilter, error_event
-
-JSON_HEADERS = b"Content-Type: application/json\r\n"
-SSE_HEADERS = b"Content-Type: text/event-stream; charset=utf-8\r\nX-Accel-Buffering: no\r\n"
-BAD_ANSWER = Abort(
-    status=502, kind="upstream_error", code="bad_upstream_answer", message="The provider answered in a form that was not asked for.", retry_after=0.0
+from cliproxy.dataplane.steps import (
+    AdmittedRequest,
+    IdentifiedRequest,
+    OutboundRequest,
+    admit,
+    authenticate,
+    decode,
+    encode,
+    encode_for,
+    find_model,
+    session_of,
 )
+from cliproxy.dataplane.unauthenticated import AuthenticationTally
+from cliproxy.errors import ClientError, CliproxyError, NotAuthenticated, NotFound, RateLimited, Unavailable, UnsupportedFeature
+from cliproxy.ingress.rules.address_rate import AddressRate
+from cliproxy.ipc.mux import Answer, Reroute
+from cliproxy.translators.table import ClientRow, Given
+
 HEALTHY = b'{"status":"ok","version":"%s"}' % __version__.encode()
-
-
-class ModelItem(msgspec.Struct, frozen=True):
-    """One entry of `GET /v1/models`, in OpenAI's shape."""
-
-    id: str
-    created: int
-    owned_by: str
-    object: str = "model"
+_ESTIMATED = b"x-cliproxy-token-count: estimate\r\n"
 
 
 class Exchange:
     """All requests of one worker. Owns nothing that outlives the process."""
 
     def __init__(self, settings: Settings, link: EgressLink, tally: AuthenticationTally, *, address_limit: AddressRate, draining: Callable[[], bool]) -> None:
-        self._requests = settings.requests
-        self._models = frozenset(settings.models)
-        self._model_items = tuple(ModelItem(id=name, created=0, owned_by=route.provider) for name, route in sorted(settings.models.items()))
+        requests = settings.requests
+        self._requests = requests
+        self._given = Given(requests.max_tokens, requests.on_excess)
+        self._table = RouteTable(settings)
+        self._models = ModelPages(self._table, max_tokens=requests.max_tokens)
         self._link = link
         self._policy = link.policy
         self._tally = tally
@@ -60,12 +62,14 @@ class Exchange:
         self._id_count = 0
         self._streams: set[PendingCall] = set()
         self.clock = time.monotonic()  # coarse: advanced by `sweep`; good enough for keep-alive comments
+        self.collected = 0
+        self.origin_headers: Callable[[Answer], bytes] = Origins().headers
         self._keep_alive_after = settings.server.limits.keepalive_comment_seconds
-        self._calls: dict[bytes, Endpoint] = {b"/v1/chat/completions": Endpoint.CHAT_COMPLETIONS, b"/v1/embeddings": Endpoint.EMBEDDINGS}
-        self._pages: dict[bytes, Callable[[Connection, RawRequest, str], None]] = {
-            b"/v1/models": self._list_models,
-            b"/healthz": self._health,
-            b"/readyz": self._ready,
+        self._pages: dict[Page, Callable[[Connection, RawRequest, str, ClientRoute], None]] = {
+            Page.HEALTH: self._health,
+            Page.READY: self._ready,
+            Page.MODELS: self._list_models,
+            Page.MODEL: self._one_model,
         }
 
     # --- what the server calls ---
@@ -80,26 +84,25 @@ class Exchange:
             if wait is not None:
                 self._tally.denied(connection.address, self._address_limit.name)
                 raise RateLimited("Too many requests from your address.", retry_after=wait)
-            endpoint = self._calls.get(request.path)
-            page = self._pages.get(request.path) if endpoint is None else None
-            if endpoint is None and page is None:
+            route = route_of(request)
+            if route is None:
                 raise NotFound("There is no such route.", code="unknown_route")
-            method = b"GET" if page is not None else b"POST"
-            if request.method != method:
-                refusal = ClientError(f"This route takes {method.decode()} only.", code="method_not_allowed", status=405)
-                self.refuse(connection, refusal, request_id, extra=b"Allow: " + method + b"\r\n")
-            elif endpoint is not None:
-                self._call(connection, request, request_id, endpoint, now)
-            elif page is not None:
-                page(connection, request, request_id)
+            if request.method != route.method:
+                refusal = ClientError(f"This route takes {route.method.decode()} only.", code="method_not_allowed", status=405)
+                self.refuse(connection, refusal, request_id, route.shape, extra=b"Allow: " + route.method + b"\r\n")
+            elif route.row is not None:
+                self._call(connection, request, request_id, route, route.row, now)
+            elif route.page is not None:
+                self._pages[route.page](connection, request, request_id, route)
         except CliproxyError as error:
-            self.refuse(connection, error, request_id)
+            self.refuse(connection, error, request_id, shape_of_request(request))
 
     def on_client_gone(self, connection: Connection) -> None:
         """The client closed while its request was under way: the call is cancelled, upstream too."""
         call = connection.call
         if isinstance(call, PendingCall):
             self.cancel(call)
+            call.cancelled()
 
     def on_paused(self, connection: Connection) -> None:
         """The client does not read: `PendingCall` grants no more credit."""
@@ -118,27 +121,33 @@ class Exchange:
                 call.heard_at = now
                 call.keep_alive()
 
-    # --- routes ---
+    # --- pages ---
 
-    def _health(self, connection: Connection, request: RawRequest, request_id: str) -> None:
+    def _health(self, connection: Connection, request: RawRequest, request_id: str, route: ClientRoute) -> None:
         connection.respond(200, JSON_HEADERS, HEALTHY)
 
-    def _ready(self, connection: Connection, request: RawRequest, request_id: str) -> None:
+    def _ready(self, connection: Connection, request: RawRequest, request_id: str, route: ClientRoute) -> None:
         if self._draining():
             raise Unavailable("draining", code="draining")
         if not self._link.is_ready(time.monotonic()):
             raise Unavailable("not ready", code="not_ready")
         connection.respond(200, JSON_HEADERS, b'{"status":"ready"}')
 
-    def _list_models(self, connection: Connection, request: RawRequest, request_id: str) -> None:
+    def _list_models(self, connection: Connection, request: RawRequest, request_id: str, route: ClientRoute) -> None:
         identified = self._identify(connection, request, time.monotonic())
         self._tally.admitted(connection.address, identified.principal.id)
-        items = [item for item in self._model_items if identified.principal.allows_model(item.id)]
-        body = msgspec.json.encode({"object": "list", "data": items})
-        connection.respond(200, JSON_HEADERS + b"x-request-id: %s\r\n" % request_id.encode(), body)
+        connection.respond(200, _headers(request_id, route.shape), self._models.listed(identified.principal, route.shape))
+
+    def _one_model(self, connection: Connection, request: RawRequest, request_id: str, route: ClientRoute) -> None:
+        identified = self._identify(connection, request, time.monotonic())
+        self._tally.admitted(connection.address, identified.principal.id)
+        found = find_model(route.model, identified.principal, self._table)
+        connection.respond(200, _headers(request_id, route.shape), self._models.one(route.model, found, route.shape))
+
+    # --- calls ---
 
     def _identify(self, connection: Connection, request: RawRequest, now: float) -> IdentifiedRequest:
-        token = bearer_token(request)
+        token = token_of(request)
         # A connection repeats its key; what it proves need not be worked out anew. Whether that still counts is looked up for each request.
         known = connection.presented
         presented = known if isinstance(known, Presented) and known.token == token else present(token)
@@ -151,41 +160,38 @@ class Exchange:
         connection.presented = presented
         return identified
 
-    def _call(self, connection: Connection, request: RawRequest, request_id: str, endpoint: Endpoint, now: float) -> None:
+    def _call(self, connection: Connection, request: RawRequest, request_id: str, route: ClientRoute, row: ClientRow, now: float) -> None:
         identified = self._identify(connection, request, now)
-        outbound = encode(admit(decode(identified, endpoint, self._requests), self._models))
-        asked = outbound.admitted.decoded.body
-        max_tokens, n, stream_filter = 0, 1, None
-        if isinstance(asked, ChatRequest):
-            max_tokens, n = asked.max_tokens, asked.n
-            if asked.stream:
-                stream_filter = StreamFilter(asked.include_usage)
-        body = outbound.body
-        size = len(body)
-        call = PendingCall(self, connection, request_id, stream_filter)
-        # Positional, in the order of `ipc.mux.Call`: keywords cost half a microsecond here.
-        frame = Call(
-            endpoint,
-            identified.proof,
-            request_id,
-            connection.address,
-            asked.model,
-            max_tokens,
-            n,
-            stream_filter is not None,
-            asked.estimate,
-            outbound.hole,
-            size,
-            body if size <= MAX_DATA_FRAME_BYTES else b"",
-        )
-        call.stream = self._link.send(call, frame, body)
+        given = self._given
+        if route.model:
+            given = Given(given.max_tokens, given.on_excess, route.model, route.stream, route.batch)
+        admitted = admit(decode(identified, row, given), self._table)
+        if not admitted.profiles:
+            self._estimate(connection, request_id, route, row, admitted)
+            return
+        call = PendingCall(self, connection, request_id, route.shape, array=route.array)
+        self._send(call, encode(admitted), ())
         connection.call = call
+
+    def _estimate(self, connection: Connection, request_id: str, route: ClientRoute, row: ClientRow, admitted: AdmittedRequest) -> None:
+        """No provider of the model counts tokens: tell our own guess, and that it is one."""
+        decoded = admitted.decoded
+        self._tally.admitted(connection.address, decoded.principal.id)
+        assert row.encode_answer is not None
+        body = row.encode_answer(decoded.figures.estimate, request=decoded.body, id=request_id, model=decoded.figures.model, created=0)
+        connection.respond(200, _headers(request_id, route.shape) + _ESTIMATED, body)
+
+    def _send(self, call: PendingCall, outbound: OutboundRequest, tried: tuple[str, ...]) -> None:
+        call.expect(outbound)
+        admitted = outbound.admitted
+        session = session_of(admitted) if admitted.route.affinity else ""
+        call.stream = self._link.send(call, frame_of(outbound, call, session, tried), outbound.body)
 
     # --- what a pending call asks for ---
 
-    def refuse(self, connection: Connection, error: CliproxyError, request_id: str, extra: bytes = b"") -> None:
+    def refuse(self, connection: Connection, error: CliproxyError, request_id: str, shape: Shape, extra: bytes = b"") -> None:
         """Answer with `error`, in the client's dialect."""
-        status, headers, body = encode_error(error, request_id)
+        status, headers, body = encode_error(error, request_id, shape)
         connection.respond(status, headers + extra, body)
 
     def streaming(self, call: PendingCall) -> None:
@@ -208,102 +214,37 @@ class Exchange:
         self.finished(call)
         self._link.cancel(call.stream)
 
+    def reroute(self, call: PendingCall, reroute: Reroute) -> None:
+        """Write the kept request for the profile that egress names and send it again. Raises `CliproxyError` if that cannot be.
 
-class PendingCall:
-    """One call from the moment egress has it until its client has the answer."""
-
-    __slots__ = ("_exchange", "_filter", "_owed", "_request_id", "connection", "heard_at", "started", "stream")
-
-    def __init__(self, exchange: Exchange, connection: Connection, request_id: str, stream_filter: StreamFilter | None) -> None:
-        self._exchange = exchange
-        self.connection = connection
-        self._request_id = request_id
-        self._filter = stream_filter
-        self._owed = 0  # bytes passed on to the client's connection and not yet granted anew
-        self.started = False
-        self.stream = 0
-        self.heard_at = 0.0
-
-    def on_answer(self, answer: Answer) -> None:
-        if answer.final and not answer.sse:
-            connection = self.connection
-            connection.call = None  # before the answer is written: that may start the connection's next request
-            connection.respond(answer.status, b"%sx-request-id: %s\r\n" % (JSON_HEADERS, self._request_id.encode()), answer.body)
+        A profile that cannot say the request counts as tried with all its targets, and the next one that has others is taken.
+        """
+        admitted = call.kept
+        named = None if admitted is None else _profile_named(admitted, reroute)
+        if admitted is None or named is None or len(reroute.tried) > MAX_ROUTE_TARGETS:
+            raise error_of(BAD_ANSWER)
+        tried = dict.fromkeys(reroute.tried)
+        for profile in (named, *(other for other in admitted.profiles if other != named)):
+            targets = [target.id for group in admitted.route.groups_for(profile) for target in group.targets]
+            if all(target in tried for target in targets):
+                continue
+            try:
+                outbound = encode_for(admitted, profile)
+            except UnsupportedFeature:
+                tried.update(dict.fromkeys(targets))
+                continue
+            self._send(call, outbound, tuple(tried))
             return
-        if answer.sse != (self._filter is not None):
-            self._exchange.cancel(self)
-            self.on_abort(BAD_ANSWER)
-            return
-        self.started = True
-        self.connection.start_stream(answer.status, b"%sx-request-id: %s\r\n" % (SSE_HEADERS if answer.sse else JSON_HEADERS, self._request_id.encode()))
-        if answer.sse:
-            self._exchange.streaming(self)
-        if answer.body:
-            self.on_data(answer.body)
-        if answer.final:
-            self.on_end()
-
-    def on_data(self, data: bytes) -> None:
-        connection = self.connection
-        self.heard_at = self._exchange.clock
-        try:
-            passed = data if self._filter is None else self._filter.feed(data)
-        except UpstreamError as error:
-            self._exchange.cancel(self)
-            self.on_abort(Abort(error.status, error.kind, error.code, error.message, 0.0))
-            return
-        connection.write_chunk(passed)
-        self._owed += len(data)
-        if self._owed >= STREAM_GRANT_BYTES and not connection.paused:
-            self.resume()
-
-    def on_end(self) -> None:
-        self._exchange.finished(self)
-        self.connection.end_stream()
-
-    def on_abort(self, abort: Abort) -> None:
-        self._exchange.finished(self)
-        if not self.started:
-            self._exchange.refuse(self.connection, error_of(abort), self._request_id)
-        elif self._filter is None:
-            self.connection.abort()  # half a JSON text: the broken framing is the only honest ending
-        else:
-            self.connection.write_chunk(error_event(abort.message, kind=abort.kind, code=abort.code))
-            self.connection.end_stream()
-
-    def on_reroute(self, reroute: Reroute) -> None:
-        self.on_abort(BAD_ANSWER)  # no route of ours has two profiles yet
-
-    def resume(self) -> None:
-        """The client reads: pay what is owed in credit."""
-        owed, self._owed = self._owed, 0
-        if owed:
-            self._exchange.grant(self, owed)
-
-    def keep_alive(self) -> None:
-        """Send a comment, unless the client is not even reading. Only whole events were written, so it stands between two."""
-        if not self.connection.paused:
-            self.connection.write_chunk(KEEP_ALIVE)
+        raise Unavailable("No provider that could answer this request can take it now; try again in a moment.", code="no_target")
 
 
-def bearer_token(request: RawRequest) -> bytes | None:
-    """Return what follows `Bearer` in the Authorization header (RFC 6750 §2.1; the scheme's case does not matter), or `None`."""
-    value = request.authorization
-    if value is None or value[:7].lower() != b"bearer ":
-        return None
-    return value[7:].strip(b" ")
+def _profile_named(admitted: AdmittedRequest, reroute: Reroute) -> Profile | None:
+    """Return the profile of the request's route that `reroute` names; `None`: there is none."""
+    return next((profile for profile in admitted.profiles if (profile.endpoint, profile.quirks) == (reroute.endpoint, reroute.quirks)), None)
 
 
-def error_of(abort: Abort) -> CliproxyError:
-    """Return the error that `abort` reports, for the encoder of error answers."""
-    if abort.status == 429:
-        return RateLimited(abort.message, retry_after=max(abort.retry_after, 1.0))
-    if abort.status == 503:
-        return Unavailable(abort.message, code=abort.code, retry_after=max(abort.retry_after, 1.0))
-    if abort.status >= 500:
-        return UpstreamError(abort.message, status=abort.status, code=abort.code)
-    if abort.status == 401:
-        return NotAuthenticated()
-    error = ClientError(abort.message, code=abort.code, status=abort.status)
-    error.kind = abort.kind
-    return error
+def _headers(request_id: str, shape: Shape) -> bytes:
+    """Return the headers of an answer that we make ourselves."""
+    id = request_id.encode("ascii")
+    headers = b"%sx-request-id: %s\r\n" % (JSON_HEADERS, id)
+    return headers + b"request-id: %s\r\n" % id if shape is Shape.ANTHROPIC else headers

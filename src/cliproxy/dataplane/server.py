@@ -26,9 +26,11 @@ from cliproxy.config.schema import ServerLimits
 from cliproxy.dataplane.connection import Connection, State
 from cliproxy.dataplane.errors import encode_error
 from cliproxy.dataplane.outbox import CLOSE, status_line
+from cliproxy.dataplane.routes import shape_of
 from cliproxy.errors import CliproxyError, NotPermitted
 from cliproxy.ingress.address import parse_address
 from cliproxy.ingress.framing import RawRequest
+from cliproxy.ingress.head import NOTHING, Glimpse
 from cliproxy.ingress.headers import security_headers
 from cliproxy.ingress.rules.address_rate import AddressRate
 from cliproxy.ingress.rules.table import AcceptRules
@@ -283,9 +285,10 @@ class Server:
         """Date and security headers, encoded."""
         return self._common[secure]
 
-    def encode_error(self, error: CliproxyError) -> tuple[int, bytes, bytes]:
-        """Encode an error of a request that the exchange never saw, or raised, with an id of its own."""
-        return encode_error(error, f"req_{secrets.token_hex(10)}")
+    def encode_error(self, error: CliproxyError, seen: Glimpse = NOTHING) -> tuple[int, bytes, bytes]:
+        """Encode an error of a request that the exchange never saw, or raised, with an id of its own. `seen` is what the request seems to say."""
+        shape = shape_of(seen.path, anthropic=seen.anthropic, goog=seen.goog)
+        return encode_error(error, f"req_{secrets.token_hex(10)}", shape)
 
     def report_fault(self, error: BaseException) -> None:
         """Code of ours raised `error`."""

@@ -3,40 +3,27 @@
     RawRequest ── authenticate ──> IdentifiedRequest ── decode ──> DecodedRequest ── admit ──> AdmittedRequest ── encode ──> OutboundRequest
 
 Skipping one does not type-check. Each raises the `ClientError` or `Unavailable` that the client gets; none does I/O. Times are passed in.
+From `DecodedRequest` on the client's bytes are not held any more: a request that may be sent again is kept as its decoded value.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+
 import msgspec
 
-from cliproxy.auth.client_keys import digest_of, proof_of
 from cliproxy.auth.principals import Principal
-from cliproxy.config.schema import Requests
-from cliproxy.dataplane.server import RawRequest
-from cliproxy.dialects import Endpoint
-from cliproxy.errors import NotAuthenticated, NotFound, NotPermitted, Unavailable
+from cliproxy.bounds import MAX_SESSION_CHARS
+from cliproxy.config.routes import Profile, Route, RouteTable
+from cliproxy.dataplane.keys import Presented
+from cliproxy.dialects import ENDPOINTS, Operation
+from cliproxy.errors import NotAuthenticated, NotFound, NotPermitted, SchemaError, Unavailable, UnsupportedFeature
 from cliproxy.ingress.address import IpAddress
+from cliproxy.ingress.framing import RawRequest
 from cliproxy.ipc.policy_feed import PolicyFeed
-from cliproxy.translators.openai_chat.decode import ChatRequest, decode_chat
-from cliproxy.translators.openai_chat.encode import encode_with_hole as encode_chat
-from cliproxy.translators.openai_embeddings.decode import EmbeddingsRequest, decode_embeddings
-from cliproxy.translators.openai_embeddings.encode import encode_with_hole as encode_embeddings
-
-NO_KEY = bytes(32)  # hashed in place of a missing proof, so that every refusal does the same work
-
-
-class Presented(msgspec.Struct, frozen=True, gc=False):
-    """A token as a client presented it, and what it proves: `proof` is None unless it is well-formed; `digest` is what is looked up."""
-
-    token: bytes | None
-    proof: bytes | None
-    digest: bytes
-
-    def __repr__(self) -> str:
-        return "Presented(***)"
-
-    def __rich_repr__(self) -> list[tuple[str, object]]:  # msgspec's own would show the token
-        return []
+from cliproxy.translators.table import TARGETS, ClientRow, Figures, Given
 
 
 class IdentifiedRequest(msgspec.Struct, frozen=True, gc=False):
@@ -48,31 +35,36 @@ class IdentifiedRequest(msgspec.Struct, frozen=True, gc=False):
 
 
 class DecodedRequest(msgspec.Struct, frozen=True, gc=False):
-    """A request whose body is what the schema says."""
+    """A request whose body is what the schema says. `body` is what the row's `decode` made of it; `session` what the client calls its session."""
 
-    identified: IdentifiedRequest
-    endpoint: Endpoint
-    body: ChatRequest | EmbeddingsRequest
+    principal: Principal
+    proof: bytes
+    row: ClientRow
+    body: Any
+    figures: Figures
+    session: bytes | None
 
 
 class AdmittedRequest(msgspec.Struct, frozen=True, gc=False):
-    """A request for a model that exists and that its principal may use."""
+    """A request for a model that exists and that its principal may use. `profiles`: what it may be written for, in that order; never empty for calls."""
 
     decoded: DecodedRequest
+    route: Route
+    profiles: tuple[Profile, ...]
 
 
 class OutboundRequest(msgspec.Struct, frozen=True, gc=False):
-    """What leaves for egress: our own encoding, with a hole for the upstream's model name."""
+    """What leaves for egress: our own encoding, with a hole for the upstream's model name.
+
+    `dropped` are the client's names of the fields that were left out; `translated` says whether the answer will be in another dialect than the client's.
+    """
 
     admitted: AdmittedRequest
+    profile: Profile
     body: bytes
     hole: int
-
-
-def present(token: bytes | None) -> Presented:
-    """Return what `token` proves. The same work for every token, malformed or missing too."""
-    proof = proof_of(token or b"")
-    return Presented(token, proof, digest_of(proof or NO_KEY))
+    dropped: tuple[str, ...]
+    translated: bool
 
 
 def authenticate(raw: RawRequest, presented: Presented, policy: PolicyFeed, *, address: IpAddress, now: float, wall: float) -> IdentifiedRequest:
@@ -89,25 +81,96 @@ def authenticate(raw: RawRequest, presented: Presented, policy: PolicyFeed, *, a
     return IdentifiedRequest(raw, principal, proof)
 
 
-def decode(request: IdentifiedRequest, endpoint: Endpoint, rules: Requests) -> DecodedRequest:
+def decode(request: IdentifiedRequest, row: ClientRow, given: Given) -> DecodedRequest:
     """Step 5. Raises `SchemaError` naming the field."""
-    if endpoint is Endpoint.CHAT_COMPLETIONS:
-        return DecodedRequest(request, endpoint, decode_chat(request.raw.body, max_tokens_cap=rules.max_tokens, on_excess=rules.on_excess))
-    return DecodedRequest(request, endpoint, decode_embeddings(request.raw.body))
+    raw = request.raw
+    body = row.decode(raw.body, given, raw.content_type)
+    return DecodedRequest(request.principal, request.proof, row, body, row.figures(body), raw.session)
 
 
-def admit(request: DecodedRequest, models: frozenset[str]) -> AdmittedRequest:
-    """Step 6: 404 for a model that does not exist, 403 for one that the key may not use."""
-    model = request.body.model
-    if model not in models:
-        raise NotFound("There is no model of that name here; GET /v1/models lists them.", param="model", code="model_not_found")
-    if not request.identified.principal.allows_model(model):
+def admit(request: DecodedRequest, table: RouteTable) -> AdmittedRequest:
+    """Step 6: 404 for a model that does not exist, 403 for one that the key may not use, 400 for one that cannot do what is asked.
+
+    A count is the exception: without a provider that counts there are no profiles, and the worker guesses.
+    """
+    route = find_model(request.figures.model, request.principal, table)
+    row = request.row
+    profiles = route.profiles(row.operation, row.dialect)
+    if not profiles and row.operation is not Operation.COUNT_TOKENS:
+        raise SchemaError("The provider of this model does not have this endpoint.", param="model", code="endpoint_not_supported")
+    return AdmittedRequest(request, route, profiles)
+
+
+def find_model(name: str, principal: Principal, table: RouteTable) -> Route:
+    """Return the route of the public model `name`. Raises `NotFound`, with names like it that this key may use, or `NotPermitted`."""
+    route = table.find(name)
+    if route is None:
+        near = table.near(name, principal.allows_model)
+        hint = f" Did you mean {' or '.join(near)}?" if near else " The list of models names those that there are."
+        raise NotFound("There is no model of that name here." + hint, param="model", code="model_not_found")
+    if not principal.allows_model(name):
         raise NotPermitted("This API key may not use that model.", param="model", code="model_not_permitted")
-    return AdmittedRequest(request)
+    return route
 
 
 def encode(request: AdmittedRequest) -> OutboundRequest:
-    """Step 7."""
-    body = request.decoded.body
-    prefix, suffix = encode_chat(body) if isinstance(body, ChatRequest) else encode_embeddings(body)
-    return OutboundRequest(request, prefix + suffix, len(prefix))
+    """Step 7, for the first of the request's profiles that can say it. Raises what was wrong with the first one if none can."""
+    refusal: UnsupportedFeature | None = None
+    for profile in request.profiles:
+        try:
+            return encode_for(request, profile)
+        except UnsupportedFeature as error:
+            refusal = refusal or error
+    if refusal is None:
+        raise SchemaError("The provider of this model does not have this endpoint.", param="model", code="endpoint_not_supported")
+    raise refusal
+
+
+def encode_for(request: AdmittedRequest, profile: Profile) -> OutboundRequest:
+    """Step 7, for one profile. Raises `UnsupportedFeature` with the client's own path of what that one cannot say."""
+    decoded = request.decoded
+    row = decoded.row
+    endpoint, quirks = profile
+    if ENDPOINTS[endpoint][1] is row.dialect:
+        encoded = row.same(decoded.body, quirks)
+        prefix = encoded.prefix
+        dropped = encoded.dropped
+        if dropped:
+            dropped = tuple(client_path(name, row.field_names) for name in dropped)
+        return OutboundRequest(request, profile, prefix + encoded.suffix, len(prefix), dropped, False)
+    target = TARGETS.get(endpoint)
+    if target is None or row.hub_of is None:
+        raise UnsupportedFeature("The provider of this model does not have this endpoint.", param="model", code="endpoint_not_supported")
+    hub = row.hub_of(decoded.body)
+    try:
+        encoded = target.encode(hub, quirks)
+    except UnsupportedFeature as error:
+        raise UnsupportedFeature(error.message, param=client_path(error.param or "", row.field_names) or None, code=error.code) from None
+    dropped = tuple(client_path(name, row.field_names) for name in encoded.dropped)
+    return OutboundRequest(request, profile, encoded.prefix + encoded.suffix, len(encoded.prefix), dropped, True)
+
+
+def client_path(name: str, field_names: Mapping[str, str]) -> str:
+    """Return the client's own path of `name`, a field of the hub or something inside one; what is a client's path already stays as it is."""
+    known = field_names.get(name)
+    if known is not None:
+        return known
+    for end, character in enumerate(name):
+        if character in ".[":
+            field = field_names.get(name[:end])
+            return name if field is None else field + name[end:]
+    return name
+
+
+def session_of(request: AdmittedRequest) -> str:
+    """Return what calls of one session have in common; empty where there is none. Only routes with affinity care.
+
+    A hash with the principal in it: it tells nobody what the client calls its sessions, and no two principals share one.
+    """
+    decoded = request.decoded
+    said = decoded.session
+    if not said:
+        said = decoded.row.session_of(decoded.body).encode("utf-8", "replace")
+    if not 0 < len(said) <= MAX_SESSION_CHARS:
+        return ""
+    return sha256(decoded.principal.id.encode() + b"\0" + said).hexdigest()[:32]

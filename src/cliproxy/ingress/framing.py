@@ -22,7 +22,7 @@ import msgspec
 
 from cliproxy.bounds import BODY_PIECES_PER_JOIN, MAX_CHUNK_LINE_BYTES, MAX_CHUNKS_PER_BODY, MAX_CONTENT_LENGTH_DIGITS, MAX_REPEATED_HEAD_BYTES
 from cliproxy.errors import FramingError
-from cliproxy.ingress.head import METHODS, REQUEST_LINE, Head, parse_head, refuse
+from cliproxy.ingress.head import METHODS, REQUEST_LINE, Glimpse, Head, glimpse_of, parse_head, refuse
 
 
 class RawRequest(msgspec.Struct, frozen=True, gc=False):
@@ -43,6 +43,9 @@ class RawRequest(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     keep_alive: bool
     http_1_0: bool = False
+    goog_api_key: bytes | None = None
+    anthropic_version: bytes | None = None
+    session: bytes | None = None
 
     def __repr__(self) -> str:
         return f"RawRequest({self.method!r}, {self.path!r}, {len(self.body)} bytes)"
@@ -83,6 +86,7 @@ class Framer:
         "_chunked",
         "_chunks",
         "_complete",
+        "_glimpse",
         "_head",
         "_host",
         "_joined",
@@ -129,6 +133,7 @@ class Framer:
         self._chunk_step = _CHUNK_LINE
         self._chunks = 0
         self._missing = 0  # bytes of the body, or of the chunk, still to come
+        self._glimpse: Glimpse | None = None
         self.phase = Phase.BETWEEN
         self.wants_continue = False
         self.held = 0
@@ -137,6 +142,16 @@ class Framer:
     def unread(self) -> int:
         """Bytes that were fed and belong to no request yet."""
         return len(self._buffer)
+
+    @property
+    def glimpse(self) -> Glimpse:
+        """What the request that is not whole, or was refused, seems to say."""
+        head = self._head
+        if self._glimpse is not None:
+            return self._glimpse
+        if head is not None:
+            return Glimpse(head.path, head.anthropic_version is not None, head.goog_api_key is not None)
+        return glimpse_of(self._buffer[: self._max_head_bytes])
 
     def feed(self, data: bytes) -> None:
         """Take bytes of the connection. After an error they are dropped."""
@@ -179,11 +194,16 @@ class Framer:
                 whole = self._read_length()
             return self._finish() if whole else None
         except httptools.HttpParserError as error:  # HttpParserUpgrade is one too
-            self.close()
+            self._break_off()
             raise FramingError("The request is not valid HTTP/1.1.") from error
         except FramingError:
-            self.close()
+            self._break_off()
             raise
+
+    def _break_off(self) -> None:
+        """Let go of everything but what the error answer's dialect hangs on."""
+        self._glimpse = self.glimpse
+        self.close()
 
     # --- the head ---
 
@@ -350,4 +370,7 @@ class Framer:
             body,
             head.keep_alive and self._parser_keeps,
             head.http_1_0,
+            head.goog_api_key,
+            head.anthropic_version,
+            head.session,
         )

@@ -31,6 +31,9 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     length: int
     chunked: bool
     expects_continue: bool
+    goog_api_key: bytes | None = None
+    anthropic_version: bytes | None = None
+    session: bytes | None = None
 
     def __repr__(self) -> str:
         return f"Head({self.method!r}, {self.path!r})"
@@ -55,7 +58,8 @@ _NAME_BYTES: Final = b"!#$%&'*+-.^`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFG
 
 # Places in the list of values that `_read_head` fills.
 _HOST_AT, _LENGTH, _CODING, _CONNECTION, _AUTHORIZATION, _API_KEY, _CONTENT_TYPE, _ACCEPT, _EXPECT, _CONTENT_CODING, _REFUSED = range(11)
-_PLACES: Final = 11
+_GOOG_API_KEY, _ANTHROPIC_VERSION, _SESSION = range(11, 14)
+_PLACES: Final = 14
 _IGNORED: Final = -1
 
 _USED_NAMES: Final = {
@@ -65,6 +69,9 @@ _USED_NAMES: Final = {
     b"connection": _CONNECTION,
     b"authorization": _AUTHORIZATION,
     b"x-api-key": _API_KEY,
+    b"x-goog-api-key": _GOOG_API_KEY,
+    b"anthropic-version": _ANTHROPIC_VERSION,
+    b"x-session-id": _SESSION,
     b"content-type": _CONTENT_TYPE,
     b"accept": _ACCEPT,
     b"expect": _EXPECT,
@@ -79,7 +86,7 @@ _USUAL_NAMES: Final = (
     b"x-forwarded-for x-forwarded-proto x-forwarded-host x-forwarded-port forwarded traceparent tracestate openai-organization openai-project "
     b"x-stainless-lang x-stainless-package-version x-stainless-os x-stainless-arch x-stainless-runtime x-stainless-runtime-version "
     b"x-stainless-async x-stainless-retry-count x-stainless-read-timeout x-stainless-timeout x-stainless-helper-method x-stainless-raw-response "
-    b"x-stainless-helper anthropic-version anthropic-beta idempotency-key sec-fetch-mode sec-fetch-site sec-fetch-dest keep-alive"
+    b"x-stainless-helper x-goog-api-client x-goog-user-project anthropic-beta idempotency-key sec-fetch-mode sec-fetch-site sec-fetch-dest keep-alive"
 ).split()
 
 
@@ -133,7 +140,32 @@ def parse_head(head: bytes, *, max_headers: int, max_body_bytes: int, known_host
         length,
         chunked,
         expect is not None,
+        values[_GOOG_API_KEY],
+        values[_ANTHROPIC_VERSION],
+        values[_SESSION],
     )
+
+
+class Glimpse(msgspec.Struct, frozen=True, gc=False):
+    """What a request that was refused before it was whole seems to say: in whose dialect its sender reads errors, and nothing else, hangs on it."""
+
+    path: bytes = b""
+    anthropic: bool = False
+    goog: bool = False
+
+
+NOTHING: Final = Glimpse()
+_PATH: Final = re.compile(rb"[A-Z]{3,7} (/[^ ?\r\n]*)")
+_ANTHROPIC_LINE: Final = re.compile(rb"\r\nanthropic-version:", re.IGNORECASE)
+_GOOG_LINE: Final = re.compile(rb"\r\nx-goog-api-key:", re.IGNORECASE)
+
+
+def glimpse_of(head: bytes) -> Glimpse:
+    """Return what the beginning of a request seems to say, valid or not."""
+    path = _PATH.match(head)
+    if path is None:
+        return NOTHING
+    return Glimpse(path[1], _ANTHROPIC_LINE.search(head) is not None, _GOOG_LINE.search(head) is not None)
 
 
 def refuse(message: str, *, status: int = 400) -> NoReturn:

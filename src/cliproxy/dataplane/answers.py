@@ -1,0 +1,209 @@
+"""From what egress sends to what the client gets: how a whole answer is said in another dialect, and how a stream is.
+
+What always holds: only whole events come out, so that a comment or an error may stand between; a stream that broke ends with its dialect's error, never with
+its normal ending; nothing of a provider's answer gets into a header unless it is plain text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+from cliproxy.bounds import MAX_HEADER_VALUE_CHARS, MAX_WARNINGS
+from cliproxy.errors import UpstreamError
+from cliproxy.ipc.mux import Abort, Answer
+from cliproxy.translators.table import ClientRow, Pass, Reader, TargetRow, Writer
+
+JSON_HEADERS: Final = b"Content-Type: application/json\r\n"
+SSE_HEADERS: Final = b"Content-Type: text/event-stream; charset=utf-8\r\nX-Accel-Buffering: no\r\n"
+ARRAY_HEADERS: Final = b"Content-Type: application/json; charset=utf-8\r\nX-Accel-Buffering: no\r\n"
+_MEDIA_TYPE: Final = re.compile(r"[a-z0-9.+-]{1,64}/[a-z0-9.+-]{1,64}(?:; ?[a-z0-9-]{1,32}=[A-Za-z0-9._-]{1,64})?", re.ASCII)
+
+
+class Stream(Protocol):
+    """A streamed answer on its way. All three return whole events, or whole elements of an array."""
+
+    headers: bytes
+    keep_alive: bytes
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what the client is to have of `data`. Raises `UpstreamError` when the provider broke off or speaks another language."""
+
+    def finish(self) -> bytes:
+        """The provider's answer is whole. Raises `UpstreamError` when it is not."""
+
+    def broken(self, abort: Abort) -> bytes:
+        """Return how a stream ends that broke."""
+
+
+class SameStream:
+    """A stream that stays in its dialect."""
+
+    __slots__ = ("_pass", "_row", "headers", "keep_alive")
+
+    def __init__(self, row: ClientRow, passing: Pass) -> None:
+        self._row = row
+        self._pass = passing
+        self.headers = SSE_HEADERS
+        self.keep_alive = row.keep_alive
+
+    def feed(self, data: bytes) -> bytes:
+        return self._pass.feed(data)
+
+    def finish(self) -> bytes:
+        return b""
+
+    def broken(self, abort: Abort) -> bytes:
+        return _error_event(self._row, abort)
+
+
+class TranslatedStream:
+    """A stream in another dialect than the client's: the provider's bytes to the hub's events to the client's bytes."""
+
+    __slots__ = ("_reader", "_row", "_writer", "headers", "keep_alive")
+
+    def __init__(self, row: ClientRow, reader: Reader, writer: Writer) -> None:
+        self._row = row
+        self._reader = reader
+        self._writer = writer
+        self.headers = SSE_HEADERS
+        self.keep_alive = row.keep_alive
+
+    def feed(self, data: bytes) -> bytes:
+        events = self._reader.feed(data)
+        return self._writer.write(events) if events else b""
+
+    def finish(self) -> bytes:
+        events = self._reader.finish()
+        return self._writer.write(events) if events else b""
+
+    def broken(self, abort: Abort) -> bytes:
+        return _error_event(self._row, abort)
+
+
+class ArrayStream:
+    """A stream of events as the elements of one JSON array (Gemini without `alt=sse`). White space between them is its keep-alive."""
+
+    __slots__ = ("_events", "_next", "headers", "keep_alive")
+
+    def __init__(self, events: Stream) -> None:
+        self._events = events
+        self._next = b"["
+        self.headers = ARRAY_HEADERS
+        self.keep_alive = b"\n"
+
+    def feed(self, data: bytes) -> bytes:
+        return self._elements(self._events.feed(data))
+
+    def finish(self) -> bytes:
+        return self._elements(self._events.finish()) + (b"[]" if self._next == b"[" else b"\n]")
+
+    def broken(self, abort: Abort) -> bytes:
+        return self._elements(self._events.broken(abort)) + b"\n]"
+
+    def _elements(self, events: bytes) -> bytes:
+        out = []
+        for event in events.split(b"\n\n"):
+            data = b"\n".join(line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:"))
+            if data:
+                out.append(self._next + data)
+                self._next = b",\n"
+        return b"".join(out)
+
+
+class WholeAnswer:
+    """A whole answer in another dialect than the client's: collected, then said anew. `size` is what was collected, `headers` what goes with it."""
+
+    __slots__ = ("_id", "_model", "_pieces", "_request", "_row", "_target", "headers", "size")
+
+    def __init__(self, row: ClientRow, target: TargetRow, request: Any, *, id: str, model: str) -> None:
+        self._row = row
+        self._target = target
+        self._request = request
+        self._id = id
+        self._model = model
+        self._pieces: list[bytes] = []
+        self.headers = b""
+        self.size = 0
+
+    def add(self, data: bytes) -> None:
+        """Hold a piece."""
+        self._pieces.append(data)
+        self.size += len(data)
+
+    def said(self, *, created: int) -> bytes:
+        """Return the answer for the client; `created` in seconds since the epoch. Raises `UpstreamError` if it is none, or of a third dialect."""
+        if self._row.encode_answer is None:
+            raise UpstreamError("The provider answered in a form that was not asked for.", code="bad_upstream_answer")
+        answer = self._target.decode_answer(b"".join(self._pieces))
+        return self._row.encode_answer(answer, request=self._request, id=self._id, model=self._model, created=created)
+
+
+def same_stream(row: ClientRow, request: Any, *, array: bool) -> Stream | None:
+    """Return how the stream of an answer to `request` goes to the client unchanged; `None`: the dialect has no streams for this."""
+    if row.passing is None:
+        return None
+    stream = SameStream(row, row.passing(request))
+    return ArrayStream(stream) if array else stream
+
+
+def translated_stream(row: ClientRow, target: TargetRow, request: Any, *, array: bool, id: str, model: str, created: int) -> Stream | None:
+    """Return how a stream of another dialect goes to the client; `None`: one of the two has no streams for this."""
+    if target.reader is None or row.writer is None:
+        return None
+    stream = TranslatedStream(row, target.reader(), row.writer(request=request, id=id, model=model, created=created))
+    return ArrayStream(stream) if array else stream
+
+
+def _error_event(row: ClientRow, abort: Abort) -> bytes:
+    return b"" if row.error_event is None else row.error_event(abort.message, kind=abort.kind, code=abort.code, status=abort.status)
+
+
+# --- headers -----------------------------------------------------------------------------------------------------------
+
+
+def warning_headers(dropped: Sequence[str]) -> bytes:
+    """Return a `Warning` header for each field that was left out, `MAX_WARNINGS` at most. RFC 9111 §5.5 keeps the name; RFC 7234 §5.5 defined its form."""
+    lines = []
+    for name in list(dict.fromkeys(dropped))[:MAX_WARNINGS]:
+        plain = "".join(character if " " <= character <= "~" and character not in '"\\' else "?" for character in name[:MAX_HEADER_VALUE_CHARS])
+        lines.append(f'Warning: 299 cliproxy "field {plain} is not supported by the provider and was left out"\r\n')
+    return "".join(lines).encode("ascii")
+
+
+def is_plain(value: str) -> bool:
+    """Whether `value` may stand in a header: printable ASCII of bounded length."""
+    return 0 < len(value) <= MAX_HEADER_VALUE_CHARS and value.isascii() and value.isprintable()
+
+
+class Origins:
+    """The headers that say who answered. What was encoded before is remembered, up to a bound."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str, int], bytes] = {}
+
+    def headers(self, answer: Answer) -> bytes:
+        """Return the header lines for `answer`; what is empty or not plain is left out."""
+        key = (answer.provider, answer.model, answer.attempts)
+        known = self._known.get(key)
+        if known is None:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            lines = [(b"x-cliproxy-provider", answer.provider), (b"x-cliproxy-model", answer.model), (b"x-cliproxy-attempts", str(answer.attempts))]
+            known = self._known[key] = b"".join(b"%s: %s\r\n" % (name, value.encode("ascii")) for name, value in lines if is_plain(value))
+        return known
+
+
+_REMEMBERED: Final = 1024
+
+
+def content_type(answer: Answer) -> bytes | None:
+    """Return the `Content-Type` line of a whole answer; `None` if the media type that egress names is none."""
+    if not answer.media:
+        return JSON_HEADERS
+    if not _MEDIA_TYPE.fullmatch(answer.media):
+        return None
+    return b"Content-Type: %s\r\n" % answer.media.encode("ascii")

@@ -1,0 +1,372 @@
+"""One call from the moment egress has it until its client has the answer.
+
+What always holds: the client gets exactly one answer; what it does not read stays with egress (credit comes back only for bytes that were used); once a byte
+of an answer is out the call is never sent again; a fault in the provider's answer cancels the call, so that egress settles it.
+
+A whole answer in the client's dialect passes as it is. One in another dialect is collected and said anew. While a client does not read, pieces of a translated
+stream wait as they came, at most a window of them: translated they may be several times as long.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Protocol
+
+from cliproxy.bounds import MAX_COLLECTED_BYTES, MAX_DATA_FRAME_BYTES, MAX_REROUTES, MAX_WHOLE_ANSWER_BYTES, STREAM_GRANT_BYTES
+from cliproxy.dataplane.answers import JSON_HEADERS, Stream, WholeAnswer, content_type, same_stream, translated_stream, warning_headers
+from cliproxy.dataplane.errors import Shape
+from cliproxy.dataplane.server import Connection
+from cliproxy.dataplane.steps import AdmittedRequest, OutboundRequest
+from cliproxy.errors import ClientError, CliproxyError, NotAuthenticated, RateLimited, Unavailable, UpstreamError
+from cliproxy.ipc.mux import Abort, Answer, Call, Reroute
+from cliproxy.translators.table import TARGETS, ClientRow
+
+BAD_ANSWER = Abort(
+    status=502, kind="upstream_error", code="bad_upstream_answer", message="The provider answered in a form that was not asked for.", retry_after=0.0
+)
+TOO_LARGE = Abort(
+    status=502, kind="upstream_error", code="provider_answer_too_large", message="The provider's answer is larger than the gateway takes.", retry_after=0.0
+)
+OVERLOADED = Abort(
+    status=503, kind="unavailable_error", code="overloaded", message="The gateway holds more answers than it may; try again in a moment.", retry_after=1.0
+)
+
+
+class Owner(Protocol):
+    """Who sends calls, and keeps account of them."""
+
+    collected: int  # bytes of whole answers that wait for their end, of all calls
+
+    def refuse(self, connection: Connection, error: CliproxyError, request_id: str, shape: Shape) -> None:
+        """Answer with `error`, in the client's dialect."""
+
+    def streaming(self, call: PendingCall) -> None:
+        """`call` has begun to stream: keep it alive."""
+
+    def grant(self, call: PendingCall, count: int) -> None:
+        """Let egress send `count` more bytes."""
+
+    def finished(self, call: PendingCall) -> None:
+        """`call` has its ending."""
+
+    def cancel(self, call: PendingCall) -> None:
+        """Nobody waits for `call`."""
+
+    def reroute(self, call: PendingCall, reroute: Reroute) -> None:
+        """Send `call` again as `reroute` says. Raises `CliproxyError` if that cannot be."""
+
+    def origin_headers(self, answer: Answer) -> bytes:
+        """Return the header lines that say who answered."""
+
+    clock: float
+
+
+class PendingCall:
+    """A call under way. `kept` is what it can be written anew from while a reroute is possible, `reroutes` how many there were."""
+
+    __slots__ = (
+        "_array",
+        "_dropped",
+        "_ended",
+        "_owed",
+        "_owner",
+        "_row",
+        "_shape",
+        "_stream",
+        "_streams",
+        "_waiting",
+        "_whole",
+        "connection",
+        "heard_at",
+        "kept",
+        "request_id",
+        "reroutes",
+        "started",
+        "stream",
+    )
+
+    def __init__(self, owner: Owner, connection: Connection, request_id: str, shape: Shape, *, array: bool) -> None:
+        self._owner = owner
+        self.connection = connection
+        self.request_id = request_id
+        self._shape = shape
+        self._array = array
+        self._owed = 0  # bytes used and not yet granted anew
+        self._ended = False
+        self.kept: AdmittedRequest | None = None
+        self.reroutes = 0
+        self.started = False
+        self.stream = 0
+        self.heard_at = 0.0
+
+    def expect(self, outbound: OutboundRequest) -> None:
+        """What leaves for egress is `outbound`: read the answer accordingly. Its bytes are not held on to."""
+        admitted = outbound.admitted
+        decoded = admitted.decoded
+        self._row: ClientRow = decoded.row
+        self._streams: bool = decoded.figures.stream
+        self._dropped = outbound.dropped
+        self._stream: Stream | None = None
+        self._whole: WholeAnswer | None = None
+        self._waiting: deque[bytes] | None = None  # of a translated stream: pieces that the client is too slow for
+        self.kept = admitted if len(admitted.profiles) > 1 else None
+        if outbound.translated:
+            self._expect_another_dialect(outbound)
+        elif self._streams:
+            self._stream = same_stream(decoded.row, decoded.body, array=self._array)
+
+    def _expect_another_dialect(self, outbound: OutboundRequest) -> None:
+        decoded = outbound.admitted.decoded
+        target = TARGETS[outbound.profile.endpoint]
+        model = decoded.figures.model
+        if self._streams:
+            self._waiting = deque()
+            self._stream = translated_stream(decoded.row, target, decoded.body, array=self._array, id=self.request_id, model=model, created=int(time.time()))
+        else:
+            self._whole = WholeAnswer(decoded.row, target, decoded.body, id=self.request_id, model=model)
+
+    # --- what egress sends ---
+
+    def on_answer(self, answer: Answer) -> None:
+        self.kept = None
+        if answer.sse is not self._streams or (answer.media and not self._row.media):
+            self._give_up(BAD_ANSWER)
+        elif self._streams:
+            self._begin_stream(answer)
+        elif self._whole is not None:
+            self._collect(self._whole, answer)
+        else:
+            media = content_type(answer) if answer.media else JSON_HEADERS
+            if media is None:
+                self._give_up(BAD_ANSWER)
+                return
+            connection = self.connection
+            headers = self._headers(media, answer)
+            if answer.final:
+                connection.call = None  # before the answer is written: that may start the connection's next request
+                connection.respond(answer.status, headers, answer.body)
+                return
+            self.started = True
+            connection.start_stream(answer.status, headers)
+            if answer.body:
+                self.on_data(answer.body)
+
+    def on_data(self, data: bytes) -> None:
+        connection = self.connection
+        self.heard_at = self._owner.clock
+        stream = self._stream
+        if stream is None:
+            if self._whole is not None:
+                self._add(self._whole, data)
+                return
+            passed = data
+        else:
+            if self._waiting is not None and (self._waiting or connection.paused):
+                self._waiting.append(data)
+                return
+            try:
+                passed = stream.feed(data)
+            except UpstreamError as error:
+                self._give_up(abort_of(error))
+                return
+        connection.write_chunk(passed)
+        self._owed += len(data)
+        if self._owed >= STREAM_GRANT_BYTES and not connection.paused:
+            self._pay()
+
+    def on_end(self) -> None:
+        if self._whole is not None and not self._streams:
+            self._say(self._whole)
+        elif self._waiting:
+            self._ended = True  # the client does not read; `resume` goes on
+        else:
+            self._end()
+
+    def on_abort(self, abort: Abort) -> None:
+        self._owner.finished(self)
+        self._forget()
+        stream, self._stream = self._stream, None
+        if not self.started:
+            self._owner.refuse(self.connection, error_of(abort), self.request_id, self._shape)
+        elif stream is None:
+            self.connection.abort()  # half a JSON text: the broken framing is the only honest ending
+        else:
+            self.connection.write_chunk(stream.broken(abort))
+            self.connection.end_stream()
+
+    def on_reroute(self, reroute: Reroute) -> None:
+        self.reroutes += 1
+        if self.kept is None or self.reroutes > MAX_REROUTES:
+            self.on_abort(BAD_ANSWER)
+            return
+        try:
+            self._owner.reroute(self, reroute)
+        except CliproxyError as error:
+            self._owner.finished(self)
+            self._owner.refuse(self.connection, error, self.request_id, self._shape)
+
+    # --- what the client does ---
+
+    def resume(self) -> None:
+        """The client reads: translate what waits, and pay what is owed in credit."""
+        waiting = self._waiting
+        if waiting:
+            self._waiting = None  # so that `on_data` takes the pieces
+            while waiting and self._stream is not None:
+                self.on_data(waiting.popleft())
+            if self._stream is None:
+                return
+            self._waiting = waiting
+            if self._ended:
+                self._end()
+                return
+        self._pay()
+
+    def keep_alive(self) -> None:
+        """Send a comment, unless the client is not even reading. Only whole events were written, so it stands between two."""
+        if self._stream is not None and not self.connection.paused:
+            self.connection.write_chunk(self._stream.keep_alive)
+
+    def cancelled(self) -> None:
+        """The client is gone; nothing more comes of this call."""
+        self._forget()
+        self._stream = None
+
+    # --- inside ---
+
+    def _begin_stream(self, answer: Answer) -> None:
+        stream = self._stream
+        if stream is None:
+            self._give_up(BAD_ANSWER)
+            return
+        try:  # before the head: what is no stream at all is told by the status
+            passed = stream.feed(answer.body) if answer.body else b""
+        except UpstreamError as error:
+            self._give_up(abort_of(error))
+            return
+        self.started = True
+        connection = self.connection
+        connection.start_stream(answer.status, self._headers(stream.headers, answer))
+        self._owner.streaming(self)
+        connection.write_chunk(passed)
+        self._owed = len(answer.body)
+        if answer.final:
+            self._end()
+
+    def _headers(self, media: bytes, answer: Answer) -> bytes:
+        id = self.request_id.encode("ascii")
+        headers = b"%sx-request-id: %s\r\n%s" % (media, id, self._owner.origin_headers(answer))
+        if self._shape is Shape.ANTHROPIC:
+            headers += b"request-id: %s\r\n" % id
+        return headers + warning_headers(self._dropped) if self._dropped else headers
+
+    def _collect(self, whole: WholeAnswer, answer: Answer) -> None:
+        whole.headers = self._headers(JSON_HEADERS, answer)
+        if answer.body:
+            self._add(whole, answer.body)
+        if answer.final and self._whole is not None:
+            self._say(whole)
+
+    def _add(self, whole: WholeAnswer, data: bytes) -> None:
+        """Hold a piece of an answer that is translated when it is whole. Egress bounds it too; the receiver checks."""
+        whole.add(data)
+        self._owner.collected += len(data)
+        self._owed += len(data)
+        if whole.size > MAX_WHOLE_ANSWER_BYTES:
+            self._give_up(TOO_LARGE)
+        elif self._owner.collected > MAX_COLLECTED_BYTES:
+            self._give_up(OVERLOADED)
+        elif self._owed >= STREAM_GRANT_BYTES:
+            self._pay()
+
+    def _say(self, whole: WholeAnswer) -> None:
+        """The whole answer is there: say it in the client's dialect."""
+        self._owner.finished(self)
+        self._forget()
+        try:
+            said = whole.said(created=int(time.time()))
+        except CliproxyError as error:
+            self._owner.refuse(self.connection, error, self.request_id, self._shape)
+        else:
+            self.connection.respond(200, whole.headers, said)
+
+    def _end(self) -> None:
+        """The stream, or the untranslated answer, is whole."""
+        stream = self._stream
+        if stream is not None:
+            try:
+                rest = stream.finish()
+            except UpstreamError as error:
+                self.on_abort(abort_of(error))
+                return
+            self._stream = None
+            self.connection.write_chunk(rest)
+        self._owner.finished(self)
+        self._forget()
+        self.connection.end_stream()
+
+    def _give_up(self, abort: Abort) -> None:
+        """What came is not what was asked for: cancel the call, unless egress has ended it already, and say so."""
+        self._owner.cancel(self)
+        self.on_abort(abort)
+
+    def _pay(self) -> None:
+        owed, self._owed = self._owed, 0
+        if owed:
+            self._owner.grant(self, owed)
+
+    def _forget(self) -> None:
+        """Let go of what was collected or waits."""
+        if self._whole is not None:
+            self._owner.collected -= self._whole.size
+            self._whole = None
+        self._waiting = None
+        self.kept = None
+
+
+def frame_of(outbound: OutboundRequest, call: PendingCall, session: str, tried: tuple[str, ...]) -> Call:
+    """Return the frame that asks egress for `outbound`. `tried`: targets that failed before."""
+    decoded = outbound.admitted.decoded
+    figures = decoded.figures
+    endpoint, quirks = outbound.profile
+    body = outbound.body
+    size = len(body)
+    # Positional, in the order of `ipc.mux.Call`: keywords cost half a microsecond here.
+    return Call(
+        endpoint,
+        decoded.proof,
+        call.request_id,
+        call.connection.address,
+        figures.model,
+        figures.max_tokens,
+        figures.n,
+        figures.stream,
+        figures.estimate,
+        outbound.hole,
+        size,
+        body if size <= MAX_DATA_FRAME_BYTES else b"",
+        quirks,
+        session,
+        tried,
+    )
+
+
+def abort_of(error: UpstreamError) -> Abort:
+    """Return `error`, found in here, as if egress had reported it."""
+    return Abort(error.status, error.kind, error.code, error.message, 0.0)
+
+
+def error_of(abort: Abort) -> CliproxyError:
+    """Return the error that `abort` reports, for the encoder of error answers."""
+    if abort.status == 429:
+        return RateLimited(abort.message, retry_after=max(abort.retry_after, 1.0))
+    if abort.status == 503:
+        return Unavailable(abort.message, code=abort.code, retry_after=max(abort.retry_after, 1.0))
+    if abort.status >= 500:
+        return UpstreamError(abort.message, status=abort.status, code=abort.code)
+    if abort.status == 401:
+        return NotAuthenticated()
+    error = ClientError(abort.message, code=abort.code, status=abort.status)
+    error.kind = abort.kind
+    return error

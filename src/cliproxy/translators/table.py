@@ -1,0 +1,227 @@
+"""Which functions each dialect has: one row for what clients may speak, one for what providers do. Routes and encoders are looked up here and nowhere else.
+
+A row's request is whatever its own `decode` returns, and its hub is `ConversationRequest` and `ConversationAnswer`, or `EmbeddingRequest` and
+`EmbeddingAnswer`, or, for counting, `ConversationRequest` and a number. Only rows of one operation meet, so the pairs fit; types end at this table's edge.
+
+Egress must not import this: it reads `usage.py` of the dialects and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from cliproxy.dialects import Dialect, Endpoint, Operation, Quirks
+from cliproxy.translators.anthropic_messages import answer as messages_answer
+from cliproxy.translators.anthropic_messages import count as messages_count
+from cliproxy.translators.anthropic_messages import decode as messages_decode
+from cliproxy.translators.anthropic_messages import encode as messages_encode
+from cliproxy.translators.anthropic_messages import reader as messages_reader
+from cliproxy.translators.anthropic_messages import stream as messages_stream
+from cliproxy.translators.conversation import Encoded, StreamEvent
+from cliproxy.translators.openai_chat import answer as chat_answer
+from cliproxy.translators.openai_chat import decode as chat_decode
+from cliproxy.translators.openai_chat import encode as chat_encode
+from cliproxy.translators.openai_chat import reader as chat_reader
+from cliproxy.translators.openai_chat import stream as chat_stream
+from cliproxy.translators.openai_embeddings.decode import EmbeddingsRequest, decode_embeddings
+from cliproxy.translators.openai_embeddings.encode import encode_with_hole as encode_embeddings
+from cliproxy.translators.sse import KEEP_ALIVE
+
+
+class Given(msgspec.Struct, frozen=True, gc=False):
+    """What a decoder is told beside the body and its type: the operator's cap on output tokens, and what the path says."""
+
+    max_tokens: int
+    on_excess: Literal["reject", "clamp"]
+    model: str = ""
+    stream: bool | None = None
+    batch: bool = False
+
+
+class Figures(msgspec.Struct, frozen=True, gc=False):
+    """What egress is told of a request, and reads again itself."""
+
+    model: str
+    max_tokens: int
+    n: int
+    stream: bool
+    estimate: int
+
+
+class Reader(Protocol):
+    """A provider's stream on its way to the hub."""
+
+    def feed(self, data: bytes) -> Sequence[StreamEvent]:
+        """Return the events that `data` completes. Raises `UpstreamError` after those before the fault were returned."""
+
+    def finish(self) -> Sequence[StreamEvent]:
+        """The stream is over. Raises `UpstreamError` if it broke off."""
+
+
+class Writer(Protocol):
+    """Events of the hub on their way to a client."""
+
+    def write(self, events: Sequence[StreamEvent]) -> bytes:
+        """Return whole server-sent events."""
+
+
+class Pass(Protocol):
+    """A stream that stays in its dialect: whole events come, whole events go."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what the client is to have of `data`; may be empty."""
+
+
+class ClientRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A dialect for clients, for one operation.
+
+    `same` encodes a request in its own dialect, `hub_of` says it in the hub's types. `passing` and `writer` are for streams, `None` where there are none.
+    `field_names` are the client's own paths of the hub's fields. `session_of` is what the request itself says of the session it belongs to.
+    """
+
+    dialect: Dialect
+    operation: Operation
+    decode: Callable[[bytes, Given, bytes | None], Any]  # body, what the path says, Content-Type
+    figures: Callable[[Any], Figures]
+    same: Callable[[Any, Quirks], Encoded]
+    hub_of: Callable[[Any], Any] | None = None
+    field_names: Mapping[str, str] = {}
+    encode_answer: Callable[..., bytes] | None = None  # (answer, *, request, id, model, created)
+    passing: Callable[[Any], Pass] | None = None
+    writer: Callable[..., Writer] | None = None  # (*, request, id, model, created)
+    error_event: Callable[..., bytes] | None = None  # (message, *, kind, code, status)
+    keep_alive: bytes = KEEP_ALIVE
+    media: bool = False  # answers may be of another type than JSON
+    session_of: Callable[[Any], str] = lambda request: ""
+
+
+class TargetRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What a provider's endpoint speaks. `reader` is `None` where there are no streams."""
+
+    encode: Callable[[Any, Quirks], Encoded]
+    decode_answer: Callable[[bytes], Any]
+    reader: Callable[[], Reader] | None = None
+
+
+# --- what rows have in common -------------------------------------------------------------------------------------------
+
+
+def _figures(request: Any) -> Figures:
+    """Of a request whose cap, choices and streaming are its own."""
+    return Figures(request.model, request.max_tokens, request.n, request.stream, request.estimate)
+
+
+def _figures_of_input(request: Any) -> Figures:
+    """Of a request that generates nothing."""
+    return Figures(request.model, 0, 1, False, request.estimate)
+
+
+def _openai_session(request: Any) -> str:
+    return _first_text(request.rest, "prompt_cache_key", "safety_identifier", "user")
+
+
+def _anthropic_session(request: Any) -> str:
+    metadata = request.rest.get("metadata")
+    return _first_text(metadata, "user_id") if isinstance(metadata, dict) else ""
+
+
+def _first_text(rest: Mapping[str, Any], *names: str) -> str:
+    for name in names:
+        value = rest.get(name)
+        if isinstance(value, str) and value:
+            return value
+    return ""
+
+
+# --- decoders and encoders that take less than a row gives --------------------------------------------------------------
+
+
+def _decode_chat(body: bytes, given: Given, content_type: bytes | None) -> chat_decode.ChatRequest:
+    return chat_decode.decode_chat(body, max_tokens_cap=given.max_tokens, on_excess=given.on_excess)
+
+
+def _decode_messages(body: bytes, given: Given, content_type: bytes | None) -> Any:
+    return messages_decode.decode_messages(body, max_tokens_cap=given.max_tokens, on_excess=given.on_excess)
+
+
+def _encode_messages_count(tokens: int, *, request: Any, id: str, model: str, created: int) -> bytes:
+    return messages_count.encode_count_answer(tokens)
+
+
+def _embeddings_same(request: EmbeddingsRequest, quirks: Quirks) -> Encoded:
+    return Encoded(*encode_embeddings(request))
+
+
+# --- the rows ----------------------------------------------------------------------------------------------------------
+
+_CLIENT_ROWS = (
+    ClientRow(
+        dialect=Dialect.OPENAI_CHAT,
+        operation=Operation.GENERATE,
+        decode=_decode_chat,
+        figures=_figures,
+        same=chat_encode.encode_with_hole,
+        hub_of=chat_decode.conversation_of,
+        field_names=chat_decode.FIELD_NAMES,
+        encode_answer=chat_answer.encode_answer,
+        passing=chat_stream.Pass,
+        writer=chat_stream.Writer,
+        error_event=chat_stream.error_event,
+        session_of=_openai_session,
+    ),
+    ClientRow(
+        dialect=Dialect.OPENAI_EMBEDDINGS,
+        operation=Operation.EMBED,
+        decode=lambda body, given, content_type: decode_embeddings(body),
+        figures=_figures_of_input,
+        same=_embeddings_same,
+        session_of=_openai_session,
+    ),
+    ClientRow(
+        dialect=Dialect.ANTHROPIC_MESSAGES,
+        operation=Operation.GENERATE,
+        decode=_decode_messages,
+        figures=_figures,
+        same=messages_encode.encode_with_hole,
+        hub_of=messages_decode.conversation_of,
+        field_names=messages_decode.FIELD_NAMES,
+        encode_answer=messages_answer.encode_answer,
+        passing=messages_stream.Pass,
+        writer=messages_stream.Writer,
+        error_event=messages_stream.error_event,
+        keep_alive=messages_stream.KEEP_ALIVE,
+        session_of=_anthropic_session,
+    ),
+    ClientRow(
+        dialect=Dialect.ANTHROPIC_MESSAGES,
+        operation=Operation.COUNT_TOKENS,
+        decode=lambda body, given, content_type: messages_count.decode_count(body),
+        figures=_figures_of_input,
+        same=messages_count.encode_count_with_hole,
+        hub_of=messages_count.conversation_of,
+        field_names=messages_decode.FIELD_NAMES,
+        encode_answer=_encode_messages_count,
+        session_of=_anthropic_session,
+    ),
+)
+CLIENTS: dict[tuple[Dialect, Operation], ClientRow] = {(row.dialect, row.operation): row for row in _CLIENT_ROWS}
+
+TARGETS: dict[Endpoint, TargetRow] = {
+    Endpoint.CHAT_COMPLETIONS: TargetRow(
+        encode=chat_encode.encode_conversation,
+        decode_answer=chat_answer.decode_answer,
+        reader=chat_reader.Reader,
+    ),
+    Endpoint.MESSAGES: TargetRow(
+        encode=messages_encode.encode_conversation,
+        decode_answer=messages_answer.decode_answer,
+        reader=messages_reader.Reader,
+    ),
+    Endpoint.COUNT_MESSAGE_TOKENS: TargetRow(
+        encode=messages_count.encode_count,
+        decode_answer=messages_count.decode_count_answer,
+    ),
+}
