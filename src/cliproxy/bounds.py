@@ -111,6 +111,7 @@ AUDIT_AGAIN_SECONDS = 0.005  # until intents that the auditor's full queue did n
 MAX_BYTES_AWAITING_AUDIT = 64 * MIB  # of request bodies whose intents the auditor has not taken; more, and they are refused at once
 MAX_KEPT_BODY_BYTES = 128 * MIB  # of bodies kept until their answers begin, so that they can be sent elsewhere; what has no room is sent once
 MAX_REROUTED_CALLS = 4096  # calls that a worker was asked to write anew and has not sent again
+MAX_REROUTES = 4  # of one call; there are as many dialects to write a conversation in, and it may come back to one
 REROUTE_SECONDS = 10.0  # for it to do so and still count as the same call; writing one anew takes milliseconds
 MAX_COOLDOWNS = 1024  # credentials and models that are not called for a while, some 300 bytes each
 COOLDOWNS_PER_PACKET = 64  # egress tells the vault of so many a second

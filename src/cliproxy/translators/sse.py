@@ -1,8 +1,8 @@
 """Server-sent events from bytes that arrive in any pieces (WHATWG HTML, section 9.2, "Server-sent events").
 
 What always holds: what comes out are whole events, each ended by a blank line, with `\\n` as the only line end and without a byte order mark; how the bytes
-were cut makes no difference to them; no event is longer than `MAX_EVENT_BYTES`, whether it came in one piece or in a thousand, so that the next who
-splits them (the worker, after egress) need not refuse what the first let pass.
+were cut makes no difference to them; no event is longer than its splitter allows (`MAX_EVENT_BYTES`, unless its dialect has larger ones), whether it came in
+one piece or in a thousand, so that the next who splits them (the worker, after egress) need not refuse what the first let pass.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ _CR = 13
 class EventSplitter:
     """Collects bytes until they are whole events."""
 
-    __slots__ = ("_after_cr", "_began", "_held", "_held_bytes", "_joined", "_start")
+    __slots__ = ("_after_cr", "_began", "_held", "_held_bytes", "_joined", "_max_bytes", "_start")
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int = MAX_EVENT_BYTES) -> None:
+        self._max_bytes = max_bytes
         self._held: list[bytes] = []  # an unfinished event; pieces are joined once, when its end is there
         self._held_bytes = 0
         self._joined = 0  # that many of the pieces are joined lots
@@ -36,7 +37,7 @@ class EventSplitter:
     def feed(self, data: bytes) -> bytes:
         """Return the events that `data` completes, together; empty if none.
 
-        Raises `UpstreamError` when an event is larger than `MAX_EVENT_BYTES`.
+        Raises `UpstreamError` when an event is larger than `max_bytes`.
         """
         if not self._began:
             data = self._without_mark(data)
@@ -47,8 +48,8 @@ class EventSplitter:
             if end == 1:  # not found
                 self._hold(data)
                 return b""
-            if len(data) > MAX_EVENT_BYTES:
-                _verify_lengths(data[:end])
+            if len(data) > self._max_bytes:
+                _verify_lengths(data[:end], self._max_bytes)
             if end == len(data):
                 return data  # the common case: whole events in one piece
             self._hold(data[end:])
@@ -64,8 +65,8 @@ class EventSplitter:
         events = b"".join(self._held)
         self._held.clear()
         self._held_bytes = self._joined = 0
-        if len(events) > MAX_EVENT_BYTES:
-            _verify_lengths(events)
+        if len(events) > self._max_bytes:
+            _verify_lengths(events, self._max_bytes)
         if end < len(data):
             self._hold(data[end:])
         return events
@@ -75,7 +76,7 @@ class EventSplitter:
             return
         self._held.append(data)
         self._held_bytes += len(data)
-        if self._held_bytes > MAX_EVENT_BYTES:
+        if self._held_bytes > self._max_bytes:
             raise _too_large()
         if len(self._held) - self._joined >= EVENT_PIECES_PER_JOIN:
             self._held[self._joined :] = [b"".join(self._held[self._joined :])]
@@ -100,11 +101,11 @@ class EventSplitter:
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
-def _verify_lengths(events: bytes) -> None:
-    """Raise `UpstreamError` if one of the whole `events` is longer than `MAX_EVENT_BYTES`."""
+def _verify_lengths(events: bytes, max_bytes: int) -> None:
+    """Raise `UpstreamError` if one of the whole `events` is longer than `max_bytes`."""
     start = 0
-    while len(events) - start > MAX_EVENT_BYTES:
-        end = events.rfind(b"\n\n", start, start + MAX_EVENT_BYTES) + 2
+    while len(events) - start > max_bytes:
+        end = events.rfind(b"\n\n", start, start + max_bytes) + 2
         if end == 1:  # no event ends within that many bytes
             raise _too_large()
         start = end

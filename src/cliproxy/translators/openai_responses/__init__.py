@@ -1,0 +1,1 @@
+"""OpenAI's Responses: `POST /v1/responses`, whole and streamed."""
