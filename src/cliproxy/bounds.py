@@ -27,7 +27,6 @@ READY_POLL_SECONDS = 0.01  # how often a starting worker looks whether the other
 ACCEPT_ANYWAY_SECONDS = 2.0  # a starting worker accepts connections after this even when the others do not serve, to say so (503, /healthz)
 MAX_QUERY_PARAMETERS = 32  # of Gemini's paths; its SDKs send two
 MAX_SESSION_CHARS = 256  # of `x-session-id`; longer ones are no session
-MAX_REROUTES = 8  # of one call: profiles of a route that are tried one after the other before it fails
 MAX_HEADER_VALUE_CHARS = 256  # of what we put into an answer's header; MAX_MODEL_NAME_CHARS
 MAX_WARNINGS = 16  # `Warning` headers of one answer, one for each field that was left out
 MAX_COLLECTED_BYTES = 128 * MIB  # whole answers that a worker holds until it can translate them; 4 of the largest
