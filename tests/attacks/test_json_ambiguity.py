@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cliproxy.dialects import Quirks
 from cliproxy.errors import SchemaError
 from cliproxy.translators.openai_chat.decode import decode_chat
 from cliproxy.translators.openai_chat.encode import encode_with_hole
@@ -24,8 +25,8 @@ CAP = 100
 def leaves(body: bytes) -> bytes:
     """The final bytes for the model that was checked."""
     request = decode_chat(body, max_tokens_cap=CAP, on_excess="reject")
-    prefix, suffix = encode_with_hole(request)
-    return prefix + msgspec.json.encode(request.model) + suffix
+    encoded = encode_with_hole(request, Quirks.NONE)
+    return encoded.prefix + msgspec.json.encode(request.model) + encoded.suffix
 
 
 def pairs_of(body: bytes) -> list[list[str]]:

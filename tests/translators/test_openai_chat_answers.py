@@ -304,7 +304,7 @@ def test_a_filtered_stream_never_stops_inside_an_event() -> None:
 
 
 def test_an_error_event_has_the_shape_that_sdks_raise_and_is_one_event() -> None:
-    event = error_event('broke "off"\n\nnow', kind="upstream_error", code="upstream_broke_off")
+    event = error_event('broke "off"\n\nnow', kind="upstream_error", code="upstream_broke_off", status=502)
     assert events_of(event) == [event.strip()]
     assert json.loads(event.removeprefix(b"data: ")) == {
         "error": {"message": 'broke "off"\n\nnow', "type": "upstream_error", "param": None, "code": "upstream_broke_off"}

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cliproxy.dialects import Quirks
 from cliproxy.errors import ClientError, SchemaError
 from cliproxy.translators.openai_chat.decode import ChatRequest, decode_chat
 from cliproxy.translators.openai_chat.encode import encode_with_hole
@@ -25,9 +26,10 @@ def decode(body: bytes, *, cap: int = CAP, on_excess: Any = "reject") -> ChatReq
     return decode_chat(body, max_tokens_cap=cap, on_excess=on_excess)
 
 
-def final(request: ChatRequest, model: str = "upstream-model") -> bytes:
-    prefix, suffix = encode_with_hole(request)
-    return prefix + json.dumps(model).encode() + suffix
+def final(request: ChatRequest, model: str = "upstream-model", quirks: Quirks = Quirks.NONE) -> bytes:
+    encoded = encode_with_hole(request, quirks)
+    assert encoded.dropped == ()
+    return encoded.prefix + json.dumps(model).encode() + encoded.suffix
 
 
 def body_of(**fields: Any) -> bytes:
@@ -61,7 +63,7 @@ def test_decoding_what_was_encoded_gives_the_same_request(name: str) -> None:
 @pytest.mark.parametrize("name", REQUESTS)
 def test_encoding_changes_nothing_so_a_fallback_can_encode_again(name: str) -> None:
     request = decode(REQUESTS[name])
-    assert encode_with_hole(request) == encode_with_hole(request)
+    assert encode_with_hole(request, Quirks.NONE) == encode_with_hole(request, Quirks.NONE)
 
 
 @pytest.mark.parametrize("name", REQUESTS)
@@ -145,9 +147,9 @@ def test_our_wish_for_usage_stands_behind_every_other_spelling_of_it() -> None:
 
 
 def test_the_models_name_is_spliced_in_and_nowhere_else() -> None:
-    prefix, suffix = encode_with_hole(decode(body_of(model="public-name")))
-    assert b"public-name" not in prefix + suffix
-    assert prefix == b'{"model":'
+    encoded = encode_with_hole(decode(body_of(model="public-name")), Quirks.NONE)
+    assert b"public-name" not in encoded.prefix + encoded.suffix
+    assert encoded.prefix == b'{"model":'
 
 
 def test_pictures_and_sound_count_by_kind_and_text_by_length() -> None:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import msgspec
 
+from cliproxy.translators.openai_chat.decode import ChatRequest
+from cliproxy.translators.openai_chat.reader import Reader
+from cliproxy.translators.openai_chat.writer import Writer
 from cliproxy.translators.sse import KEEP_ALIVE, EventSplitter, data_line
 
-__all__ = ["KEEP_ALIVE", "StreamFilter", "error_event"]
+__all__ = ["KEEP_ALIVE", "Pass", "Reader", "StreamFilter", "Writer", "error_event"]
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -55,6 +58,15 @@ class StreamFilter:
         return _without_usage_events(events)
 
 
+class Pass(StreamFilter):
+    """What the client of `request` gets of a stream in its own dialect."""
+
+    __slots__ = ()
+
+    def __init__(self, request: ChatRequest) -> None:
+        super().__init__(request.include_usage)
+
+
 def _without_usage_events(events: bytes) -> bytes:
     kept = []
     for event in events.split(b"\n\n")[:-1]:
@@ -72,6 +84,6 @@ def _is_usage_event(event: bytes) -> bool:
     return not parsed.choices and bytes(parsed.usage) != b"null"
 
 
-def error_event(message: str, *, kind: str, code: str) -> bytes:
-    """Return the event that ends a broken stream: OpenAI's SDKs raise its message. No `[DONE]` follows it."""
+def error_event(message: str, *, kind: str, code: str, status: int) -> bytes:
+    """Return the event that ends a broken stream: OpenAI's SDKs raise its message. No `[DONE]` follows it, and it has no place for `status`."""
     return b"data: " + _encoder.encode(_ErrorEvent(_Error(message, kind, None, code))) + b"\n\n"

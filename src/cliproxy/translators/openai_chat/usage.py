@@ -18,7 +18,7 @@ from cliproxy.errors import SchemaError, UpstreamError
 from cliproxy.translators.sse import EventSplitter, data_line
 from cliproxy.translators.usage import AskedFor, Usage
 
-__all__ = ["AskedFor", "StreamUsage", "Usage", "reread", "usage_of_answer"]
+__all__ = ["AskedFor", "StreamUsage", "Usage", "reread", "usage_in", "usage_of_answer"]
 
 DONE = b"data: [DONE]\n\n"
 KEPT_PIECES = 4  # of a stream's end; the usage event is the last but one
@@ -66,6 +66,7 @@ _Count = Annotated[int, Meta(ge=0, le=MAX_TOKEN_COUNT)]
 
 class _PromptDetails(msgspec.Struct, gc=False):
     cached_tokens: _Count | None = None
+    cache_write_tokens: _Count | None = None
 
 
 class _CompletionDetails(msgspec.Struct, gc=False):
@@ -75,8 +76,10 @@ class _CompletionDetails(msgspec.Struct, gc=False):
 class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: _Count
     completion_tokens: _Count
+    total_tokens: _Count | None = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
+    prompt_cache_hit_tokens: _Count | None = None  # DeepSeek
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -124,25 +127,31 @@ def usage_of_answer(body: bytes) -> Usage | None:
     for choice in answer.choices:
         if memoryview(choice.message.content)[0] not in b'"[n' or memoryview(choice.message.tool_calls)[0] not in b"[n":
             raise _not_a_completion()
-    return _usage_in(answer.usage)
+    return usage_in(answer.usage)
 
 
 def _not_a_completion() -> UpstreamError:
     return UpstreamError("The provider's answer is not a chat completion.", code="bad_upstream_answer")
 
 
-def _usage_in(raw: msgspec.Raw) -> Usage | None:
+def usage_in(raw: msgspec.Raw | bytes) -> Usage | None:
+    """Return the usage that the JSON value `raw` reports, or None if it makes no sense."""
     try:
         read = _usage_decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     prompt, completion = read.prompt_tokens_details, read.completion_tokens_details
-    return Usage(
-        read.prompt_tokens,
-        read.completion_tokens,
-        (prompt.cached_tokens or 0) if prompt is not None else 0,
-        (completion.reasoning_tokens or 0) if completion is not None else 0,
-    )
+    cached = written = thought = 0
+    if prompt is not None:
+        cached, written = prompt.cached_tokens or 0, prompt.cache_write_tokens or 0
+    if completion is not None:
+        thought = completion.reasoning_tokens or 0
+    said = read.completion_tokens
+    # xAI and Google's imitation count thoughts in the total only, Google without telling how many they are.
+    beyond = (read.total_tokens or 0) - read.prompt_tokens - said
+    if beyond > 0 and thought in (0, beyond):
+        said, thought = said + beyond, beyond
+    return Usage(read.prompt_tokens, said, cached or read.prompt_cache_hit_tokens or 0, thought, written)
 
 
 # --- a stream ----------------------------------------------------------------------------------------------------------
@@ -209,7 +218,7 @@ class StreamUsage:
             at = events.rfind(b'"usage"')
             while at >= 0:
                 event = _parse(data_line(events, at))
-                usage = _usage_in(event.usage) if event is not None else None
+                usage = usage_in(event.usage) if event is not None else None
                 if usage is not None:
                     return usage
                 at = events.rfind(b'"usage"', 0, max(0, events.rfind(b"\n", 0, at)))  # each line is parsed once, however often it says the word

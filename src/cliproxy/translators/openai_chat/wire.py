@@ -2,6 +2,9 @@
 
 Types and ranges are the vendor's. Unknown roles, content parts, tools and response formats are refused, unknown fields are not looked at: `decode` says which
 may pass. Enumerations that grow with each model (`reasoning_effort`, `service_tier`, `modalities`) are short strings. `null` stands for an absent field.
+
+Beside the vendor's own fields stand those in which imitations give back what chat completions have no place for: thoughts with their proofs as OpenRouter says
+them (`reasoning_details`), Gemini's signature of a tool call as Google's own imitation says it (`extra_content`), and marks for the cache (`cache_control`).
 """
 
 from __future__ import annotations
@@ -41,8 +44,16 @@ class _Object(msgspec.Struct, frozen=True, gc=False):
 # --- content parts ---------------------------------------------------------------------------------------------------
 
 
+class CacheControl(_Object, frozen=True, gc=False):
+    """Anthropic's mark, which OpenRouter takes on parts."""
+
+    type: Literal["ephemeral"]
+    ttl: Keyword | None = None
+
+
 class TextPart(_Object, frozen=True, gc=False, tag_field="type", tag="text"):
     text: str
+    cache_control: CacheControl | None = None
 
 
 class RefusalPart(_Object, frozen=True, gc=False, tag_field="type", tag="refusal"):
@@ -58,6 +69,7 @@ class ImageUrl(_Object, frozen=True, gc=False):
 
 class ImagePart(_Object, frozen=True, gc=False, tag_field="type", tag="image_url"):
     image_url: ImageUrl
+    cache_control: CacheControl | None = None
 
 
 class InputAudio(_Object, frozen=True, gc=False):
@@ -81,6 +93,7 @@ class File(_Object, frozen=True, gc=False):
 
 class FilePart(_Object, frozen=True, gc=False, tag_field="type", tag="file"):
     file: File
+    cache_control: CacheControl | None = None
 
 
 UserContent = str | Annotated[list[TextPart | ImagePart | AudioPart | FilePart], Meta(min_length=1)]
@@ -108,6 +121,7 @@ class CustomDefinition(_Object, frozen=True, gc=False):
 
 class FunctionTool(_Object, frozen=True, gc=False, tag_field="type", tag="function"):
     function: FunctionDefinition
+    cache_control: CacheControl | None = None
 
 
 class CustomTool(_Object, frozen=True, gc=False, tag_field="type", tag="custom"):
@@ -150,9 +164,21 @@ class CalledCustom(_Object, frozen=True, gc=False):
     input: str
 
 
+class GoogleContent(_Object, frozen=True, gc=False):
+    thought_signature: str | None = None
+
+
+class ExtraContent(_Object, frozen=True, gc=False):
+    google: GoogleContent | None = None
+
+
 class FunctionCall(_Object, frozen=True, gc=False, tag_field="type", tag="function"):
+    """`index` is left over from a stream."""
+
     id: Identifier
     function: CalledFunction
+    index: int | None = None
+    extra_content: ExtraContent | None = None
 
 
 class CustomCall(_Object, frozen=True, gc=False, tag_field="type", tag="custom"):
@@ -182,8 +208,35 @@ class SpokenAnswer(_Object, frozen=True, gc=False):
     id: Identifier
 
 
+class ReasoningDetail(_Object, frozen=True, gc=False):
+    """A thought, or a piece of one that a client collected from a stream (then with the `index` of the others). `type` is `reasoning.text` (with `text` and
+    its `signature`), `reasoning.summary` (`summary`) or `reasoning.encrypted` (`data`); `format` says whose proof it is."""
+
+    type: Keyword
+    text: str | None = None
+    summary: str | None = None
+    data: str | None = None
+    signature: str | None = None
+    format: Keyword | None = None
+    id: Identifier | None = None
+    index: int | None = None
+
+
+class UrlCitation(_Object, frozen=True, gc=False):
+    url: str
+    title: str | None = None
+    content: str | None = None
+    start_index: int | None = None
+    end_index: int | None = None
+
+
+class Annotation(_Object, frozen=True, gc=False):
+    type: Keyword
+    url_citation: UrlCitation | None = None
+
+
 class AssistantMessage(_Object, frozen=True, gc=False, tag_field="role", tag="assistant"):
-    """`content` may be absent beside tool calls."""
+    """`content` may be absent beside tool calls. `reasoning_content` (DeepSeek, vLLM) and `reasoning` (OpenRouter, Ollama) are the same thing."""
 
     content: AssistantContent | None = None
     refusal: str | None = None
@@ -191,11 +244,16 @@ class AssistantMessage(_Object, frozen=True, gc=False, tag_field="role", tag="as
     audio: SpokenAnswer | None = None
     tool_calls: list[FunctionCall | CustomCall] | None = None
     function_call: CalledFunction | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    reasoning_details: list[ReasoningDetail] | None = None
+    annotations: list[Annotation] | None = None
 
 
 class ToolMessage(_Object, frozen=True, gc=False, tag_field="role", tag="tool"):
     content: TextContent
     tool_call_id: Identifier
+    name: Identifier | None = None
 
 
 class FunctionMessage(_Object, frozen=True, gc=False, tag_field="role", tag="function"):

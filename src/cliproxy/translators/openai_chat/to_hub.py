@@ -1,0 +1,307 @@
+"""A checked chat completion request in the words of the hub.
+
+What always holds: whatever is in the body and has no place in the hub is refused with its path: fields that are not known here too, at every depth.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import msgspec
+
+from cliproxy.dialects import Dialect
+from cliproxy.errors import UnsupportedFeature
+from cliproxy.translators.conversation import (
+    AssistantPart,
+    Audio,
+    ConversationRequest,
+    Document,
+    Message,
+    OutputFormat,
+    Part,
+    Reasoning,
+    Refusal,
+    Text,
+    Thinking,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    ToolResult,
+)
+from cliproxy.translators.openai_chat import wire
+from cliproxy.translators.openai_chat.shapes import MEDIA_TYPE_OF_AUDIO, citations_of, data_of, image_of, is_on_the_web, thoughts_of
+
+if TYPE_CHECKING:
+    from cliproxy.translators.openai_chat.decode import ChatRequest
+
+_OWN_NAMES = """
+    model stream max_tokens messages tools tool_choice parallel_tool_calls n temperature top_p top_k stop seed presence_penalty frequency_penalty
+    logit_bias logprobs verbosity user metadata service_tier store
+"""
+FIELD_NAMES = {name: name for name in _OWN_NAMES.split()} | {
+    "system": "messages",
+    "output": "response_format",
+    "thinking": "reasoning_effort",
+    "cache_key": "prompt_cache_key",
+    "cache": "messages",
+}
+
+_REFUSED = ("audio", "prediction", "web_search_options", "prompt_cache_retention")
+
+
+def conversation_of(request: ChatRequest) -> ConversationRequest:
+    """Return what `request` asks for. Raises `UnsupportedFeature` naming the first thing that has no place in the hub."""
+    body = request.wire
+    _verify_known(body, request.rest, "")
+    for name in _REFUSED:
+        if getattr(body, name) is not None:
+            _refuse(name)
+    if body.logprobs or body.top_logprobs:
+        _refuse("logprobs")
+    if body.modalities is not None and body.modalities != ["text"]:
+        _refuse("modalities")
+    if body.stream_options is not None and body.stream_options.include_obfuscation:
+        _refuse("stream_options.include_obfuscation")
+    system, messages = _History().read(body.messages)
+    return ConversationRequest(
+        dialect=Dialect.OPENAI_CHAT,
+        model=request.model,
+        stream=request.stream,
+        max_tokens=request.max_tokens,
+        messages=messages,
+        system=system,
+        tools=_tools(body),
+        tool_choice=_tool_choice(body),
+        parallel_tool_calls=body.parallel_tool_calls,
+        n=request.n,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        seed=body.seed,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=body.logit_bias,
+        output=_output(body),
+        thinking=Thinking(body.reasoning_effort) if body.reasoning_effort else None,
+        verbosity=body.verbosity or "",
+        user=body.user or body.safety_identifier or "",
+        metadata=body.metadata,
+        service_tier=body.service_tier or "",
+        store=body.store,
+        cache_key=body.prompt_cache_key or "",
+    )
+
+
+def _refuse(param: str) -> NoReturn:
+    raise UnsupportedFeature(f"{param} cannot be translated for the provider of this model.", param=param)
+
+
+# --- what is not known -------------------------------------------------------------------------------------------------
+
+
+def _verify_known(typed: Any, raw: Any, path: str) -> None:
+    """Refuse what `raw` says and `typed` does not know. Objects that are not typed any further (JSON Schemas) are taken as they are."""
+    if isinstance(typed, list):
+        for index, (item, plain) in enumerate(zip(typed, raw, strict=True)):
+            if isinstance(item, msgspec.Struct):
+                _verify_known(item, plain, f"{path}[{index}]")
+        return
+    kind = type(typed)
+    for name, value in raw.items():
+        if name in kind.__struct_fields__:
+            known = getattr(typed, name)
+            if isinstance(known, list | msgspec.Struct) and value is not None:
+                _verify_known(known, value, f"{path}.{name}" if path else name)
+        elif value is not None and name != kind.__struct_config__.tag_field:
+            _refuse(f"{path}.{name}" if path else name)
+
+
+# --- messages ----------------------------------------------------------------------------------------------------------
+
+
+class _History:
+    """Turns as they are read, and what later ones refer to."""
+
+    def __init__(self) -> None:
+        self._messages: list[Message] = []
+        self._names: dict[str, str] = {}  # of tools, by the id of the call
+        self._called: list[tuple[str, str]] = []  # deprecated function calls that have no result yet: name, id
+        self._results: list[Part] = []  # of the turn's calls, until the user says something
+
+    def read(self, messages: list[wire.Message]) -> tuple[tuple[Text, ...], tuple[Message, ...]]:
+        system: list[Text] = []
+        for index, message in enumerate(messages):
+            at = f"messages[{index}]"
+            if getattr(message, "name", None) and not isinstance(message, wire.ToolMessage | wire.FunctionMessage):
+                _refuse(f"{at}.name")
+            if isinstance(message, wire.SystemMessage | wire.DeveloperMessage):
+                if self._messages or self._results:
+                    _refuse(f"{at}.role")  # instructions between turns: the hub has those before the first
+                system += _texts(message.content)
+            elif isinstance(message, wire.ToolMessage):
+                name = self._names.get(message.tool_call_id) or message.name or ""
+                self._results.append(ToolResult(message.tool_call_id, name, _result(message.content), at=at))
+            elif isinstance(message, wire.FunctionMessage):
+                self._results.append(self._function_result(message, at))
+            elif isinstance(message, wire.UserMessage):
+                self._messages.append(Message("user", (*self._results, *_user_parts(message.content, f"{at}.content"))))
+                self._results = []
+            else:
+                self._flush()
+                self._messages.append(Message("assistant", tuple(self._assistant_parts(message, at))))
+        self._flush()
+        return tuple(system), tuple(self._messages)
+
+    def _flush(self) -> None:
+        if self._results:
+            self._messages.append(Message("user", tuple(self._results)))
+            self._results = []
+
+    def _function_result(self, message: wire.FunctionMessage, at: str) -> ToolResult:
+        for index, (name, id) in enumerate(self._called):
+            if name == message.name:
+                del self._called[index]
+                return ToolResult(id, name, _result(message.content or ""), at=at)
+        _refuse(f"{at}.name")
+
+    def _assistant_parts(self, message: wire.AssistantMessage, at: str) -> list[AssistantPart]:
+        if message.audio is not None:
+            _refuse(f"{at}.audio")
+        parts: list[AssistantPart] = []
+        parts += thoughts_of(message.reasoning_details or ())
+        thought = message.reasoning_content or message.reasoning
+        if thought and not any(isinstance(part, Reasoning) and part.text for part in parts):
+            parts.insert(0, Reasoning(thought))
+        calls = self._calls(message, at)
+        if isinstance(message.content, str):
+            if message.content or not (parts or calls or message.refusal):
+                parts.append(Text(message.content, tuple(citations_of(message.annotations))))
+        else:
+            for part in message.content or ():
+                parts.append(Refusal(part.refusal) if isinstance(part, wire.RefusalPart) else Text(part.text, cache=_marked(part.cache_control, at)))
+        if message.refusal:
+            parts.append(Refusal(message.refusal))
+        return parts + calls
+
+    def _calls(self, message: wire.AssistantMessage, at: str) -> list[AssistantPart]:
+        calls: list[AssistantPart] = []
+        for index, call in enumerate(message.tool_calls or ()):
+            where = f"{at}.tool_calls[{index}]"
+            if isinstance(call, wire.CustomCall):
+                _refuse(where)
+            self._names[call.id] = call.function.name
+            google = call.extra_content.google if call.extra_content is not None else None
+            signature = google.thought_signature if google is not None else None
+            calls.append(ToolCall(call.id, call.function.name, call.function.arguments or "{}", signature or "", at=where))
+        called = message.function_call
+        if called is not None:
+            id = f"call_{at[9:-1]}"  # the index of the message: the deprecated form has no ids
+            self._called.append((called.name, id))
+            calls.append(ToolCall(id, called.name, called.arguments or "{}", at=f"{at}.function_call"))
+        return calls
+
+
+def _marked(control: wire.CacheControl | None, at: str) -> bool:
+    if control is None:
+        return False
+    if control.ttl not in (None, "5m"):  # what a mark without a time means
+        _refuse(f"{at}.cache_control.ttl")
+    return True
+
+
+def _texts(content: wire.TextContent) -> list[Text]:
+    if isinstance(content, str):
+        return [Text(content)]
+    return [Text(part.text, cache=_marked(part.cache_control, "messages")) for part in content]
+
+
+def _result(content: wire.TextContent) -> tuple[Text, ...]:
+    return tuple(_texts(content)) if content else ()
+
+
+def _user_parts(content: wire.UserContent, path: str) -> list[Part]:
+    if isinstance(content, str):
+        return [Text(content)]
+    parts: list[Part] = []
+    for index, part in enumerate(content):
+        at = f"{path}[{index}]"
+        if isinstance(part, wire.TextPart):
+            parts.append(Text(part.text, cache=_marked(part.cache_control, at)))
+        elif isinstance(part, wire.ImagePart):
+            image = image_of(part.image_url.url, detail=part.image_url.detail or "", at=at, cache=_marked(part.cache_control, at))
+            parts.append(image if image is not None else _refuse(f"{at}.image_url.url"))
+        elif isinstance(part, wire.AudioPart):
+            media_type = MEDIA_TYPE_OF_AUDIO.get(part.input_audio.format)
+            parts.append(Audio(media_type, part.input_audio.data, at) if media_type else _refuse(f"{at}.input_audio.format"))
+        else:
+            parts.append(_document(part, at))
+    return parts
+
+
+def _document(part: wire.FilePart, at: str) -> Document:
+    """OpenAI takes base64 with and without the head of a `data:` URL; OpenRouter an address in its place."""
+    file, cache = part.file, _marked(part.cache_control, at)
+    if file.file_id is not None or not file.file_data:
+        _refuse(f"{at}.file.file_id" if file.file_id is not None else f"{at}.file")
+    title = file.filename or ""
+    if is_on_the_web(file.file_data):
+        return Document(url=file.file_data, title=title, at=at, cache=cache)
+    if file.file_data.startswith("data:"):
+        media_type, data = data_of(file.file_data)
+    else:
+        is_pdf = file.file_data.startswith("JVBERi") or title.lower().endswith(".pdf")  # `%PDF-` in base64
+        media_type, data = ("application/pdf", file.file_data) if is_pdf else ("", "")
+    if not data:
+        _refuse(f"{at}.file.file_data")
+    return Document(media_type, data, title=title, at=at, cache=cache)
+
+
+# --- tools and settings ------------------------------------------------------------------------------------------------
+
+
+def _tools(body: wire.ChatBody) -> tuple[Tool, ...]:
+    tools: list[Tool] = []
+    for index, tool in enumerate(body.tools or ()):
+        if isinstance(tool, wire.CustomTool):
+            _refuse(f"tools[{index}]")
+        tools.append(_tool(tool.function, cache=_marked(tool.cache_control, f"tools[{index}]")))
+    tools += [_tool(function) for function in body.functions or ()]
+    return tuple(tools)
+
+
+def _tool(function: wire.FunctionDefinition, *, cache: bool = False) -> Tool:
+    return Tool(function.name, function.description or "", function.parameters, function.strict, cache)
+
+
+def _tool_choice(body: wire.ChatBody) -> ToolChoice | None:
+    choice = body.tool_choice
+    if isinstance(choice, wire.CustomChoice):
+        _refuse("tool_choice.custom")
+    if isinstance(choice, wire.FunctionChoice):
+        return ToolChoice("named", (choice.function.name,))
+    if isinstance(choice, wire.AllowedToolsChoice):
+        return ToolChoice(choice.allowed_tools.mode, _allowed(choice.allowed_tools.tools))
+    if choice is not None:
+        return ToolChoice(choice)
+    if isinstance(body.function_call, wire.Named):
+        return ToolChoice("named", (body.function_call.name,))
+    return ToolChoice(body.function_call) if body.function_call is not None else None
+
+
+def _allowed(tools: list[dict[str, Any]]) -> tuple[str, ...]:
+    names = []
+    for index, tool in enumerate(tools):
+        function = tool.get("function")
+        name = function.get("name") if isinstance(function, dict) and tool.get("type") == "function" else None
+        names.append(name if isinstance(name, str) and name else _refuse(f"tool_choice.allowed_tools.tools[{index}]"))
+    return tuple(names)
+
+
+def _output(body: wire.ChatBody) -> OutputFormat | None:
+    wanted = body.response_format
+    if wanted is None or isinstance(wanted, wire.TextFormat):
+        return None
+    if isinstance(wanted, wire.JsonObjectFormat):
+        return OutputFormat("object")
+    schema = wanted.json_schema
+    return OutputFormat("schema", schema.name, schema.description or "", schema.schema, schema.strict)
