@@ -1,0 +1,120 @@
+"""`countTokens`, both ways.
+
+Google counts a whole request (system instruction, functions) only in a form that names the model inside the body, which ours never does. So what leaves is the
+form with `contents` alone: the instruction goes as a first turn, and declarations of functions as the text of their JSON. That count is exact for contents,
+within some tokens for instructions, and a good guess for functions.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from cliproxy.bounds import MAX_CHAT_VALUES, MAX_TOKEN_COUNT
+from cliproxy.dialects import Dialect, Quirks
+from cliproxy.errors import SchemaError, UpstreamError
+from cliproxy.translators.conversation import ConversationRequest, Encoded
+from cliproxy.translators.gemini_generate.decode import checked, estimate, verify_model, verify_request
+from cliproxy.translators.gemini_generate.encode import contents_of, functions_of
+from cliproxy.translators.gemini_generate.hub import messages_of, system_of, tools_of
+from cliproxy.translators.gemini_generate.spelling import may_be_misspelt, shape_of, verify_names
+from cliproxy.translators.gemini_generate.wire import CountBody, GenerateBody
+from cliproxy.translators.json_bounds import decode_json, encode_json
+
+__all__ = ["CountRequest", "conversation_of", "decode_count", "decode_count_answer", "encode_count", "encode_count_answer", "encode_same"]
+
+_COUNT = shape_of(CountBody)
+_BESIDE = ("systemInstruction", "tools", "generationConfig")
+
+
+class CountRequest(msgspec.Struct, frozen=True):
+    """A checked request to count. `rest` is the request that is counted, as for `generateContent`, and `wire` the same as types. It generates nothing."""
+
+    model: str
+    estimate: int
+    rest: dict[str, Any]
+    wire: GenerateBody
+    stream: bool = False
+    n: int = 1
+    max_tokens: int = 0
+
+
+def decode_count(body: bytes, *, model: str) -> CountRequest:
+    """Return the request in `body` for `model`. Raises `SchemaError` with the path of the field."""
+    verify_model(model)
+    document = decode_json(body, max_values=MAX_CHAT_VALUES)
+    wire = checked(document, CountBody, _COUNT, misspelt=may_be_misspelt(body))
+    verify_names(document, _COUNT)
+    inner = wire.generate_content_request
+    path = "generateContentRequest." if inner is not None else ""
+    if inner is not None:
+        if wire.contents is not None:
+            raise SchemaError("contents and generateContentRequest exclude each other.", param="contents", code="invalid_value")
+        request = document["generateContentRequest"]
+    else:
+        if wire.contents is None:
+            raise SchemaError("The field contents is missing.", param="contents", code="missing_field")
+        request = {name: document[name] for name in ("contents", "model", *_BESIDE) if document.get(name) is not None}
+        inner = GenerateBody(wire.contents, wire.generation_config, wire.system_instruction, wire.tools, model=wire.model)
+    verify_request(request, inner, model=model, path=path)
+    return CountRequest(model=model, estimate=estimate(len(body), inner.contents), rest=request, wire=inner)
+
+
+def conversation_of(request: CountRequest) -> ConversationRequest:
+    """Return what is to be counted in the hub's types: no settings, which do not count. Raises `UnsupportedFeature`, `SchemaError`."""
+    try:
+        tools = tools_of(request.rest, request.wire.tools)
+    except RecursionError:
+        raise SchemaError("The body is nested too deeply.", code="nested_too_deeply") from None
+    return ConversationRequest(
+        dialect=Dialect.GEMINI_GENERATE,
+        model=request.model,
+        stream=False,
+        max_tokens=1,
+        messages=messages_of(request.rest["contents"], request.wire.contents),
+        system=system_of(request.rest, request.wire.system_instruction),
+        tools=tools,
+    )
+
+
+def encode_same(request: CountRequest, quirks: Quirks) -> Encoded:
+    """Return the body for an upstream of the same dialect. Raises `SchemaError` if it is nested more deeply than the encoder goes."""
+    body = request.rest
+    instruction = body.get("systemInstruction")
+    return _body(instruction["parts"] if instruction else [], body.get("tools") or [], body["contents"], ())
+
+
+def encode_count(request: ConversationRequest, quirks: Quirks) -> Encoded:
+    """Return what is to be counted as a body for `countTokens`. Raises `UnsupportedFeature` for what Gemini cannot be asked."""
+    dropped: list[str] = []
+    contents = contents_of(request.messages, dropped)
+    tools = [{"functionDeclarations": functions_of(request.tools, dropped)}] if request.tools else []
+    return _body([{"text": text.text} for text in request.system], tools, contents, tuple(dict.fromkeys(dropped)))
+
+
+def _body(system: list[Any], tools: list[Any], contents: list[Any], dropped: tuple[str, ...]) -> Encoded:
+    before = [*system, *({"text": encode_json(tool).decode()} for tool in tools)]
+    first = [{"role": "user", "parts": before}] if before else []
+    return Encoded(encode_json({"contents": [*first, *contents]}), b"", dropped)
+
+
+class _Answer(msgspec.Struct, gc=False, rename="camel"):
+    total_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKEN_COUNT)]
+
+
+_answer_decoder = msgspec.json.Decoder(_Answer)
+
+
+def decode_count_answer(body: bytes) -> int:
+    """Return the tokens that a provider counted. Raises `UpstreamError` if `body` tells none."""
+    try:
+        return _answer_decoder.decode(body).total_tokens
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise UpstreamError("The provider's answer is not a count of tokens.", code="bad_upstream_answer") from None
+
+
+def encode_count_answer(tokens: int) -> bytes:
+    """Return the answer for a client of this dialect."""
+    return b'{"totalTokens":%d}' % tokens
