@@ -1,7 +1,8 @@
 """Every vendor in one process: each dialect on its own real path, as strict as the vendor, with its own errors.
 
-What is answered is `vendor_plan.answer_to`. The model's name asks for a fault (`FAULTS`): a stream that is cut in the middle of an event, of a character or
-of a number, arguments that never become JSON, another dialect's answer, an error event, a status. `/__record` gives what was received.
+What is answered is `vendor_plan.answer_to`. The model's name asks for a fault (`fault-NAME`, with anything before it, or after two dashes): a stream that
+is cut in the middle of an event, of a character or of a number, arguments that never become JSON, another dialect's answer, an error event, a status.
+`/__record` gives what was received.
 
     with FakeVendors() as vendors: vendors.origin, vendors.record(), SECRETS["anthropic"]
 """
@@ -34,7 +35,7 @@ SECRETS = {
     "gemini": "AIzaFake0123456789abcdefghijklmnopqrstu",
     "vertex": "ya29.fake-0123456789abcdef",
     "azure": "azurefake0123456789abcdef01234567",
-    "bedrock": json.dumps({"access_key_id": vendor_bedrock.ACCESS_KEY, "secret_access_key": vendor_bedrock.SECRET_KEY}),
+    "bedrock": f"{vendor_bedrock.ACCESS_KEY}:{vendor_bedrock.SECRET_KEY}",
 }
 PROJECT, LOCATION, API_VERSION = "fake-project", "europe-west4", "2024-10-21"
 FAULTS = ("cut-event", "cut-utf8", "cut-number", "cut-ending", "bad-arguments", "other-dialect", "error-event", "not-json", "in-pieces", "html")
@@ -180,12 +181,13 @@ def serve(
         raise Refused("The body is not JSON.") from None
     if verb in ("count", "embed", "batch_embed"):
         return [answer(json.dumps(getattr(dialect, verb)(value)).encode())]
-    fault = model or named.get("deployment") or (value.get("model") if isinstance(value, dict) else "") or ""
-    fault = fault.removeprefix("fault-") if isinstance(fault, str) and fault.startswith("fault-") else ""
+    name = model or named.get("deployment") or (value.get("model") if isinstance(value, dict) else "") or ""
+    found = re.search(r"fault-([a-z0-9-]+?)(?:--.*)?$", name) if isinstance(name, str) else None
+    fault = found[1] if found else ""
     if fault.startswith("status-"):
         raise Refused("Something is wrong at the vendor's.", status=int(fault.removeprefix("status-")))
     asked = read(dialect, value, verb, model, named)
-    if asked.model.startswith("no-such"):
+    if "no-such" in asked.model:
         raise Refused(f"The model `{asked.model}` does not exist.", status=404)
     plan = answer_to(asked)
     head = "x-request-id: req-fake\r\n" if owner != "bedrock" else "x-amzn-RequestId: req-fake\r\n"

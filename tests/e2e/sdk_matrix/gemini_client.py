@@ -21,8 +21,9 @@ class GeminiClient:
     caps = frozenset({"choices", "document", "audio", "thinking", "top_k", "seed", "result_error", "system"})
     errors = errors
 
-    def __init__(self, origin: str, key: str) -> None:
-        self.sdk = genai.Client(api_key=key, vertexai=False, http_options=types.HttpOptions(base_url=origin, timeout=30_000))
+    def __init__(self, origin: str, key: str, *, version: str | None = "v1beta") -> None:
+        options = types.HttpOptions(base_url=origin, timeout=30_000, api_version=version)
+        self.sdk = genai.Client(api_key=key, vertexai=False, http_options=options)
 
     def send(self, model: str, prompt: Prompt, *, stream: bool) -> Result:
         """Ask and return what came back."""
