@@ -100,10 +100,14 @@ class Auth(_Block, frozen=True):
 
 
 class Requests(_Block, frozen=True):
-    """`requests`: what a chat request may ask for. `max_tokens` is the specification's cap; `on_excess` says what happens above it."""
+    """`requests`: what a request may ask for. `max_tokens` is the specification's cap; `on_excess` says what happens above it.
+
+    `provider_state`: requests may name what a provider keeps (responses, conversations, files), which all clients then share.
+    """
 
     max_tokens: int = 4096
     on_excess: Literal["reject", "clamp"] = "reject"
+    provider_state: bool = False
 
 
 class ProviderRate(_Block, frozen=True):

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 from cliproxy.bounds import MAX_HEADER_VALUE_CHARS, MAX_WARNINGS
 from cliproxy.errors import UpstreamError
 from cliproxy.ipc.mux import Abort, Answer
-from cliproxy.translators.table import ClientRow, Pass, Reader, TargetRow, Writer
+from cliproxy.translators.table import ArrayPass, ArrayWriter, ClientRow, Pass, Reader, TargetRow, Writer
 
 JSON_HEADERS: Final = b"Content-Type: application/json\r\n"
 SSE_HEADERS: Final = b"Content-Type: text/event-stream; charset=utf-8\r\nX-Accel-Buffering: no\r\n"
@@ -82,34 +82,37 @@ class TranslatedStream:
         return _error_event(self._row, abort)
 
 
-class ArrayStream:
-    """A stream of events as the elements of one JSON array (Gemini without `alt=sse`). White space between them is its keep-alive."""
+class SameArray(SameStream):
+    """A stream that stays in its dialect, as the elements of one JSON array (Gemini without `alt=sse`). White space between them is its keep-alive."""
 
-    __slots__ = ("_events", "_next", "headers", "keep_alive")
+    __slots__ = ()
 
-    def __init__(self, events: Stream) -> None:
-        self._events = events
-        self._next = b"["
+    _pass: ArrayPass
+
+    def __init__(self, row: ClientRow, passing: ArrayPass) -> None:
+        super().__init__(row, passing)
         self.headers = ARRAY_HEADERS
-        self.keep_alive = b"\n"
-
-    def feed(self, data: bytes) -> bytes:
-        return self._elements(self._events.feed(data))
 
     def finish(self) -> bytes:
-        return self._elements(self._events.finish()) + (b"[]" if self._next == b"[" else b"\n]")
+        return self._pass.finish()
 
     def broken(self, abort: Abort) -> bytes:
-        return self._elements(self._events.broken(abort)) + b"\n]"
+        return self._pass.error_event(abort.message, kind=abort.kind, code=abort.code, status=abort.status)
 
-    def _elements(self, events: bytes) -> bytes:
-        out = []
-        for event in events.split(b"\n\n"):
-            data = b"\n".join(line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:"))
-            if data:
-                out.append(self._next + data)
-                self._next = b",\n"
-        return b"".join(out)
+
+class TranslatedArray(TranslatedStream):
+    """The same of a stream in another dialect; the array's end comes with the last event."""
+
+    __slots__ = ()
+
+    _writer: ArrayWriter
+
+    def __init__(self, row: ClientRow, reader: Reader, writer: ArrayWriter) -> None:
+        super().__init__(row, reader, writer)
+        self.headers = ARRAY_HEADERS
+
+    def broken(self, abort: Abort) -> bytes:
+        return self._writer.error_event(abort.message, kind=abort.kind, code=abort.code, status=abort.status)
 
 
 class WholeAnswer:
@@ -142,18 +145,21 @@ class WholeAnswer:
 
 def same_stream(row: ClientRow, request: Any, *, array: bool) -> Stream | None:
     """Return how the stream of an answer to `request` goes to the client unchanged; `None`: the dialect has no streams for this."""
-    if row.passing is None:
-        return None
-    stream = SameStream(row, row.passing(request))
-    return ArrayStream(stream) if array else stream
+    if array:
+        return None if row.array_passing is None else SameArray(row, row.array_passing(request))
+    return None if row.passing is None else SameStream(row, row.passing(request))
 
 
 def translated_stream(row: ClientRow, target: TargetRow, request: Any, *, array: bool, id: str, model: str, created: int) -> Stream | None:
     """Return how a stream of another dialect goes to the client; `None`: one of the two has no streams for this."""
-    if target.reader is None or row.writer is None:
+    if target.reader is None:
         return None
-    stream = TranslatedStream(row, target.reader(), row.writer(request=request, id=id, model=model, created=created))
-    return ArrayStream(stream) if array else stream
+    if array:
+        writer = row.array_writer
+        return None if writer is None else TranslatedArray(row, target.reader(), writer(request=request, id=id, model=model, created=created))
+    if row.writer is None:
+        return None
+    return TranslatedStream(row, target.reader(), row.writer(request=request, id=id, model=model, created=created))
 
 
 def _error_event(row: ClientRow, abort: Abort) -> bytes:

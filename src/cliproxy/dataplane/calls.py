@@ -349,6 +349,7 @@ def frame_of(outbound: OutboundRequest, call: PendingCall, session: str, tried: 
         quirks,
         session,
         tried,
+        decoded.row.dialect,
     )
 
 

@@ -50,7 +50,7 @@ class Exchange:
     def __init__(self, settings: Settings, link: EgressLink, tally: AuthenticationTally, *, address_limit: AddressRate, draining: Callable[[], bool]) -> None:
         requests = settings.requests
         self._requests = requests
-        self._given = Given(requests.max_tokens, requests.on_excess)
+        self._given = Given(requests.max_tokens, requests.on_excess, requests.provider_state)
         self._table = RouteTable(settings)
         self._models = ModelPages(self._table, max_tokens=requests.max_tokens)
         self._link = link
@@ -164,7 +164,7 @@ class Exchange:
         identified = self._identify(connection, request, now)
         given = self._given
         if route.model:
-            given = Given(given.max_tokens, given.on_excess, route.model, route.stream, route.batch)
+            given = Given(given.max_tokens, given.on_excess, given.provider_state, route.model, route.stream, route.batch)
         admitted = admit(decode(identified, row, given), self._table)
         if not admitted.profiles:
             self._estimate(connection, request_id, route, row, admitted)

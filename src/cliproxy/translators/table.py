@@ -9,6 +9,7 @@ Egress must not import this: it reads `usage.py` of the dialects and nothing els
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -21,6 +22,11 @@ from cliproxy.translators.anthropic_messages import encode as messages_encode
 from cliproxy.translators.anthropic_messages import reader as messages_reader
 from cliproxy.translators.anthropic_messages import stream as messages_stream
 from cliproxy.translators.conversation import Encoded, StreamEvent
+from cliproxy.translators.gemini_generate import answer as gemini_answer
+from cliproxy.translators.gemini_generate import count as gemini_count
+from cliproxy.translators.gemini_generate import decode as gemini_decode
+from cliproxy.translators.gemini_generate import encode as gemini_encode
+from cliproxy.translators.gemini_generate import stream as gemini_stream
 from cliproxy.translators.openai_chat import answer as chat_answer
 from cliproxy.translators.openai_chat import decode as chat_decode
 from cliproxy.translators.openai_chat import encode as chat_encode
@@ -28,6 +34,11 @@ from cliproxy.translators.openai_chat import reader as chat_reader
 from cliproxy.translators.openai_chat import stream as chat_stream
 from cliproxy.translators.openai_embeddings.decode import EmbeddingsRequest, decode_embeddings
 from cliproxy.translators.openai_embeddings.encode import encode_with_hole as encode_embeddings
+from cliproxy.translators.openai_responses import answer as responses_answer
+from cliproxy.translators.openai_responses import decode as responses_decode
+from cliproxy.translators.openai_responses import encode as responses_encode
+from cliproxy.translators.openai_responses import reader as responses_reader
+from cliproxy.translators.openai_responses import stream as responses_stream
 from cliproxy.translators.sse import KEEP_ALIVE
 
 
@@ -36,6 +47,7 @@ class Given(msgspec.Struct, frozen=True, gc=False):
 
     max_tokens: int
     on_excess: Literal["reject", "clamp"]
+    provider_state: bool = False
     model: str = ""
     stream: bool | None = None
     batch: bool = False
@@ -75,6 +87,23 @@ class Pass(Protocol):
         """Return what the client is to have of `data`; may be empty."""
 
 
+class ArrayPass(Pass, Protocol):
+    """The same as the elements of one JSON array."""
+
+    def finish(self) -> bytes:
+        """Return the array's end."""
+
+    def error_event(self, message: str, *, kind: str, code: str, status: int) -> bytes:
+        """Return how the array ends that broke."""
+
+
+class ArrayWriter(Writer, Protocol):
+    """The same as the elements of one JSON array, whose end comes with the last event."""
+
+    def error_event(self, message: str, *, kind: str, code: str, status: int) -> bytes:
+        """Return how the array ends that broke."""
+
+
 class ClientRow(msgspec.Struct, frozen=True, kw_only=True):
     """A dialect for clients, for one operation.
 
@@ -92,6 +121,8 @@ class ClientRow(msgspec.Struct, frozen=True, kw_only=True):
     encode_answer: Callable[..., bytes] | None = None  # (answer, *, request, id, model, created)
     passing: Callable[[Any], Pass] | None = None
     writer: Callable[..., Writer] | None = None  # (*, request, id, model, created)
+    array_passing: Callable[[Any], ArrayPass] | None = None
+    array_writer: Callable[..., ArrayWriter] | None = None
     error_event: Callable[..., bytes] | None = None  # (message, *, kind, code, status)
     keep_alive: bytes = KEEP_ALIVE
     media: bool = False  # answers may be of another type than JSON
@@ -145,6 +176,18 @@ def _decode_chat(body: bytes, given: Given, content_type: bytes | None) -> chat_
 
 def _decode_messages(body: bytes, given: Given, content_type: bytes | None) -> Any:
     return messages_decode.decode_messages(body, max_tokens_cap=given.max_tokens, on_excess=given.on_excess)
+
+
+def _decode_responses(body: bytes, given: Given, content_type: bytes | None) -> Any:
+    return responses_decode.decode_responses(body, max_tokens_cap=given.max_tokens, on_excess=given.on_excess, allow_provider_state=given.provider_state)
+
+
+def _decode_gemini(body: bytes, given: Given, content_type: bytes | None) -> Any:
+    return gemini_decode.decode_gemini(body, model=given.model, stream=given.stream is True, max_tokens_cap=given.max_tokens, on_excess=given.on_excess)
+
+
+def _encode_gemini_count(tokens: int, *, request: Any, id: str, model: str, created: int) -> bytes:
+    return gemini_count.encode_count_answer(tokens)
 
 
 def _encode_messages_count(tokens: int, *, request: Any, id: str, model: str, created: int) -> bytes:
@@ -206,6 +249,47 @@ _CLIENT_ROWS = (
         encode_answer=_encode_messages_count,
         session_of=_anthropic_session,
     ),
+    ClientRow(
+        dialect=Dialect.OPENAI_RESPONSES,
+        operation=Operation.GENERATE,
+        decode=_decode_responses,
+        figures=_figures,
+        same=responses_encode.encode_with_hole,
+        hub_of=responses_decode.conversation_of,
+        field_names=responses_decode.FIELD_NAMES,
+        encode_answer=responses_answer.encode_answer,
+        passing=responses_stream.Pass,
+        writer=responses_stream.Writer,
+        error_event=responses_stream.error_event,
+        keep_alive=responses_stream.KEEP_ALIVE,
+        session_of=_openai_session,
+    ),
+    ClientRow(
+        dialect=Dialect.GEMINI_GENERATE,
+        operation=Operation.GENERATE,
+        decode=_decode_gemini,
+        figures=_figures,
+        same=gemini_encode.encode_with_hole,
+        hub_of=gemini_decode.conversation_of,
+        field_names=gemini_decode.FIELD_NAMES,
+        encode_answer=gemini_answer.encode_answer,
+        passing=gemini_stream.Pass,
+        writer=gemini_stream.Writer,
+        array_passing=lambda request: gemini_stream.Pass(request, sse=False),
+        array_writer=partial(gemini_stream.Writer, sse=False),
+        error_event=gemini_stream.error_event,
+        keep_alive=gemini_stream.KEEP_ALIVE,
+    ),
+    ClientRow(
+        dialect=Dialect.GEMINI_GENERATE,
+        operation=Operation.COUNT_TOKENS,
+        decode=lambda body, given, content_type: gemini_count.decode_count(body, model=given.model),
+        figures=_figures_of_input,
+        same=gemini_count.encode_same,
+        hub_of=gemini_count.conversation_of,
+        field_names=gemini_decode.FIELD_NAMES,
+        encode_answer=_encode_gemini_count,
+    ),
 )
 CLIENTS: dict[tuple[Dialect, Operation], ClientRow] = {(row.dialect, row.operation): row for row in _CLIENT_ROWS}
 
@@ -219,6 +303,20 @@ TARGETS: dict[Endpoint, TargetRow] = {
         encode=messages_encode.encode_conversation,
         decode_answer=messages_answer.decode_answer,
         reader=messages_reader.Reader,
+    ),
+    Endpoint.RESPONSES: TargetRow(
+        encode=responses_encode.encode_conversation,
+        decode_answer=responses_answer.decode_answer,
+        reader=responses_reader.Reader,
+    ),
+    Endpoint.GENERATE_CONTENT: TargetRow(
+        encode=gemini_encode.encode_conversation,
+        decode_answer=gemini_answer.decode_answer,
+        reader=gemini_stream.Reader,
+    ),
+    Endpoint.COUNT_CONTENT_TOKENS: TargetRow(
+        encode=gemini_count.encode_count,
+        decode_answer=gemini_count.decode_count_answer,
     ),
     Endpoint.COUNT_MESSAGE_TOKENS: TargetRow(
         encode=messages_count.encode_count,
