@@ -76,3 +76,4 @@ class Quirks(IntFlag):
     NO_DEVELOPER_ROLE = 8  # OpenAI chat: `developer` messages go as `system`
     VERTEX = 16  # Anthropic: the model is in the path, the body says `anthropic_version`
     STATELESS = 32  # OpenAI responses: keeps nothing, so `previous_response_id` and `conversation` cannot work
+    CLAUDE = 64  # Bedrock Converse: the model is Anthropic's, whose `thinking` and `top_k` go beside what all models have

@@ -299,6 +299,23 @@ def test_vertex_has_the_endpoints_of_the_models_own_vendor(model: str, endpoints
     assert list(PROVIDERS["vertex"].endpoints_for(model)) == endpoints
 
 
+@pytest.mark.parametrize(
+    ("model", "quirks"),
+    [
+        ("anthropic.claude-sonnet-4-20250514-v1:0", Quirks.CLAUDE),
+        ("us.anthropic.claude-sonnet-4-20250514-v1:0", Quirks.CLAUDE),
+        ("global.anthropic.claude-opus-4-5-20251101-v1:0", Quirks.CLAUDE),
+        ("arn:aws:bedrock:us-east-1:123456789012:inference-profile/us.anthropic.claude-sonnet-4-20250514-v1:0", Quirks.CLAUDE),
+        ("amazon.nova-pro-v1:0", Quirks.NONE),
+        ("arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/abc123", Quirks.NONE),
+        ("meta.anthropic-like", Quirks.NONE),
+    ],
+)
+def test_bedrock_knows_anthropics_models_by_their_ids(model: str, quirks: Quirks) -> None:
+    entry = PROVIDERS["bedrock"].endpoints_for(model)[Endpoint.CONVERSE]
+    assert (entry.quirks, entry.path) == (quirks, "/model/{model}/converse")
+
+
 @pytest.mark.parametrize("kind", PROVIDERS)
 def test_every_kind_can_generate_and_says_what_it_prefers_first(kind: str) -> None:
     first = next(iter(PROVIDERS[kind].endpoints))
@@ -311,8 +328,10 @@ def test_quirks_belong_to_the_dialect_of_their_endpoint(kind: str) -> None:
         Dialect.OPENAI_CHAT: Quirks.OLD_TOKEN_CAP | Quirks.NEW_TOKEN_CAP | Quirks.NO_STREAM_OPTIONS | Quirks.NO_DEVELOPER_ROLE,
         Dialect.OPENAI_RESPONSES: Quirks.STATELESS,
         Dialect.ANTHROPIC_MESSAGES: Quirks.VERTEX,
+        Dialect.BEDROCK_CONVERSE: Quirks.CLAUDE,
     }
-    for endpoint, entry in PROVIDERS[kind].endpoints.items():
+    facts = PROVIDERS[kind]
+    for endpoint, entry in [*facts.endpoints.items(), *(row for _, family in facts.families for row in family.items())]:
         assert not entry.quirks & ~belongs.get(ENDPOINTS[endpoint][1], Quirks.NONE)
         assert entry.quirks & (Quirks.OLD_TOKEN_CAP | Quirks.NEW_TOKEN_CAP) != Quirks.OLD_TOKEN_CAP | Quirks.NEW_TOKEN_CAP
 

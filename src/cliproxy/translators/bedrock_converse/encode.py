@@ -1,0 +1,206 @@
+"""A request for Bedrock's Converse. The model is in the path, so the body has no hole: `Encoded.prefix` is all of it.
+
+What always holds: what leaves has a cap on output tokens; turns alternate and the user begins; no text is empty; thoughts go back only if Bedrock's model
+signed them; every field is one of `usage.py`, which egress reads again.
+
+Converse has no word for thinking and `top_k`: where the model is Anthropic's (`Quirks.CLAUDE`) they go into `additionalModelRequestFields`
+(https://docs.aws.amazon.com/bedrock/latest/userguide/claude-messages-extended-thinking.html); for other models `top_k` is refused, and how much to think is
+`outputConfig.effort` at most. What cannot be said of it is left out and reported as `thinking`, also where Anthropic would refuse the request with it: a
+tool is forced; or there is a budget, and a turn that calls tools does not begin with thoughts that were signed there, or no 1,024 tokens have room.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from cliproxy.dialects import Quirks
+from cliproxy.errors import SchemaError, UnsupportedFeature
+from cliproxy.translators.bedrock_converse.blocks import CACHE_POINT, TOOL_NAME, Turns, begin_with_thoughts, called_names, refuse, system_blocks
+from cliproxy.translators.conversation import ConversationRequest, Encoded, Thinking, Tool
+from cliproxy.translators.json_bounds import encode_json
+
+MIN_BUDGET_TOKENS = 1024  # Anthropic: `budget_tokens`
+MAX_STOP_SEQUENCES = 2500  # InferenceConfigurationStopSequencesList
+_EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh"}
+_TIERS = frozenset(("default", "flex", "priority"))
+_encoder = msgspec.json.Encoder()
+
+
+def encode_conversation(request: ConversationRequest, quirks: Quirks) -> Encoded:
+    """Return `request` in Converse's words.
+
+    Raises `UnsupportedFeature` with the field of `ConversationRequest`, or the part's `at`, that it cannot express. `dropped` are the fields that were left out
+    because they change no answer's meaning.
+    """
+    _refuse_what_changes_answers(request)
+    dropped: list[str] = []
+    claude = bool(quirks & Quirks.CLAUDE)
+    thinking = _thinking_of(request, dropped, claude=claude)
+    thinks = thinking is not None and thinking["type"] != "disabled"
+    body: dict[str, Any] = {"messages": Turns(dropped).write(request.messages), "inferenceConfig": _inference(request, claude=claude, thinks=thinks)}
+    system = system_blocks(request.system)
+    if system:
+        body["system"] = system
+    tools = _tool_config(request)
+    if tools:
+        body["toolConfig"] = tools
+    output = _output_config(request, dropped)
+    if output:
+        body["outputConfig"] = output
+    more: dict[str, Any] = {}
+    if thinking is not None:
+        more["thinking"] = thinking
+    if request.top_k is not None:
+        if not claude or thinks:
+            refuse("top_k")
+        more["top_k"] = request.top_k
+    if more:
+        body["additionalModelRequestFields"] = more
+    if request.service_tier:
+        if request.service_tier in _TIERS:
+            body["serviceTier"] = {"type": request.service_tier}
+        else:
+            dropped.append("service_tier")
+    dropped += [name for name in ("seed", "verbosity", "cache_key", "metadata", "user") if getattr(request, name) not in (None, "")]
+    if request.store:  # Bedrock stores nothing, as `false` wants it
+        dropped.append("store")
+    try:
+        return Encoded(_encoder.encode(body), b"", tuple(dict.fromkeys(dropped)))
+    except RecursionError:
+        raise UnsupportedFeature("The request is nested too deeply.", param="tools") from None  # the only values of any depth are schemas
+
+
+def _refuse_what_changes_answers(request: ConversationRequest) -> None:
+    if request.n != 1:
+        refuse("n")
+    for name in ("logit_bias", "presence_penalty", "frequency_penalty"):
+        if getattr(request, name):
+            refuse(name)
+    if request.logprobs is not None:
+        refuse("logprobs")
+
+
+def _inference(request: ConversationRequest, *, claude: bool, thinks: bool) -> dict[str, Any]:
+    """Return the settings that every model has. 1.0 is Anthropic's own temperature and `top_p`: it is left out there, as newer models refuse either."""
+    fields: dict[str, Any] = {"maxTokens": request.max_tokens}
+    if request.temperature is not None and not (claude and request.temperature == 1):
+        if not 0 <= request.temperature <= 1 or thinks:
+            refuse("temperature")
+        fields["temperature"] = request.temperature
+    if request.top_p is not None and not (claude and request.top_p == 1):
+        if not 0 <= request.top_p <= 1 or (thinks and request.top_p < 0.95):
+            refuse("top_p")
+        fields["topP"] = request.top_p
+    if request.stop:
+        if len(request.stop) > MAX_STOP_SEQUENCES or not all(stop.strip() for stop in request.stop):
+            refuse("stop")
+        fields["stopSequences"] = request.stop
+    return fields
+
+
+# --- tools -----------------------------------------------------------------------------------------------------------
+
+
+def _tool_config(request: ConversationRequest) -> dict[str, Any]:
+    """Return tools and choice; empty without tools. Of tools that may not be called none is shown, since Converse has no such choice; but it wants the tools of
+    a history with calls."""
+    choice, tools = request.tool_choice, request.tools
+    mode, names = (choice.mode, choice.names) if choice is not None else ("auto", ())
+    if mode in ("auto", "required") and names:
+        tools = tuple(tool for tool in tools if tool.name in names)
+        if len(tools) != len(set(names)):
+            refuse("tool_choice")
+    if mode == "none" or not tools:
+        if mode in ("required", "named"):
+            refuse("tool_choice")
+        if called_names(request.messages):
+            refuse("tool_choice" if tools else "tools")
+        return {}
+    if request.parallel_tool_calls is False:
+        refuse("parallel_tool_calls")
+    config: dict[str, Any] = {"tools": [block for tool in tools for block in ([_tool(tool), CACHE_POINT] if tool.cache else [_tool(tool)])]}
+    if mode == "required":
+        config["toolChoice"] = {"any": {}}
+    elif mode == "named":
+        if len(names) != 1 or all(tool.name != names[0] for tool in tools):
+            refuse("tool_choice")
+        config["toolChoice"] = {"tool": {"name": names[0]}}
+    return config
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    if not TOOL_NAME.fullmatch(tool.name):
+        refuse("tools")
+    schema = tool.parameters
+    if schema is None:
+        schema = {"type": "object", "properties": {}}
+    elif "type" not in schema:
+        schema = {"type": "object", **schema}
+    elif schema["type"] != "object":
+        refuse("tools")
+    made: dict[str, Any] = {"name": tool.name, "inputSchema": {"json": schema}}
+    if tool.description:
+        made["description"] = tool.description
+    if tool.strict is not None:
+        made["strict"] = tool.strict
+    return {"toolSpec": made}
+
+
+# --- output and thinking ---------------------------------------------------------------------------------------------
+
+
+def _output_config(request: ConversationRequest, dropped: list[str]) -> dict[str, Any]:
+    config: dict[str, Any] = {}
+    wanted = request.thinking
+    if wanted is not None and wanted.effort in _EFFORTS:
+        config["effort"] = _EFFORTS[wanted.effort]
+    output = request.output
+    if output is not None:
+        if output.kind != "schema" or output.schema is None:
+            refuse("output")  # "some JSON object" is nothing that Converse has a word for
+        try:
+            schema: dict[str, Any] = {"schema": encode_json(output.schema).decode()}
+        except SchemaError:
+            refuse("output")
+        if output.name:
+            schema["name"] = output.name
+        if output.description:
+            schema["description"] = output.description
+        config["textFormat"] = {"type": "json_schema", "structure": {"jsonSchema": schema}}
+    return config
+
+
+def _thinking_of(request: ConversationRequest, dropped: list[str], *, claude: bool) -> dict[str, Any] | None:
+    """Return what an Anthropic model is told of thinking; None for nothing."""
+    wanted = request.thinking
+    if wanted is None:
+        return None
+    if wanted.effort and wanted.effort != "none" and wanted.effort not in _EFFORTS:
+        refuse("thinking")
+    if not claude:
+        if wanted.effort not in _EFFORTS:
+            dropped.append("thinking")
+        return None
+    if wanted.budget == 0 or wanted.effort == "none":
+        return {"type": "disabled"}
+    if not wanted.effort and wanted.budget is None and wanted.show is False:
+        return None  # no wish to think, and none to see thoughts
+    made = _configured(wanted, request)
+    if made is None:
+        dropped.append("thinking")
+    elif wanted.show is not None:
+        made["display"] = "summarized" if wanted.show else "omitted"
+    return made
+
+
+def _configured(wanted: Thinking, request: ConversationRequest) -> dict[str, Any] | None:
+    """Return the configuration, or None if Anthropic would refuse the request with it."""
+    if request.tool_choice is not None and request.tool_choice.mode in ("required", "named"):
+        return None
+    if wanted.budget is None or wanted.budget < 0:
+        return {"type": "adaptive"}
+    if request.max_tokens <= MIN_BUDGET_TOKENS or not begin_with_thoughts(request.messages):
+        return None
+    return {"type": "enabled", "budget_tokens": min(max(wanted.budget, MIN_BUDGET_TOKENS), request.max_tokens - 1)}
