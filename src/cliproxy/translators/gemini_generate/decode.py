@@ -120,15 +120,15 @@ def verify_request(document: dict[str, Any], wire: GenerateBody, *, model: str, 
     if config is not None:
         verify_names(config, _CONFIG, f"{path}generationConfig.")
     for index, content in enumerate(document["contents"]):
-        _verify_parts(content, f"{path}contents[{index}]")
+        verify_parts(content, f"{path}contents[{index}]")
     if wire.system_instruction is not None:
-        _verify_parts(document["systemInstruction"], f"{path}systemInstruction")
+        verify_parts(document["systemInstruction"], f"{path}systemInstruction")
     for index, tool in enumerate(document.get("tools") or ()):
         if not _TOOL_NAMES.issuperset(tool):
             raise SchemaError("This kind of tool is not supported.", param=f"{path}tools[{index}]", code="invalid_value")
 
 
-def _verify_parts(content: dict[str, Any], path: str) -> None:
+def verify_parts(content: dict[str, Any], path: str) -> None:
     """Raise `SchemaError` unless each part is of one known kind."""
     for index, part in enumerate(content["parts"]):
         if len(part) == 1 and "text" in part:  # the common case
