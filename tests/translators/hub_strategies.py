@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from cliproxy.dialects import Dialect
 from cliproxy.translators.conversation import (
@@ -193,8 +194,9 @@ def tool_calls() -> st.SearchStrategy[ToolCall]:
 def conversations(draw: st.DrawFn, features: frozenset[Feature] = ALL, *, signer: Dialect = Dialect.ANTHROPIC_MESSAGES) -> tuple[Message, ...]:
     """Turns that alternate and end with the user's; the results of a turn's calls come first in the next."""
     messages: list[Message] = [Message("user", tuple(draw(_user_parts(features))))]
-    for _ in range(draw(st.integers(0, 2))):
+    for turn in range(draw(st.integers(0, 2))):
         calls = draw(st.lists(tool_calls(), max_size=2, unique_by=lambda call: call.id)) if "tools" in features else []
+        calls = [replace(call, id=f"{call.id}_{turn}") for call in calls]  # ids are for one call only
         said: list[Part] = draw(_at_most_one(reasonings(features, signer)))
         said += draw(st.lists(user_texts(features), min_size=0 if calls else 1, max_size=2))
         messages.append(Message("assistant", (*said, *calls)))

@@ -47,7 +47,7 @@ def system_blocks(system: Sequence[Text]) -> list[dict[str, Any]]:
 
 
 def turns(messages: Sequence[Message], dropped: list[str]) -> list[dict[str, Any]]:
-    """Return `messages` as turns that alternate, with tool results first in theirs. Raises `UnsupportedFeature` if they say nothing at all."""
+    """Return `messages` as turns that alternate, with tool results first in theirs. Raises `UnsupportedFeature` if the user does not begin."""
     made: list[dict[str, Any]] = []
     for role, parts in _joined(messages):
         blocks = [block for part in parts if (block := _block(part, role, dropped)) is not None]
@@ -59,23 +59,25 @@ def turns(messages: Sequence[Message], dropped: list[str]) -> list[dict[str, Any
             made[-1]["content"] += blocks
         else:
             made.append({"role": role, "content": blocks})
-    if not made:
+    if not made or made[0]["role"] != "user":  # "first message must use the `user` role"
         refuse("messages")
     return made
 
 
-def open_turn(messages: Sequence[Message]) -> bool | None:
-    """Return whether the assistant's turn that goes on starts with thoughts that Anthropic signed; None if no turn goes on.
-
-    A turn goes on when the conversation ends with it, or with the results of its tool calls.
-    """
+def begin_with_thoughts(messages: Sequence[Message]) -> bool:
+    """Whether each of the assistant's turns that calls tools, or that the answer is to go on from, starts with thoughts that Anthropic signed."""
     joined = _joined(messages)
-    if joined and joined[-1][0] == "user" and any(isinstance(part, ToolResult) for part in joined[-1][1]):
-        joined.pop()
-    if not joined or joined[-1][0] != "assistant":
-        return None
-    first = next((part for part in joined[-1][1] if not isinstance(part, Text) or part.text.strip()), None)
-    return isinstance(first, Reasoning) and _is_ours(first)
+    for index, (role, parts) in enumerate(joined):
+        if role == "assistant" and (index == len(joined) - 1 or any(isinstance(part, ToolCall) for part in parts)):
+            first = next((part for part in parts if not isinstance(part, Text) or part.text.strip()), None)
+            if not isinstance(first, Reasoning) or not _is_ours(first):
+                return False
+    return True
+
+
+def called_names(messages: Sequence[Message]) -> list[str]:
+    """Return the names of the tools that were called, each once."""
+    return list(dict.fromkeys(part.name for message in messages for part in message.parts if isinstance(part, ToolCall)))
 
 
 def _joined(messages: Sequence[Message]) -> list[tuple[str, list[Part]]]:

@@ -14,8 +14,9 @@ How much to think, from the hub to the vendor (`Thinking`):
 | a budget | `enabled`, at least 1,024 and below `max_tokens` | the effort, if any |
 | neither, but `show` is not false | `adaptive` | |
 
-`show` becomes `display`. Thinking is left out and reported in `dropped` where Anthropic would refuse the request with it: a tool is forced, the turn with the
-last tool calls (or a last turn of the assistant's) does not begin with thoughts that it signed, or there is no room for 1,024 tokens below `max_tokens`.
+`show` becomes `display`. Thinking is left out and reported in `dropped` where Anthropic refuses the request with it (adaptive thinking with a forced tool is
+taken by newer models only). That is so when a tool is forced, and with a budget also when a turn that calls tools, or that the answer goes on from, does not
+begin with thoughts that it signed, or when no 1,024 tokens have room below `max_tokens`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import msgspec
 
 from cliproxy.dialects import Quirks
 from cliproxy.errors import UnsupportedFeature
-from cliproxy.translators.anthropic_messages.blocks import TOOL_NAME, open_turn, refuse, system_blocks, turns
+from cliproxy.translators.anthropic_messages.blocks import TOOL_NAME, begin_with_thoughts, called_names, refuse, system_blocks, turns
 from cliproxy.translators.anthropic_messages.wire import MessagesRequest
 from cliproxy.translators.conversation import ConversationRequest, Encoded, Thinking, Tool
 from cliproxy.translators.json_bounds import encode_json
@@ -120,7 +121,7 @@ def _tools(request: ConversationRequest) -> tuple[list[dict[str, Any]], dict[str
     if not tools:
         if choice is not None and choice.mode in ("required", "named"):
             refuse("tool_choice")
-        return [], None
+        return _never_called(request)
     made: dict[str, Any] | None = None
     if choice is not None:
         made = {"type": {"auto": "auto", "none": "none", "required": "any", "named": "tool"}[choice.mode]}
@@ -134,6 +135,12 @@ def _tools(request: ConversationRequest) -> tuple[list[dict[str, Any]], dict[str
         if made["type"] != "none":
             made["disable_parallel_tool_use"] = not request.parallel_tool_calls
     return [_tool(tool) for tool in tools], made
+
+
+def _never_called(request: ConversationRequest) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Return what a request without tools says: nothing, or, where its history calls some, their names and that none may be called. Anthropic wants both."""
+    names = called_names(request.messages)
+    return [_tool(Tool(name)) for name in names], {"type": "none"} if names else None
 
 
 def _tool(tool: Tool) -> dict[str, Any]:
@@ -184,10 +191,7 @@ def _thinking_of(request: ConversationRequest, dropped: list[str]) -> dict[str, 
         return {"type": "disabled"}
     if not wanted.effort and wanted.budget is None and wanted.show is False:
         return None  # no wish to think, and none to see thoughts
-    if not _may_think(request):
-        dropped.append("thinking")
-        return None
-    made = _configured(wanted, request.max_tokens)
+    made = _configured(wanted, request)
     if made is None:
         dropped.append("thinking")
     elif wanted.show is not None:
@@ -195,19 +199,15 @@ def _thinking_of(request: ConversationRequest, dropped: list[str]) -> dict[str, 
     return made
 
 
-def _configured(wanted: Thinking, max_tokens: int) -> dict[str, Any] | None:
+def _configured(wanted: Thinking, request: ConversationRequest) -> dict[str, Any] | None:
+    """Return the configuration, or None if Anthropic would refuse the request with it."""
+    if request.tool_choice is not None and request.tool_choice.mode in ("required", "named"):
+        return None
     if wanted.budget is None or wanted.budget < 0:
         return {"type": "adaptive"}
-    if max_tokens <= MIN_BUDGET_TOKENS:
+    if request.max_tokens <= MIN_BUDGET_TOKENS or not begin_with_thoughts(request.messages):
         return None
-    return {"type": "enabled", "budget_tokens": min(max(wanted.budget, MIN_BUDGET_TOKENS), max_tokens - 1)}
-
-
-def _may_think(request: ConversationRequest) -> bool:
-    """Whether Anthropic takes the request with thinking: no forced tool, and the turn that goes on begins with thoughts that it signed."""
-    if request.tool_choice is not None and request.tool_choice.mode in ("required", "named"):
-        return False
-    return open_turn(request.messages) is not False
+    return {"type": "enabled", "budget_tokens": min(max(wanted.budget, MIN_BUDGET_TOKENS), request.max_tokens - 1)}
 
 
 def _is_thinking(body: dict[str, Any]) -> bool:
