@@ -1,0 +1,578 @@
+"""A call between its client and egress: who writes what for whom, what becomes of answers, streams, reroutes, cancellations and credit."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from cliproxy.bounds import MAX_COLLECTED_BYTES, MAX_REROUTES, MAX_WARNINGS, MAX_WHOLE_ANSWER_BYTES, STREAM_GRANT_BYTES
+from cliproxy.config.schema import ModelRoute, PoolMember, Requests
+from cliproxy.dialects import Dialect, Endpoint, Quirks
+from cliproxy.ipc.mux import Kind
+from fakes.provider import chat_body, chat_events
+from worker_rig import Client, Rig, provider
+
+PROVIDERS = {
+    "chat": provider(),
+    "other": provider(),
+    "claude": provider("anthropic", base_url="http://127.0.0.1:9"),
+    "gemini": provider("gemini", base_url="http://127.0.0.1:9/v1beta"),
+}
+MODELS = {
+    "chat": ModelRoute(provider="chat", model="m"),
+    "claude": ModelRoute(provider="claude", model="claude-m"),
+    "gemini": ModelRoute(provider="gemini", model="gemini-m"),
+    "pool": ModelRoute(pool=(PoolMember(provider="claude", model="claude-m"), PoolMember(provider="chat", model="m")), strategy="fill_first"),
+    "sticky": ModelRoute(provider="chat", model="m", affinity=True),
+}
+USER = [{"role": "user", "content": "Hi."}]
+MESSAGES = {"model": "chat", "max_tokens": 16, "messages": USER}
+CHAT = {"model": "chat", "messages": USER}
+CONTENTS = {"contents": [{"role": "user", "parts": [{"text": "Hi."}]}]}
+TEXT = "Hello from the fake provider."
+WORDS = [" one", " two", " grüße 🌍"]
+
+
+def rig(**more: Any) -> Rig:
+    return Rig(MODELS, PROVIDERS, **more)
+
+
+def message_body(text: str = TEXT) -> bytes:
+    """Return an ordinary answer of Anthropic's."""
+    return json.dumps(
+        {
+            "id": "msg_1",
+            "type": "message",
+            "role": "assistant",
+            "model": "claude-m",
+            "content": [{"type": "text", "text": text}],
+            "stop_reason": "end_turn",
+            "stop_sequence": None,
+            "usage": {"input_tokens": 19, "output_tokens": 24},
+        }
+    ).encode()
+
+
+def text_of(shape: str, document: Any) -> str:
+    if shape == "chat":
+        return str(document["choices"][0]["message"]["content"])
+    if shape == "messages":
+        return "".join(block["text"] for block in document["content"])
+    return "".join(part["text"] for part in document["candidates"][0]["content"]["parts"])
+
+
+ASKED = {
+    "chat": ("/v1/chat/completions", CHAT),
+    "messages": ("/v1/messages", MESSAGES),
+    "gemini": ("/v1beta/models/chat:generateContent", CONTENTS),
+}
+
+
+# --- whole answers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ASKED)
+def test_a_whole_answer_of_a_chat_provider_is_said_in_the_clients_dialect(shape: str) -> None:
+    worker = rig()
+    path, body = ASKED[shape]
+    client = worker.post(path, body)
+    (call,) = worker.calls
+    assert (call.endpoint, call.model, call.stream, call.n) == (Endpoint.CHAT_COMPLETIONS, "chat", False, 1)
+    assert call.client == {"chat": Dialect.OPENAI_CHAT, "messages": Dialect.ANTHROPIC_MESSAGES, "gemini": Dialect.GEMINI_GENERATE}[shape]
+    sent = json.loads(call.body[: call.hole] + b'"m"' + call.body[call.hole :])
+    assert sent["messages"][-1]["content"] == "Hi." and sent["max_tokens"] == call.max_tokens
+    worker.answer(client, chat_body("m"), provider="chat", model="m", attempts=2)
+    assert (client.status, client.headers["content-type"]) == (200, "application/json")
+    assert text_of(shape, client.json) == TEXT
+    assert {"provider": "chat", "model": "m", "attempts": "2"} == {name[11:]: value for name, value in client.headers.items() if name.startswith("x-cliproxy-")}
+    assert ("request-id" in client.headers) is (shape == "messages")
+    assert client.call is None and worker.link.open_calls == 0
+
+
+@pytest.mark.parametrize("shape", ["chat", "gemini"])
+def test_a_whole_answer_of_anthropics_is_said_in_the_clients_dialect(shape: str) -> None:
+    worker = rig()
+    path, body = ASKED[shape]
+    client = worker.post(path.replace("chat:", "claude:"), body | {"model": "claude"} if shape == "chat" else body)
+    (call,) = worker.calls
+    assert call.endpoint == Endpoint.MESSAGES
+    worker.answer(client, message_body())
+    assert text_of(shape, client.json) == TEXT
+
+
+def test_a_same_dialect_answer_passes_byte_by_byte() -> None:
+    worker = rig()
+    client = worker.post("/v1/messages", MESSAGES | {"model": "claude"})
+    worker.answer(client, message_body() + b" ")
+    assert client.body == message_body() + b" "
+
+
+@pytest.mark.parametrize("body", [message_body(), b"", b"{}", b"[]", b'{"choices":[]}', b"\xff", b"[" * 5000, chat_body("m")[:-2]])
+def test_what_is_no_answer_of_the_providers_dialect_is_a_clean_502(body: bytes) -> None:
+    worker = rig()
+    client = worker.post("/v1/messages", MESSAGES)
+    worker.answer(client, body)
+    assert (client.status, client.json["type"], client.json["error"]["type"]) == (502, "error", "api_error")
+    assert client.json["request_id"] == client.headers["request-id"] == client.headers["x-request-id"]
+    assert worker.faults == []
+
+
+def test_a_large_answer_is_collected_credit_comes_back_and_it_is_said_at_its_end() -> None:
+    worker = rig()
+    client = worker.post("/v1/messages", MESSAGES)
+    body = chat_body("m", "x" * 300_000)
+    worker.answer(client, body[:60_000], final=False)
+    assert client.status == 0
+    for start in range(60_000, len(body), 60_000):
+        worker.data(client, body[start : start + 60_000])
+    assert worker.credit(client.number) >= len(body) - STREAM_GRANT_BYTES
+    assert worker.exchange.collected == len(body)
+    worker.end(client)
+    assert text_of("messages", client.json) == "x" * 300_000
+    assert worker.exchange.collected == 0
+
+
+@pytest.mark.parametrize(("most", "status"), [("MAX_WHOLE_ANSWER_BYTES", 502), ("MAX_COLLECTED_BYTES", 503)])
+def test_what_is_collected_is_bounded(monkeypatch: pytest.MonkeyPatch, most: str, status: int) -> None:
+    assert MAX_WHOLE_ANSWER_BYTES <= MAX_COLLECTED_BYTES
+    monkeypatch.setattr(f"cliproxy.dataplane.calls.{most}", 1000)
+    worker = rig()
+    first, client = worker.post("/v1/messages", MESSAGES), worker.post("/v1/messages", MESSAGES)
+    worker.answer(first, b"{" * 600, final=False)
+    worker.answer(client, b"{" * 600, final=False)
+    if not client.status:
+        worker.data(client, b"{" * 600)
+    assert client.status == status
+    assert Kind.CANCEL in worker.kinds(client.number)
+    assert first.status == 0 and worker.exchange.collected == 600
+
+
+def test_an_answer_that_the_client_does_not_wait_for_is_let_go() -> None:
+    worker = rig()
+    client = worker.post("/v1/messages", MESSAGES)
+    worker.answer(client, b"{" * 600, final=False)
+    worker.exchange.on_client_gone(client)  # type: ignore[arg-type]
+    assert worker.exchange.collected == 0 and Kind.CANCEL in worker.kinds(client.number)
+    worker.data(client, b"x")
+    worker.end(client)
+    assert (client.status, worker.faults) == (0, [])
+
+
+# --- streams -----------------------------------------------------------------------------------------------------------
+
+STREAMED = {
+    "chat": ("/v1/chat/completions", CHAT | {"stream": True}),
+    "messages": ("/v1/messages", MESSAGES | {"stream": True}),
+    "gemini": ("/v1beta/models/chat:streamGenerateContent?alt=sse", CONTENTS),
+    "array": ("/v1beta/models/chat:streamGenerateContent", CONTENTS),
+}
+
+
+def streamed_text(shape: str, body: bytes) -> str:
+    """Return the text of a stream in the client's dialect, and check that it has its dialect's ending."""
+    if shape == "array":
+        return "".join(text_of("gemini", element) for element in json.loads(body) if element["candidates"][0]["content"].get("parts"))
+    events = [event for event in body.decode().split("\n\n") if event]
+    documents = [json.loads(line[6:]) for event in events for line in event.split("\n") if line.startswith("data: ") and line != "data: [DONE]"]
+    if shape == "messages":
+        assert documents[0]["type"] == "message_start" and documents[-1]["type"] == "message_stop"
+        return "".join(item["delta"].get("text", "") for item in documents if item["type"] == "content_block_delta")
+    if shape == "gemini":
+        return "".join(text_of("gemini", item) for item in documents if item["candidates"][0].get("content", {}).get("parts"))
+    assert events[-1] == "data: [DONE]"
+    return "".join(item["choices"][0]["delta"].get("content") or "" for item in documents)
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 100_000])
+@pytest.mark.parametrize("shape", STREAMED)
+def test_a_stream_is_said_in_the_clients_dialect_however_it_was_cut(shape: str, size: int) -> None:
+    worker = rig()
+    path, body = STREAMED[shape]
+    client = worker.post(path, body)
+    assert worker.calls[0].stream is True
+    whole = b"".join(chat_events("m", WORDS))
+    worker.answer(client, whole[:size], sse=True, final=False)
+    worker.data(client, *(whole[start : start + size] for start in range(size, len(whole), size)))
+    worker.end(client)
+    assert (client.status, client.ending) == (200, "ended")
+    assert client.headers["content-type"].startswith("application/json" if shape == "array" else "text/event-stream")
+    assert streamed_text(shape, client.body) == "".join(WORDS)
+
+
+def broken(shape: str, body: bytes) -> Any:
+    """Return the error that ends a stream of `shape`."""
+    if shape == "array":
+        return json.loads(body)[-1]["error"]
+    assert b"[DONE]" not in body and b"message_stop" not in body
+    last = body.decode().strip().split("\n\n")[-1]
+    return json.loads(last.split("data: ", 1)[1])["error"]
+
+
+ENDS = {
+    "egress says so": lambda worker, client: worker.abort(client, message="The provider broke off."),
+    "another dialect's event": lambda worker, client: worker.data(client, b'event: message_start\ndata: {"type":"message_start","message":{}}\n\n'),
+    "no JSON": lambda worker, client: worker.data(client, b"data: {\n\n"),
+    "it ends early": lambda worker, client: worker.end(client),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+@pytest.mark.parametrize("shape", [shape for shape in STREAMED if shape != "chat"])  # in the same dialect egress judges the ending
+def test_a_stream_that_breaks_ends_with_the_dialects_error_and_no_ending(shape: str, how: str) -> None:
+    worker = rig()
+    path, body = STREAMED[shape]
+    client = worker.post(path, body)
+    events = chat_events("m", WORDS)
+    worker.answer(client, b"".join(events[:2]), sse=True, final=False)
+    assert b"one" in client.body
+    ENDS[how](worker, client)
+    assert broken(shape, client.body)["message"]
+    assert client.ending == "ended" and client.call is None
+    assert worker.link.open_calls == 0 and worker.faults == []
+    assert (Kind.CANCEL in worker.kinds(client.number)) is (how in ("another dialect's event", "no JSON"))
+
+
+@pytest.mark.parametrize("shape", [shape for shape in STREAMED if shape != "chat"])
+def test_a_stream_that_is_none_from_its_first_byte_is_told_by_the_status(shape: str) -> None:
+    worker = rig()
+    path, body = STREAMED[shape]
+    client = worker.post(path, body)
+    worker.answer(client, b"data: <html>\n\n", sse=True, final=False)
+    assert client.status == 502 and client.chunks == []
+    assert Kind.CANCEL in worker.kinds(client.number)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("shape", ["chat", "messages"])
+def test_a_stream_that_was_not_asked_for_or_did_not_come_is_502(shape: str, stream: bool) -> None:
+    worker = rig()
+    path, body = (STREAMED if stream else ASKED)[shape]
+    client = worker.post(path, body)
+    worker.answer(client, b"{}", sse=not stream, final=False)
+    assert client.status == 502 and Kind.CANCEL in worker.kinds(client.number)
+
+
+def test_media_that_nobody_asked_for_is_502() -> None:
+    worker = rig()
+    client = worker.post("/v1/chat/completions", CHAT)
+    worker.answer(client, b"ID3", media="audio/mpeg")
+    assert client.status == 502
+
+
+@pytest.mark.parametrize(("shape", "comment"), [("chat", b": keep-alive\n\n"), ("messages", b"event: ping"), ("array", b"\n")])
+def test_a_silent_stream_is_kept_alive_in_its_dialect(shape: str, comment: bytes) -> None:
+    worker = rig()
+    path, body = STREAMED[shape]
+    client = worker.post(path, body)
+    events = chat_events("m", WORDS)
+    worker.answer(client, b"".join(events[:2]), sse=True, final=False)
+    before = len(client.body)
+    worker.exchange.sweep(worker.exchange.clock + 3600)
+    assert client.body[before:].startswith(comment)
+    worker.data(client, *events[2:])
+    worker.end(client)
+    if shape == "array":
+        assert streamed_text(shape, client.body) == "".join(WORDS)
+    worker.exchange.sweep(worker.exchange.clock + 7200)  # not after its end
+    assert client.ending == "ended"
+
+
+# --- a client that does not read ---------------------------------------------------------------------------------------
+
+
+def resume(worker: Rig, client: Client) -> None:
+    client.paused = False
+    worker.exchange.on_writable(client)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", STREAMED)
+def test_a_client_that_does_not_read_gets_no_more_credit_until_it_does(shape: str) -> None:
+    worker = rig()
+    path, body = STREAMED[shape]
+    client = worker.post(path, body)
+    events = chat_events("m", [f" {'x' * 1000}"] * 100)
+    worker.answer(client, events[0], sse=True, final=False)
+    client.paused = True
+    worker.data(client, *events[1:-1])
+    assert worker.credit(client.number) == 0
+    written = len(client.body)
+    if shape != "chat":
+        assert written < 5000  # it waits as it came
+    worker.data(client, events[-1])
+    worker.end(client)
+    assert client.ending == ("ended" if shape == "chat" else "")
+    resume(worker, client)
+    assert client.ending == "ended"
+    assert streamed_text(shape, client.body) == f" {'x' * 1000}" * 100
+
+
+def test_what_waited_for_a_client_is_followed_by_what_came_after_it() -> None:
+    worker = rig()
+    client = worker.post(*STREAMED["messages"])
+    events = chat_events("m", ["a", "b", "c", "d"])
+    worker.answer(client, events[0], sse=True, final=False)
+    client.paused = True
+    worker.data(client, events[1], events[2])
+    resume(worker, client)
+    worker.data(client, events[3])
+    client.paused = True
+    worker.data(client, events[4])
+    worker.exchange.on_writable(client)  # type: ignore[arg-type]
+    client.paused = False
+    worker.data(client, *events[5:])
+    worker.end(client)
+    assert streamed_text("messages", client.body) == "abcd"
+
+
+def test_what_waits_and_is_broken_ends_once_the_client_reads() -> None:
+    worker = rig()
+    client = worker.post(*STREAMED["messages"])
+    events = chat_events("m", WORDS)
+    worker.answer(client, events[0], sse=True, final=False)
+    client.paused = True
+    worker.data(client, events[1], b"data: {\n\n", events[2])
+    resume(worker, client)
+    assert broken("messages", client.body)["message"] and client.ending == "ended"
+    assert b"one" in client.body and b"two" not in client.body
+    assert worker.faults == []
+
+
+def test_a_client_that_goes_while_pieces_wait_for_it_cancels_the_call() -> None:
+    worker = rig()
+    client = worker.post(*STREAMED["messages"])
+    worker.answer(client, chat_events("m", WORDS)[0], sse=True, final=False)
+    client.paused = True
+    worker.data(client, chat_events("m", WORDS)[1])
+    call = client.call
+    worker.exchange.on_client_gone(client)  # type: ignore[arg-type]
+    assert Kind.CANCEL in worker.kinds(client.number) and worker.exchange._streams == set()
+    call.resume()  # type: ignore[attr-defined]
+    assert client.ending == ""
+
+
+# --- what a target cannot say ------------------------------------------------------------------------------------------
+
+
+def test_what_the_target_cannot_say_is_400_with_the_clients_own_path() -> None:
+    worker = rig()
+    config = {"seed": 7, "presencePenalty": 1.5}
+    client = worker.post("/v1beta/models/claude:generateContent", CONTENTS | {"generationConfig": config})
+    assert client.status == 400
+    assert client.json["error"]["status"] == "INVALID_ARGUMENT"
+    assert "generationConfig.presencePenalty" in client.json["error"]["message"]
+    assert {"field": "generationConfig.presencePenalty"}.items() <= client.json["error"]["details"][1]["fieldViolations"][0].items()
+    assert worker.calls == []
+
+
+def test_what_was_left_out_is_told_in_warnings_by_the_clients_own_names() -> None:
+    worker = rig()
+    client = worker.post("/v1beta/models/claude:generateContent", CONTENTS | {"generationConfig": {"seed": 7}, "labels": {"a": "b"}})
+    worker.answer(client, message_body())
+    named = [warning for name in ("generationConfig.seed", "labels") for warning in client.warnings if f'"field {name} ' in warning]
+    assert len(named) == len(client.warnings) > 0
+    assert all(warning.startswith('299 cliproxy "field ') and warning.endswith(' is not supported by the provider and was left out"') for warning in named)
+
+
+def test_warnings_are_bounded_and_hold_nothing_that_ends_a_header() -> None:
+    from cliproxy.dataplane.answers import warning_headers
+
+    hostile = 'a"b\\c\r\nSet-Cookie: x=1\u2028é'
+    headers = warning_headers([hostile, hostile, *(f"f{number}" for number in range(100))])
+    assert headers.count(b"\r\n") == MAX_WARNINGS == headers.count(b"Warning: 299 cliproxy ")
+    assert headers.startswith(b'Warning: 299 cliproxy "field a?b?c??Set-Cookie: x=1?? is not')
+
+
+def test_a_later_profile_is_used_when_the_first_cannot_say_the_request() -> None:
+    worker = rig()
+    worker.post("/v1/chat/completions", {"model": "pool", "messages": USER})
+    worker.post("/v1/chat/completions", {"model": "pool", "messages": USER, "n": 2, "presence_penalty": 1.0})
+    client = worker.post("/v1/chat/completions", {"model": "claude", "messages": USER, "n": 2})
+    assert [call.endpoint for call in worker.calls] == [Endpoint.MESSAGES, Endpoint.CHAT_COMPLETIONS]
+    assert (client.status, client.json["error"]["param"], client.json["error"]["code"]) == (400, "n", "unsupported_feature")
+
+
+# --- reroutes ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_reroute_writes_the_same_request_for_another_profile_and_sends_it_with_what_was_tried() -> None:
+    worker = rig()
+    client = worker.post("/v1/messages", MESSAGES | {"model": "pool"})
+    first = client.number
+    worker.reroute(
+        client,
+        Endpoint.CHAT_COMPLETIONS,
+        "claude/claude-m",
+        quirks=worker.exchange._table.find("pool").by_id["chat/m"].endpoints[Endpoint.CHAT_COMPLETIONS].quirks,
+    )  # type: ignore[union-attr]
+    one, two = worker.calls
+    assert (one.endpoint, two.endpoint) == (Endpoint.MESSAGES, Endpoint.CHAT_COMPLETIONS)
+    assert (two.tried, two.request_id, two.session, client.status) == (("claude/claude-m",), one.request_id, one.session, 0)
+    assert client.number != first
+    worker.answer(client, chat_body("m"), provider="chat", model="m", attempts=2)
+    assert text_of("messages", client.json) == TEXT
+
+
+def test_a_client_that_leaves_between_two_tries_cancels_the_second() -> None:
+    worker = rig()
+    client = worker.post("/v1/messages", MESSAGES | {"model": "pool"})
+    worker.reroute(client, Endpoint.CHAT_COMPLETIONS, "claude/claude-m", quirks=chat_quirks(worker))
+    worker.exchange.on_client_gone(client)  # type: ignore[arg-type]
+    assert worker.kinds(client.number) == [Kind.CALL, Kind.CANCEL]
+
+
+def chat_quirks(worker: Rig) -> int:
+    return int(worker.exchange._table.find("pool").by_id["chat/m"].endpoints[Endpoint.CHAT_COMPLETIONS].quirks)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "quirks"), [(Endpoint.GENERATE_CONTENT, 0), (Endpoint.CHAT_COMPLETIONS, int(Quirks.VERTEX)), (99, 0), (Endpoint.CHAT_COMPLETIONS, 1 << 30)]
+)
+def test_a_reroute_to_what_the_route_does_not_have_is_502(endpoint: int, quirks: int) -> None:
+    worker = rig()
+    client = worker.post("/v1/messages", MESSAGES | {"model": "pool"})
+    worker.reroute(client, endpoint, quirks=quirks)
+    assert (client.status, len(worker.calls)) == (502, 1)
+    assert worker.faults == [] and client.call is None
+
+
+def test_a_route_of_one_profile_cannot_be_rerouted_and_its_request_is_not_kept() -> None:
+    worker = rig()
+    client = worker.post("/v1/messages", MESSAGES)
+    assert client.call.kept is None  # type: ignore[attr-defined]
+    worker.reroute(client, Endpoint.CHAT_COMPLETIONS, quirks=chat_quirks(worker))
+    assert (client.status, len(worker.calls)) == (502, 1)
+
+
+def test_a_request_is_not_kept_once_its_answer_has_begun() -> None:
+    worker = rig()
+    client = worker.post("/v1/messages", MESSAGES | {"model": "pool", "stream": True})
+    assert client.call.kept is not None  # type: ignore[attr-defined]
+    worker.answer(client, b"", sse=True, final=False)
+    assert client.call.kept is None  # type: ignore[attr-defined]
+    worker.reroute(client, Endpoint.CHAT_COMPLETIONS, quirks=chat_quirks(worker))
+    assert len(worker.calls) == 1 and broken("messages", client.body)["message"]
+
+
+def test_reroutes_are_bounded() -> None:
+    worker = rig()
+    client = worker.post("/v1/messages", MESSAGES | {"model": "pool"})
+    for number in range(MAX_REROUTES + 2):
+        endpoint, quirks = (Endpoint.MESSAGES, 0) if number % 2 else (Endpoint.CHAT_COMPLETIONS, chat_quirks(worker))
+        if not client.status:
+            worker.reroute(client, endpoint, quirks=quirks)
+    assert (client.status, len(worker.calls)) == (502, MAX_REROUTES + 1)
+
+
+def test_a_profile_that_cannot_say_the_request_counts_as_tried() -> None:
+    worker = rig()
+    body = {"model": "pool", "messages": USER, "n": 2}
+    client = worker.post("/v1/chat/completions", body)
+    assert worker.calls[0].endpoint == Endpoint.CHAT_COMPLETIONS
+    worker.reroute(client, Endpoint.MESSAGES, "chat/m")
+    assert (client.status, client.json["error"]["code"], len(worker.calls)) == (503, "no_target", 1)
+
+
+def test_a_reroute_without_a_channel_is_503() -> None:
+    worker = rig()
+    client = worker.post("/v1/messages", MESSAGES | {"model": "pool"})
+    worker.link._channel = None
+    worker.reroute(client, Endpoint.CHAT_COMPLETIONS, quirks=chat_quirks(worker))
+    assert (client.status, client.json["error"]["type"]) == (503, "overloaded_error")
+
+
+# --- sessions ----------------------------------------------------------------------------------------------------------
+
+
+def session(worker: Rig, path: str, body: Any, *headers: str) -> str:
+    worker.post(path, body, *headers)
+    return worker.calls[-1].session
+
+
+def test_a_session_is_told_only_where_the_route_cares_and_tells_nothing() -> None:
+    worker = rig()
+    chat, sticky = CHAT, CHAT | {"model": "sticky"}
+    path = "/v1/chat/completions"
+    assert session(worker, path, chat | {"user": "alice"}) == ""
+    assert session(worker, path, sticky) == ""
+    named = session(worker, path, sticky | {"user": "alice"})
+    assert len(named) == 32 and "alice" not in named
+    assert session(worker, path, sticky | {"user": "alice"}) == named
+    assert session(worker, path, sticky | {"user": "bob"}) != named
+    assert session(worker, path, sticky | {"user": "bob"}, "x-session-id: alice") == named  # the header comes first
+    assert session(worker, path, sticky | {"user": "bob", "prompt_cache_key": "alice"}) == named
+    assert session(worker, "/v1/messages", MESSAGES | {"model": "sticky", "metadata": {"user_id": "alice"}}) == named
+    assert session(worker, path, sticky, f"x-session-id: {'a' * 257}") == ""
+    assert session(worker, path, sticky | {"user": "alice"}, "x-session-id:") == named
+
+
+# --- counting and models -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [("/v1/messages/count_tokens", {"model": "chat", "messages": USER}, "input_tokens"), ("/v1beta/models/chat:countTokens", CONTENTS, "totalTokens")],
+)
+def test_tokens_are_guessed_where_no_provider_counts_and_the_answer_says_so(path: str, body: Any, field: str) -> None:
+    worker = rig()
+    client = worker.post(path, body)
+    assert (client.status, worker.calls) == (200, [])
+    assert client.json[field] > 0 and client.headers["x-cliproxy-token-count"] == "estimate"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "endpoint", "counted", "field"),
+    [
+        ("/v1/messages/count_tokens", {"model": "claude", "messages": USER}, Endpoint.COUNT_MESSAGE_TOKENS, b'{"input_tokens":7}', "input_tokens"),
+        ("/v1/messages/count_tokens", {"model": "gemini", "messages": USER}, Endpoint.COUNT_CONTENT_TOKENS, b'{"totalTokens":7}', "input_tokens"),
+        ("/v1beta/models/gemini:countTokens", CONTENTS, Endpoint.COUNT_CONTENT_TOKENS, b'{"totalTokens":7}', "totalTokens"),
+        ("/v1beta/models/claude:countTokens", CONTENTS, Endpoint.COUNT_MESSAGE_TOKENS, b'{"input_tokens":7}', "totalTokens"),
+    ],
+)
+def test_tokens_are_counted_by_the_provider_where_it_can(path: str, body: Any, endpoint: Endpoint, counted: bytes, field: str) -> None:
+    worker = rig()
+    client = worker.post(path, body)
+    (call,) = worker.calls
+    assert (call.endpoint, call.max_tokens, call.stream) == (endpoint, 0, False)
+    worker.answer(client, counted)
+    assert client.json == {field: 7} and "x-cliproxy-token-count" not in client.headers
+
+
+@pytest.mark.parametrize("headers", [(), ("anthropic-version: 2023-06-01",)])
+def test_one_model_is_told_of_in_the_shape_of_the_list(headers: tuple[str, ...]) -> None:
+    worker = rig()
+    listed = worker.get("/v1/models", *headers).json["data"]
+    assert [item["id"] for item in listed] == sorted(MODELS)
+    for item in listed:
+        assert worker.get(f"/v1/models/{item['id']}", *headers).json == item
+
+
+def test_gemini_models_are_named_as_resources_and_tell_what_they_can() -> None:
+    worker = rig(requests=Requests(max_tokens=99))
+    listed = worker.get("/v1beta/models").json["models"]
+    assert [item["name"] for item in listed] == [f"models/{name}" for name in sorted(MODELS)]
+    for item in listed:
+        assert {"generateContent", "streamGenerateContent", "countTokens"} <= set(item["supportedGenerationMethods"])
+        assert item["outputTokenLimit"] == 99
+        assert worker.get(f"/v1beta/{item['name']}").json == item
+
+
+def test_models_that_a_key_may_not_use_are_not_listed_and_not_suggested() -> None:
+    worker = rig(allowed=("chat",))
+    assert [item["id"] for item in worker.get("/v1/models").json["data"]] == ["chat"]
+    assert worker.get("/v1/models", "anthropic-version: 2023-06-01").json["last_id"] == "chat"
+    assert worker.get("/v1/models/claude").status == 403
+    client = worker.post("/v1/messages", MESSAGES | {"model": "claud"})
+    assert client.status == 404 and "claude" not in client.json["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/chat/completions", CHAT | {"model": "chta"}), ("/v1/messages", MESSAGES | {"model": "chta"}), ("/v1beta/models/chta:generateContent", CONTENTS)],
+)
+def test_an_unknown_model_is_404_in_the_dialect_with_names_like_it(path: str, body: Any) -> None:
+    client = rig().post(path, body)
+    error = client.json["error"]
+    assert client.status == 404 and "chat" in error["message"] and "chta" not in error["message"]
+    assert {error.get("code"), error.get("type"), error.get("status")} & {"model_not_found", "not_found_error", "NOT_FOUND"}
