@@ -9,6 +9,7 @@
     │   ├── SchemaError          400: the body is not what the schema says
     │   │   └── UnsupportedFeature   400: valid, but the target cannot express it
     │   └── RateLimited          429, with the seconds to wait
+    │       └── ProviderLimited  by a limit of the provider's, so another provider may take it
     ├── UpstreamError            the provider's fault: 502 or 504
     │   ├── ProviderRefusal      the provider answered with an error; mapped to 400, 404, 413, 429, 502 or 504
     │   └── ForbiddenAddress     a provider's name leads where the dialer does not go
@@ -111,6 +112,10 @@ class RateLimited(ClientError):
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class ProviderLimited(RateLimited):
+    """429: the configuration's limit for one provider is reached. Another provider may still take the call."""
 
 
 class UpstreamError(CliproxyError):

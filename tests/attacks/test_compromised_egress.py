@@ -371,7 +371,7 @@ def test_last_use_says_what_can_be_and_nothing_else(gateway: EgressHeld, vault: 
 
 
 def intent(**changes: Any) -> ProviderRequest:
-    fields = {"address": "192.0.2.1", "credential": "", "endpoint": "e", "model": "m", "principal": "k", "provider": "p", "request": "r"}
+    fields = {"address": "192.0.2.1", "attempt": 1, "credential": "", "endpoint": "e", "model": "m", "principal": "k", "provider": "p", "request": "r"}
     return ProviderRequest(**{**fields, "reserved_tokens": 1, "stream": False, **changes})  # type: ignore[arg-type]
 
 

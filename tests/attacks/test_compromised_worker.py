@@ -388,7 +388,7 @@ def test_the_calls_of_a_worker_that_is_gone_are_cancelled_and_settled(gateway: W
 
 
 def outcome(**changes: Any) -> ProviderOutcome:
-    fields = {"bytes": 1, "duration_ms": 1, "error": "", "input_tokens": 1, "output_tokens": 1, "request": "r", "status": 200}
+    fields = {"attempt": 1, "bytes": 1, "duration_ms": 1, "error": "", "input_tokens": 1, "output_tokens": 1, "request": "r", "status": 200}
     return ProviderOutcome(**{**fields, **changes})
 
 

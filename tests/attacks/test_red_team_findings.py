@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,8 +43,9 @@ from cliproxy.egress.calls import Outcome, ProviderCall
 from cliproxy.egress.desk import Desk
 from cliproxy.egress.echo import answer_chat
 from cliproxy.egress.inject import Injector
+from cliproxy.egress.reading import READINGS
 from cliproxy.egress.senders import EchoSending
-from cliproxy.errors import ConfigError, RateLimited, UpstreamError
+from cliproxy.errors import CliproxyError, ConfigError, RateLimited, UpstreamError
 from cliproxy.ipc.messages import KeyRecord, PolicyBegin, PolicyEnd, PolicyKeys, PolicyRules
 from cliproxy.ipc.mux import HEADER, Abort, Call, Hello, Kind
 from cliproxy.ipc.policy_feed import PolicyFeed
@@ -52,7 +53,7 @@ from cliproxy.processes.lines import fault_reporter
 from cliproxy.secret import Secret
 from cliproxy.translators.openai_chat import usage
 from cliproxy.translators.openai_chat.stream import StreamFilter
-from cliproxy.translators.openai_chat.usage import StreamUsage, usage_of_answer
+from cliproxy.translators.openai_chat.usage import StreamUsage, Usage, usage_of_answer
 from cliproxy.translators.openai_embeddings.usage import usage_of_embeddings
 from cliproxy.translators.sse import EventSplitter
 from fakes.gateway import Gateway
@@ -506,11 +507,21 @@ class Ledger:
         self.endings: list[str] = []
         self.frames: list[Kind] = []
 
-    def settled(self, call: ProviderCall, outcome: Outcome) -> None:
+    def answered(self, call: ProviderCall) -> None:
+        pass
+
+    def settled(self, call: ProviderCall, outcome: Outcome, error: CliproxyError | None) -> bool:
         self.endings.append(outcome.error)
+        return False
 
     def queue(self, kind: Kind, stream: int, payload: bytes) -> None:
         self.frames.append(kind)
+
+
+def asked_of_chat(*, stream: bool, used: Callable[[bytes], Usage | None] = usage_of_answer) -> Any:
+    order = SimpleNamespace(reading=READINGS[Endpoint.CHAT_COMPLETIONS]._replace(used=used))
+    target = SimpleNamespace(provider="p", model="m")
+    return SimpleNamespace(stream=stream, endpoint=Endpoint.CHAT_COMPLETIONS, order=order, target=target, attempt=1)
 
 
 @pytest.mark.parametrize("where", ["data", "whole", "end of stream", "echo"])
@@ -525,13 +536,12 @@ def test_a_bug_in_reading_an_answer_does_not_leave_the_call_without_an_ending(mo
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda loop, context: told.append(context))
         ledger = Ledger()
-        request = SimpleNamespace(stream=where in ("data", "end of stream"), endpoint=Endpoint.CHAT_COMPLETIONS, body=b"{}")
-        call = ProviderCall(request, channel=ledger, slot=0, stream=1, ledger=ledger)  # type: ignore[arg-type]
+        request = asked_of_chat(stream=where in ("data", "end of stream"), used=broken)  # type: ignore[arg-type]
+        call = ProviderCall(request, channel=ledger, slot=0, stream=1, ledger=ledger)
         monkeypatch.setattr(StreamUsage, "feed" if where == "data" else "finish", broken)
-        monkeypatch.setattr("cliproxy.egress.calls.usage_of_answer", broken)
         monkeypatch.setattr("cliproxy.egress.senders.answer_chat", broken)
         if where == "echo":
-            call.sent(EchoSending(call))
+            call.sent(EchoSending(call, b"{}"))
         else:
             call.on_head(200, {})
             loop.call_soon(call.on_data, event(100))
@@ -555,8 +565,7 @@ def test_a_credential_that_fits_no_header_does_not_stop_a_reload_in_its_middle()
 
 def test_a_whole_answer_in_reads_of_two_bytes_does_not_cost_an_object_for_each() -> None:
     ledger = Ledger()
-    request = SimpleNamespace(stream=False, endpoint=Endpoint.CHAT_COMPLETIONS)
-    call = ProviderCall(request, channel=ledger, slot=0, stream=1, ledger=ledger)  # type: ignore[arg-type]
+    call = ProviderCall(asked_of_chat(stream=False), channel=ledger, slot=0, stream=1, ledger=ledger)
     call.on_head(200, {})
     answer = b'{"choices":[{"message":{"content":"' + b"x" * 5 * 2 * ANSWER_PIECES_PER_JOIN + b'"}}]}'
     for at in range(0, len(answer), 2):

@@ -19,7 +19,7 @@ from cliproxy.errors import ChannelError
 REFUSED = Authentication(address="192.0.2.1", count=5, principal="", reason="unknown", result="refused", second=1)
 ACCEPTED = Authentication(address="192.0.2.1", count=2, principal="k_1", reason="", result="accepted", second=1)
 DENIED = AddressDenied(address="192.0.2.2", count=7, reason="denylist", second=1)
-OUTCOME = ProviderOutcome(bytes=1, duration_ms=2, error="", input_tokens=3, output_tokens=4, request="req_1", status=200)
+OUTCOME = ProviderOutcome(attempt=1, bytes=1, duration_ms=2, error="", input_tokens=3, output_tokens=4, request="req_1", status=200)
 
 
 class Desk:

@@ -33,6 +33,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 def intent(number: int) -> ProviderRequest:
     return ProviderRequest(
         address="192.0.2.1",
+        attempt=1,
         credential="c_1",
         endpoint="chat_completions",
         model="gpt-4o-mini",
@@ -45,7 +46,7 @@ def intent(number: int) -> ProviderRequest:
 
 
 def outcome(number: int) -> ProviderOutcome:
-    return ProviderOutcome(bytes=1, duration_ms=2, error="", input_tokens=3, output_tokens=4, request=f"req_{number}", status=200)
+    return ProviderOutcome(attempt=1, bytes=1, duration_ms=2, error="", input_tokens=3, output_tokens=4, request=f"req_{number}", status=200)
 
 
 def entries(home: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import pytest
 from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_WHOLE_ANSWER_BYTES, STREAM_WINDOW_BYTES
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.calls import ProviderCall
+from cliproxy.egress.reading import READINGS
 from cliproxy.errors import ProviderRefusal, UpstreamError
 from cliproxy.ipc.mux import Abort, Answer, Kind
 
@@ -54,14 +55,20 @@ class Sending:
 
 
 class Case:
-    def __init__(self, *, stream=False, endpoint=Endpoint.CHAT_COMPLETIONS):
+    def __init__(self, *, stream=False, endpoint=Endpoint.CHAT_COMPLETIONS, goes_on=False):
         self.channel, self.sending, self.outcomes = Channel(), Sending(), []
-        request = SimpleNamespace(stream=stream, endpoint=endpoint)
+        order = SimpleNamespace(reading=READINGS[endpoint])
+        request = SimpleNamespace(stream=stream, endpoint=endpoint, order=order, target=SimpleNamespace(provider="p", model="theirs"), attempt=3)
+        self.goes_on, self.began = goes_on, 0
         self.call = ProviderCall(request, channel=self.channel, slot=0, stream=9, ledger=self)
         self.call.sent(self.sending)
 
-    def settled(self, call, outcome):
+    def answered(self, call):
+        self.began += 1
+
+    def settled(self, call, outcome, error):
         self.outcomes.append(outcome)
+        return self.goes_on and error is not None and call.may_go_on
 
     def head(self):
         self.call.on_head(200, {b"x-request-id": b"up-1"})
@@ -236,3 +243,57 @@ def test_an_answer_without_end_is_cut_off():
     run(scenario)
     assert case.channel.abort().code == "provider_answer_too_large"
     assert case.sending.did == ["cancel"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_attempt_that_told_the_worker_nothing_gives_the_call_back_without_a_word(stream):
+    case = Case(stream=stream, goes_on=True)
+    run(lambda: case.call.on_failure(UpstreamError("gone", code="provider_broke_off")))
+    assert case.channel.frames == [] and case.began == 0
+    assert [outcome.error for outcome in case.outcomes] == ["provider_broke_off"]
+
+
+def test_an_error_inside_a_stream_before_its_first_event_gives_the_call_back():
+    case = Case(stream=True, goes_on=True)
+
+    def scenario():
+        case.head()
+        case.call.on_data(b'data: {"error":{"message":"overloaded"}}\n\n')
+
+    run(scenario)
+    assert case.channel.frames == [] and len(case.outcomes) == 1
+
+
+@pytest.mark.parametrize("after", ["head", "event"])
+def test_an_attempt_whose_answer_has_begun_ends_the_call(after):
+    case = Case(stream=True, goes_on=True)
+
+    async def go():
+        case.head()
+        if after == "event":
+            case.call.on_data(EVENT)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        case.call.on_failure(UpstreamError("gone", code="provider_broke_off"))
+
+    asyncio.run(go())
+    assert case.channel.kinds() == [Kind.ANSWER, Kind.ABORT] and case.began == 1
+
+
+def test_a_call_that_the_gateway_ends_does_not_go_on():
+    case = Case(goes_on=True)
+    run(lambda: case.call.abort(UpstreamError("revoked")))
+    assert case.channel.kinds() == [Kind.ABORT]
+
+
+def test_the_answer_says_who_gave_it_and_at_which_attempt():
+    case = Case()
+
+    def scenario():
+        case.head()
+        case.call.on_data(WHOLE)
+        case.call.on_complete()
+
+    run(scenario)
+    answer = msgspec.msgpack.decode(case.channel.frames[0][1], type=Answer)
+    assert (answer.provider, answer.model, answer.attempts, answer.media) == ("p", "theirs", 3, "")

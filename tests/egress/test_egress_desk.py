@@ -16,6 +16,7 @@ from cliproxy.audit.client import AuditClient, packet_decoder
 from cliproxy.audit.events import ChannelViolation, EgressEvent, ProviderOutcome, ProviderRequest
 from cliproxy.bounds import MAX_BYTES_AWAITING_AUDIT, MAX_CONTROL_MESSAGE_BYTES
 from cliproxy.dialects import Endpoint
+from cliproxy.egress.authorise import AuthorizedRequest
 from cliproxy.egress.calls import ProviderCall
 from cliproxy.egress.desk import Desk
 from cliproxy.errors import Unavailable
@@ -49,19 +50,31 @@ class Case:
         self.frames: list[tuple[int, int, bytes]] = []
         self.worker.channel.queue = lambda kind, stream, payload: self.frames.append((kind, stream, payload))  # type: ignore[method-assign]
 
-    def authorise(self, call: Any, body: bytes, *, now: float, wall: float) -> Any:
-        reservation = SimpleNamespace(tokens=7, settle=self.released.append)
-        target = SimpleNamespace(model="m" * 100, provider="p")
+    def admit(self, call: Any, body: bytes, *, now: float, wall: float) -> Any:
+        reservation = SimpleNamespace(tokens=7, settle=self.released.append, leave=lambda used: None)
         return SimpleNamespace(
-            call=call,
-            endpoint=Endpoint.CHAT_COMPLETIONS,
+            request_id=call.request_id,
+            address=call.address,
             principal=SimpleNamespace(id="k"),
-            target=target,
-            credential=None,
-            stream=False,
-            body=self.body,
+            endpoint=Endpoint.CHAT_COMPLETIONS,
             reservation=reservation,
+            body=b"{}",
+            kept=0,
+            attempts=0,
+            error=None,
         )
+
+    def authorise(self, order: Any, *, now: float, wall: float) -> Any:
+        if order.error is not None:
+            raise order.error
+        target = SimpleNamespace(model="m" * 100, provider="p", id="p/m", fillings={})
+        return AuthorizedRequest(order, target, None, order.reservation, False, 1, now, self.body)  # type: ignore[arg-type]
+
+    def ended(self, request: Any, fault: Any, *, now: float) -> None:
+        pass
+
+    def tried(self, request: Any, error: Any, fault: Any) -> None:
+        request.order.error = error
 
     def start(self, call: ProviderCall) -> Any:
         self.started.append(call)
@@ -95,7 +108,7 @@ def test_of_a_large_turn_just_the_calls_leave_whose_intents_were_taken_within_th
         case = Case(queue_bytes=100_000, deadline=0.0)
         case.desk._audit.healthy = lambda now: True  # type: ignore[method-assign]  # a deadline of nothing would fail the auditor itself
         case.submit(CALLS)
-        left = [call.request.call.request_id for call in case.started]
+        left = [call.request.order.request_id for call in case.started]
         assert 0 < len(left) < CALLS
         refused = [msgspec.msgpack.decode(payload, type=Abort) for kind, _, payload in case.frames if kind is Kind.ABORT]
         assert len(refused) == CALLS - len(left)

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from cliproxy.dialects import Endpoint
+from cliproxy.egress.authorise import AuthorizedRequest
 from cliproxy.egress.calls import ProviderCall
 from cliproxy.egress.desk import Desk
 from cliproxy.ipc.messages import KeyRecord, PolicyAck, PolicyBegin, PolicyChange, PolicyEnd, PolicyKeys, PolicyRules
@@ -58,20 +59,29 @@ class Case:
         self.acknowledge(1, 4)
         self.acknowledged.clear()
 
-    def authorise(self, call: Any, body: bytes, *, now: float, wall: float) -> Any:
+    def admit(self, call: Any, body: bytes, *, now: float, wall: float) -> Any:
+        reservation = SimpleNamespace(tokens=7, settle=self.released.append)
         return SimpleNamespace(
-            call=call,
-            endpoint=Endpoint.CHAT_COMPLETIONS,
+            request_id=call.request_id,
+            address=call.address,
             principal=SimpleNamespace(id=call.principal),
-            target=SimpleNamespace(model="m", provider="p"),
-            credential=None,
-            stream=False,
-            reservation=SimpleNamespace(tokens=7, settle=self.released.append),
+            endpoint=Endpoint.CHAT_COMPLETIONS,
+            reservation=reservation,
+            body=b"{}",
+            kept=0,
+            attempts=0,
         )
+
+    def authorise(self, order: Any, *, now: float, wall: float) -> Any:
+        target = SimpleNamespace(model="m", provider="p", id="p/m")
+        return AuthorizedRequest(order, target, None, order.reservation, False, 1, now, b"{}")  # type: ignore[arg-type]
+
+    def ended(self, request: Any, fault: Any, *, now: float) -> None:
+        pass
 
     def start(self, call: ProviderCall) -> Any:
         self.started.append(call)
-        return SimpleNamespace(cancel=lambda: self.cancelled.append(call.request.principal.id))
+        return SimpleNamespace(cancel=lambda: self.cancelled.append(call.request.order.principal.id))
 
     def submit(self, stream: int, principal: str) -> None:
         self.desk.submit(self.workers[0], stream, SimpleNamespace(request_id=f"r{stream}", address="127.0.0.1", principal=principal), b"")  # type: ignore[arg-type]
@@ -112,7 +122,7 @@ def test_a_call_of_another_key_in_the_same_turn_leaves() -> None:
         case.submit(2, "k2")
         case.desk.policy(PolicyChange(number=5, revoked=("k1",)))
         case.desk.flush()
-        assert [call.request.principal.id for call in case.started] == ["k2"]
+        assert [call.request.order.principal.id for call in case.started] == ["k2"]
 
     asyncio.run(test())
 

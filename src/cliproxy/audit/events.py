@@ -51,9 +51,11 @@ class AddressDenied(_Event, frozen=True, tag="address_denied"):
 
 
 class ProviderRequest(_Event, frozen=True, tag="provider_request"):
-    """The intent: recorded before anything leaves for the provider. `credential` is an id; `reserved_tokens` what the limits set aside."""
+    """The intent: recorded before anything leaves for the provider, one for each attempt of the call `request`, counted from 1. `credential` is an id;
+    `reserved_tokens` what the limits set aside."""
 
     address: Text
+    attempt: Count
     credential: Text
     endpoint: Text
     model: Text
@@ -65,9 +67,10 @@ class ProviderRequest(_Event, frozen=True, tag="provider_request"):
 
 
 class ProviderOutcome(_Event, frozen=True, tag="provider_outcome"):
-    """How the call `request` ended: exactly one for each intent. `status` is the provider's, 0 if there was none; `error` is empty or our code;
+    """How an attempt of the call `request` ended: exactly one for each intent. `status` is the provider's, 0 if there was none; `error` is empty or our code;
     `bytes` is what the provider sent."""
 
+    attempt: Count
     bytes: Count
     duration_ms: Count
     error: Text

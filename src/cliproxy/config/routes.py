@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import msgspec
 
@@ -28,6 +28,7 @@ from cliproxy.providers.table import facts_of
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:/@+-]*[A-Za-z0-9])?")  # as it may stand in the configuration, and as a wildcard may be used
 WILDCARD = "*"
+_FORMS = frozenset({Endpoint.TRANSCRIPTIONS, Endpoint.TRANSLATIONS})  # bodies that are no JSON
 
 
 class Profile(NamedTuple):
@@ -39,8 +40,9 @@ class Profile(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One place that may answer calls of a route. `model_json` is the provider's name of the model as JSON, for the hole in the body; `origin` is empty
-    and `parsed` None for a provider that answers in the process. `tier`: 0 for the route's own targets, then one for each fallback.
+    """One place that may answer calls of a route. `model_json` is the provider's name of the model as JSON; `fillings` is what goes into the hole of a
+    body for each endpoint: that, the bare name in a form, or nothing where the model is in the path. `origin` is empty and `parsed` None for a provider
+    that answers in the process. `tier`: 0 for the route's own targets, then one for each fallback.
 
     `priority` is the member's and its provider's together; higher goes first. `weight` counts within one priority.
     """
@@ -55,6 +57,7 @@ class Target:
     base_path: str
     model: str
     model_json: bytes
+    fillings: Mapping[Endpoint, bytes]
     weight: int
     priority: int
     tier: int
@@ -70,10 +73,10 @@ class Target:
                 found = found or Profile(endpoint, facts.quirks)
         return found
 
-    def takes(self, profile: Profile) -> bool:
+    def takes(self, profile: tuple[int, int]) -> bool:
         """Return whether a body written for `profile` may be sent there."""
-        facts = self.endpoints.get(profile.endpoint)
-        return facts is not None and facts.quirks == profile.quirks
+        facts = self.endpoints.get(cast(Endpoint, profile[0]))
+        return facts is not None and facts.quirks == profile[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,7 @@ class Route:
         self.affinity = groups[0].affinity
         self.by_id = {target.id: target for target in self.targets}
         self._profiles: dict[tuple[Operation, Dialect], tuple[Profile, ...]] = {}
-        self._by_profile: dict[Profile, tuple[Group, ...]] = {}
+        self._by_profile: dict[tuple[int, int], tuple[Group, ...]] = {}
 
     def profiles(self, operation: Operation, client: Dialect) -> tuple[Profile, ...]:
         """Return the distinct profiles of its targets for a client of `client`, in the order in which they would be tried; empty: nobody can do that."""
@@ -111,8 +114,8 @@ class Route:
             known = self._profiles[operation, client] = tuple(dict.fromkeys(profile for profile in found if profile is not None))
         return known
 
-    def groups_for(self, profile: Profile) -> tuple[Group, ...]:
-        """Return the groups with only the targets that take `profile`; empty: none does."""
+    def groups_for(self, profile: tuple[int, int]) -> tuple[Group, ...]:
+        """Return the groups with only the targets that take `profile` (or the two numbers of one, which need not exist); empty: none does."""
         known = self._by_profile.get(profile)
         if known is None:
             kept = ((group, tuple(target for target in group.targets if target.takes(profile))) for group in self.groups)
@@ -250,6 +253,7 @@ class _Maker:
         endpoints = self._facts.endpoints_for(member.model)
         if not endpoints:
             raise ConfigError(f"providers of kind {self._facts.kind} have no model {member.model!r}", key=key, cure="correct the model's name")
+        model_json = msgspec.json.encode(member.model)
         return Target(
             id=f"{self.name}/{member.model}",
             provider=self.name,
@@ -260,7 +264,11 @@ class _Maker:
             parsed=self._parsed,
             base_path=self._base_path,
             model=member.model,
-            model_json=msgspec.json.encode(member.model),
+            model_json=model_json,
+            fillings={
+                endpoint: b"" if not self._facts.model_in_body(endpoint) else member.model.encode() if endpoint in _FORMS else model_json
+                for endpoint in endpoints
+            },
             weight=member.weight,
             priority=member.priority + self.provider.priority,
             tier=tier,

@@ -1,6 +1,8 @@
 """The limits of a call, taken before it leaves and settled after it ended: requests and tokens a minute and calls at once, of the key and of
 the provider.
 
+A call that is tried at several providers counts once for its key, and at each provider that it is sent to.
+
 What always holds: never more than a limit plus what is in flight; a refusal takes nothing; a reservation is settled once, with the real
 usage or, if the provider told none, as reserved; a provider's word keeps a key waiting for `MAX_DEBT_MINUTES` at most. State is bounded: an
 entry is dropped when nothing is under way and its minute is over.
@@ -13,7 +15,7 @@ from collections.abc import Iterator
 from cliproxy.auth.principals import Principal
 from cliproxy.bounds import MAX_ADMISSION_ENTRIES, MAX_DEBT_MINUTES
 from cliproxy.config.schema import Settings
-from cliproxy.errors import RateLimited, Unavailable
+from cliproxy.errors import ProviderLimited, RateLimited, Unavailable
 from cliproxy.limits.gcra import Gcra, per_minute
 
 _MINUTE = 60.0
@@ -34,16 +36,17 @@ class _Meter:
 class _Limit:
     """Limits as numbers; 0 means none."""
 
-    __slots__ = ("concurrency", "requests", "tokens_per_minute", "whose")
+    __slots__ = ("concurrency", "error", "requests", "tokens_per_minute", "whose")
 
-    def __init__(self, whose: str, *, requests_per_minute: int, tokens_per_minute: int, concurrency: int) -> None:
+    def __init__(self, whose: str, *, requests_per_minute: int, tokens_per_minute: int, concurrency: int, error: type[RateLimited] = RateLimited) -> None:
         self.whose = whose
+        self.error = error
         self.requests: Gcra | None = per_minute(requests_per_minute) if requests_per_minute else None
         self.tokens_per_minute = tokens_per_minute
         self.concurrency = concurrency
 
     def verify(self, meter: _Meter, tokens: int, now: float) -> float:
-        """Let time pay off tokens, and return the new TAT of the request bucket if the call fits; raises `RateLimited` and takes nothing."""
+        """Let time pay off tokens, and return the new TAT of the request bucket if the call fits; raises `error` and takes nothing."""
         limit = self.tokens_per_minute
         if limit:
             debt = min(meter.debt, limit * MAX_DEBT_MINUTES) - (now - meter.seen) * limit / _MINUTE
@@ -52,41 +55,62 @@ class _Limit:
             meter.debt = 0.0  # or a limit that a reload brings would begin with all that was ever used
         meter.seen = now
         if self.concurrency and meter.in_flight >= self.concurrency:
-            raise RateLimited(f"Too many calls at once for {self.whose} (at most {self.concurrency}).", retry_after=1.0)
+            raise self.error(f"Too many calls at once for {self.whose} (at most {self.concurrency}).", retry_after=1.0)
         tat = meter.tat
         if self.requests is not None:
             tat, wait = self.requests.judge(meter.tat, now)
             if wait:
-                raise RateLimited(f"Too many requests a minute for {self.whose}.", retry_after=wait)
+                raise self.error(f"Too many requests a minute for {self.whose}.", retry_after=wait)
         if limit:
             if tokens > limit:
-                raise RateLimited(
+                raise self.error(
                     f"The call reserves {tokens} tokens, more than {self.whose} may use in a minute ({limit}); lower max_tokens.", retry_after=_MINUTE
                 )
             over = meter.debt + tokens - limit
             if over > 0:
-                raise RateLimited(f"Too many tokens a minute for {self.whose}.", retry_after=max(over * _MINUTE / limit, 0.001))
+                raise self.error(f"Too many tokens a minute for {self.whose}.", retry_after=max(over * _MINUTE / limit, 0.001))
         return tat
 
 
 class Reservation:
     """What one call has taken. `tokens` is what was set aside."""
 
-    __slots__ = ("_meters", "tokens")
+    __slots__ = ("_key", "_provider", "_request", "tokens")
 
-    def __init__(self, meters: tuple[_Meter, _Meter], tokens: int) -> None:
-        self._meters: tuple[_Meter, _Meter] | None = meters
+    def __init__(self, key: _Meter, provider: _Meter, tokens: int, request: float) -> None:
+        self._key: _Meter | None = key
+        self._provider: _Meter | None = provider
+        self._request = request  # seconds by which the key's bucket of requests moved
         self.tokens = tokens
 
     def settle(self, used: int | None) -> None:
         """Replace the reservation by what was used; `None`: not known, it stays as reserved. Only the first time counts."""
-        meters, self._meters = self._meters, None
-        if meters is None:
-            return
+        meters = (self._key, self._provider)
+        self._key = self._provider = None
         for meter in meters:
-            meter.in_flight -= 1
+            if meter is not None:
+                meter.in_flight -= 1
+                if used is not None:
+                    meter.debt = max(0.0, meter.debt + used - self.tokens)
+
+    def leave(self, used: int | None) -> None:
+        """An attempt is over and the call is not: the provider's part is settled as above, the key's stays."""
+        provider, self._provider = self._provider, None
+        if provider is not None:
+            provider.in_flight -= 1
             if used is not None:
-                meter.debt = max(0.0, meter.debt + used - self.tokens)
+                provider.debt = max(0.0, provider.debt + used - self.tokens)
+
+    def give_back(self, key: _Meter) -> None:
+        """The same call comes again and is counted then: its request is taken off `key`. Only the first time counts."""
+        request, self._request = self._request, 0.0
+        key.tat -= request
+
+    def enter(self, provider: _Meter) -> None:
+        """Take what the call needs of `provider`, which `Admission` has verified."""
+        provider.debt += self.tokens
+        provider.in_flight += 1
+        self._provider = provider
 
 
 class Admission:
@@ -108,15 +132,18 @@ class Admission:
                 requests_per_minute=provider.rate_limit.requests_per_minute,
                 tokens_per_minute=provider.rate_limit.tokens_per_minute,
                 concurrency=provider.concurrency,
+                error=ProviderLimited,
             )
             for name, provider in settings.providers.items()
         }
 
     def reserve(self, principal: Principal, provider: str, *, tokens: int, now: float, wall: float) -> Reservation:
-        """Take one request, `tokens` tokens and one place of the key and of the provider, or raise `RateLimited` and take nothing."""
+        """Take one request, `tokens` tokens and one place of the key and of the provider, or raise `RateLimited` (`ProviderLimited` if the key has
+        room) and take nothing."""
         key_meter = self._meters.get(principal.id) or self._new_meter(self._meters, principal.id)
         provider_meter = self._provider_meters.get(provider) or self._new_meter(self._provider_meters, provider)
-        key_tat = self._limit_of(principal).verify(key_meter, tokens, now)
+        limit = self._limit_of(principal)
+        key_tat = limit.verify(key_meter, tokens, now)
         provider_meter.tat = self._provider_limits[provider].verify(provider_meter, tokens, now)
         key_meter.tat = key_tat
         key_meter.debt += tokens
@@ -124,7 +151,19 @@ class Admission:
         provider_meter.debt += tokens
         provider_meter.in_flight += 1
         self._last_use[principal.id] = int(wall)
-        return Reservation((key_meter, provider_meter), tokens)
+        return Reservation(key_meter, provider_meter, tokens, 0.0 if limit.requests is None else limit.requests.interval)
+
+    def move(self, reservation: Reservation, provider: str, *, now: float) -> None:
+        """Take what another attempt of the same call needs of `provider`, after `Reservation.leave`. Raises `ProviderLimited` and takes nothing."""
+        meter = self._provider_meters.get(provider) or self._new_meter(self._provider_meters, provider)
+        meter.tat = self._provider_limits[provider].verify(meter, reservation.tokens, now)
+        reservation.enter(meter)
+
+    def count_once(self, principal: Principal, before: Reservation) -> None:
+        """The call of `before`, which was settled, comes again: its request does not count twice."""
+        meter = self._meters.get(principal.id)
+        if meter is not None:
+            before.give_back(meter)
 
     def take_last_use(self) -> dict[str, int]:
         """Return which keys were used since the last time, and when (seconds since the epoch); at most a packet's worth."""

@@ -1,6 +1,7 @@
-"""One call from its authorisation to its settlement: what the provider sends, turned into frames for the worker, bounded and settled once.
+"""One attempt of a call from its authorisation to its settlement: what the provider sends, turned into frames for the worker, bounded and settled once.
 
-What always holds: the worker gets exactly one ending (a final ANSWER, END or ABORT) unless it cancelled; the reservation is settled exactly
+What always holds: the worker gets exactly one ending (a final ANSWER, END or ABORT) unless it cancelled or the call goes on with another attempt, which
+only one can that has told the worker nothing; the attempt is settled exactly
 once, whatever happened (a bug of ours too); at most `STREAM_WINDOW_BYTES` of an answer are under way without credit, and the provider is not read while the
 worker or its client does not take more.
 """
@@ -16,12 +17,11 @@ from typing import Protocol
 import msgspec
 
 from cliproxy.bounds import ANSWER_PIECES_PER_JOIN, MAX_DATA_FRAME_BYTES, MAX_WHOLE_ANSWER_BYTES, STREAM_WINDOW_BYTES
-from cliproxy.dialects import Endpoint
 from cliproxy.egress.authorise import AuthorizedRequest
+from cliproxy.egress.reading import StreamReading
 from cliproxy.errors import ClientError, CliproxyError, ProviderRefusal, UpstreamError
 from cliproxy.ipc.mux import Abort, Answer, Kind
-from cliproxy.translators.openai_chat.usage import StreamUsage, Usage, usage_of_answer
-from cliproxy.translators.openai_embeddings.usage import usage_of_embeddings
+from cliproxy.translators.usage import Usage
 
 _encoder = msgspec.msgpack.Encoder()
 _FAULT = UpstreamError("The gateway failed to read the provider's answer.", status=500, code="internal_error")  # the loop reports what was raised
@@ -50,10 +50,13 @@ class Sending(Protocol):
 
 
 class Ledger(Protocol):
-    """Who is told that a call is over."""
+    """Who is told how an attempt goes."""
 
-    def settled(self, call: ProviderCall, outcome: Outcome) -> None:
-        """Called exactly once per call."""
+    def answered(self, call: ProviderCall) -> None:
+        """The worker has the first of the answer: this is the call's last attempt."""
+
+    def settled(self, call: ProviderCall, outcome: Outcome, error: CliproxyError | None) -> bool:
+        """Called exactly once per attempt; `error` is what its client would get. True: the call goes on without this attempt, which then says no more."""
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
@@ -77,6 +80,7 @@ class ProviderCall:
         "_complete",
         "_joined",
         "_ledger",
+        "_media",
         "_over",
         "_parts",
         "_paused",
@@ -87,6 +91,7 @@ class ProviderCall:
         "_upstream_id",
         "_usage",
         "_window",
+        "ended_by_us",
         "request",
         "slot",
         "stream",
@@ -100,12 +105,13 @@ class ProviderCall:
         self._ledger = ledger
         self._began = time.monotonic()
         self._sending: Sending | None = None
-        self._sse: StreamUsage | None = None
+        self._sse: StreamReading | None = None
         self._parts: list[bytes] = []
         self._joined = 0  # that many of the parts are joined lots
         self._received = 0
         self._status = 0
         self._upstream_id = ""
+        self._media = ""
         self._window = STREAM_WINDOW_BYTES
         self._backlog: deque[bytes] = deque()
         self._answered = False
@@ -113,6 +119,12 @@ class ProviderCall:
         self._complete = False  # the provider has said everything; END follows once the backlog is gone
         self._usage: Usage | None = None
         self._over = False
+        self.ended_by_us = False
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether the call can be tried elsewhere: the worker knows nothing of this attempt, and nobody has ended the call."""
+        return not self._answered and not self.ended_by_us
 
     # --- the sender ---
 
@@ -127,8 +139,11 @@ class ProviderCall:
         """A successful answer begins; its media type is the one asked for (the pool has checked). Headers by allow-list, names in lower case."""
         self._status = status
         self._upstream_id = headers.get(b"x-request-id", b"").decode("ascii")
-        if self.request.stream:
-            self._sse = StreamUsage()
+        reading = self.request.order.reading
+        if reading.media:
+            self._media = headers.get(b"content-type", b"").decode("ascii")
+        if self.request.stream and reading.stream is not None:
+            self._sse = reading.stream()
             asyncio.get_running_loop().call_soon(self._answer_head)
 
     def on_data(self, data: bytes) -> None:
@@ -193,6 +208,7 @@ class ProviderCall:
 
     def abort(self, error: CliproxyError) -> None:
         """The gateway ends the call: the worker is told."""
+        self.ended_by_us = True
         self._fail(error)
 
     def channel_ready(self) -> None:
@@ -202,7 +218,7 @@ class ProviderCall:
     # --- inside ---
 
     def _finish_whole(self, body: bytes) -> None:
-        usage = usage_of_embeddings(body) if self.request.endpoint is Endpoint.EMBEDDINGS else usage_of_answer(body)
+        usage = self.request.order.reading.used(body)
         if len(body) <= MAX_DATA_FRAME_BYTES:
             self._answer(body, final=True)
             self._end("", usage)
@@ -211,7 +227,7 @@ class ProviderCall:
         self._answer(b"", final=False)
         self._deliver(body)
 
-    def _finish_stream(self, sse: StreamUsage) -> None:
+    def _finish_stream(self, sse: StreamReading) -> None:
         rest = sse.finish()  # raises when the stream broke off
         self._complete, self._usage = True, sse.usage
         if rest:
@@ -221,7 +237,11 @@ class ProviderCall:
 
     def _answer(self, body: bytes, *, final: bool) -> None:
         self._answered = True
-        answer = Answer(status=200, sse=self._sse is not None, final=final, upstream_id=self._upstream_id, retry_after=0.0, body=body)
+        request = self.request
+        # Positional, in the order of `ipc.mux.Answer`: keywords cost.
+        target = request.target
+        answer = Answer(200, self._sse is not None, final, self._upstream_id, 0.0, body, target.provider, target.model, request.attempt, self._media)
+        self._ledger.answered(self)
         self._channel.queue(Kind.ANSWER, self.stream, _encoder.encode(answer))
 
     def _answer_head(self) -> None:
@@ -278,22 +298,23 @@ class ProviderCall:
         if self._over:
             return
         abort = abort_of(error)
-        self._channel.queue(Kind.ABORT, self.stream, _encoder.encode(abort))
-        self._end(abort.code, None)
+        if not self._end(abort.code, None, error):
+            self._channel.queue(Kind.ABORT, self.stream, _encoder.encode(abort))
 
-    def _end(self, error: str, usage: Usage | None) -> None:
+    def _end(self, code: str, usage: Usage | None, error: CliproxyError | None = None) -> bool:
+        """Settle, once. Returns whether the call goes on with another attempt."""
         if self._over:
-            return
+            return False
         self._over = True
         sending, self._sending = self._sending, None
-        if sending is not None and error:
+        if sending is not None and code:
             sending.cancel()
         self._backlog.clear()
         self._parts.clear()
         if usage is None and self._sse is not None:
             usage = self._sse.usage
         duration = int((time.monotonic() - self._began) * 1000)
-        self._ledger.settled(self, Outcome(self._status, error, usage, self._received, duration))
+        return self._ledger.settled(self, Outcome(self._status, code, usage, self._received, duration), error)
 
 
 def abort_of(error: CliproxyError) -> Abort:

@@ -5,6 +5,9 @@ anything leave for a provider. A call whose intent the auditor does not take at 
 auditor's deadline has passed or the auditor has failed; it does not leave before. Outcomes are collected the same way and go out at the end of the
 turn in which calls ended; those that the auditor does not take wait, bounded, and no new call is taken while they do.
 
+An attempt that failed before its answer began gives its call back: the next attempt takes the same way, with an intent of its own, or the call rests
+until a cooldown ends, or goes back to its worker to be written anew. Bodies are kept for that, within a bound, until answers begin.
+
 Policy: what the vault says is in force here before it is passed on; a revoked key's calls are cancelled at once; the acknowledgement goes
 back when every worker has acknowledged, or after a second with those that had, for each change with its own figures.
 """
@@ -15,17 +18,26 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, cast
 
 from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import ChannelViolation, ProviderOutcome, ProviderRequest, clip
-from cliproxy.bounds import AUDIT_AGAIN_SECONDS, MAX_BYTES_AWAITING_AUDIT, MAX_OUTCOMES_WAITING, POLICY_ACK_SECONDS
-from cliproxy.egress.authorise import Authoriser, AuthorizedRequest
+from cliproxy.bounds import (
+    AUDIT_AGAIN_SECONDS,
+    MAX_BYTES_AWAITING_AUDIT,
+    MAX_KEPT_BODY_BYTES,
+    MAX_OUTCOMES_WAITING,
+    MAX_REROUTED_CALLS,
+    POLICY_ACK_SECONDS,
+    REROUTE_SECONDS,
+)
+from cliproxy.egress.authorise import Authoriser, AuthorizedRequest, Order, Rest
 from cliproxy.egress.calls import Outcome, ProviderCall, Sending
+from cliproxy.egress.cooldowns import fault_of
 from cliproxy.egress.workers import WorkerChannel
-from cliproxy.errors import ChannelError, CliproxyError, NotPermitted, Unavailable, UpstreamError
+from cliproxy.errors import ChannelError, CliproxyError, NotPermitted, ProviderRefusal, Unavailable, UpstreamError
 from cliproxy.ipc.messages import PolicyAck, PolicyBegin, PolicyEnd, PolicyKeys
-from cliproxy.ipc.mux import Call, Hello, Kind, Readiness
+from cliproxy.ipc.mux import Call, Hello, Kind, Readiness, Reroute
 from cliproxy.ipc.policy_feed import PolicyFeed, PolicyFrame
 
 _NO_AUDIT = Unavailable("The gateway cannot record this call and so does not make it; try again in a moment.", code="audit_unavailable")
@@ -41,7 +53,7 @@ class Senders(Protocol):
 
 
 class _Turn:
-    """An authorised call that waits for the end of the turn; `since` then, on the monotonic clock."""
+    """An authorised attempt that waits for the end of the turn; `since` then, on the monotonic clock."""
 
     __slots__ = ("request", "since", "stream", "worker")
 
@@ -50,6 +62,18 @@ class _Turn:
         self.stream = stream
         self.request = request
         self.since = since
+
+
+class _Resting:
+    """A call between two rounds of attempts."""
+
+    __slots__ = ("order", "stream", "timer", "worker")
+
+    def __init__(self, worker: WorkerChannel, stream: int, order: Order) -> None:
+        self.worker = worker
+        self.stream = stream
+        self.order = order
+        self.timer: asyncio.TimerHandle | None = None
 
 
 class Desk:
@@ -76,6 +100,9 @@ class Desk:
         self._loop = asyncio.get_event_loop()
         self._workers: dict[int, WorkerChannel] = {}
         self._waiting: list[_Turn] = []
+        self._resting: dict[tuple[int, int], _Resting] = {}  # by worker's slot and stream
+        self._rerouted: dict[tuple[int, str], tuple[Order, float]] = {}  # by worker's slot and request id; until when
+        self._kept_bytes = 0
         self._outcomes: deque[ProviderOutcome] = deque()
         self._flush_due = False
         self._looks_again = False
@@ -102,6 +129,11 @@ class Desk:
         if self._workers.get(worker.slot) is worker:
             del self._workers[worker.slot]
         self._waiting = [turn for turn in self._waiting if turn.worker is not worker or self._release(turn)]
+        for resting in [resting for resting in self._resting.values() if resting.worker is worker]:
+            self._wake(resting)
+            self._over(resting.order, 0)
+        for key in [key for key in self._rerouted if key[0] == worker.slot]:
+            del self._rerouted[key]
         if error is not None:
             self.violation(f"worker slot {worker.slot}", error)
         self._acknowledge_if_complete()
@@ -113,7 +145,7 @@ class Desk:
     @property
     def calls_under_way(self) -> int:
         """Calls that are not settled."""
-        return sum(len(worker.calls) for worker in self._workers.values())
+        return len(self._resting) + sum(len(worker.calls) for worker in self._workers.values())
 
     # --- calls ---
 
@@ -122,42 +154,148 @@ class Desk:
             if self._outcomes and len(self._outcomes) >= MAX_OUTCOMES_WAITING:
                 raise _NO_AUDIT
             now = time.monotonic()
-            request = self._authoriser.authorise(call, body, now=now, wall=time.time())
+            wall = time.time()
+            order = self._authoriser.admit(call, body, now=now, wall=wall)
+            if self._rerouted:
+                self._recognise(worker, order, now)
+            self._attempt(worker, stream, order, now=now, wall=wall)
         except ChannelError:
             raise
         except CliproxyError as error:
             worker.refuse(stream, error)
-            return
-        self._waiting.append(_Turn(worker, stream, request, now))
-        worker.waiting.add(stream)
-        self._flush_soon()
 
     def withdraw(self, worker: WorkerChannel, stream: int) -> None:
+        resting = self._resting.get((worker.slot, stream))
+        if resting is not None:
+            self._wake(resting)
+            self._over(resting.order, 0)
+            return
         for turn in self._waiting:
             if turn.worker is worker and turn.stream == stream:
                 self._release(turn)
                 self._waiting.remove(turn)
                 return
 
-    def settled(self, call: ProviderCall, outcome: Outcome) -> None:
+    def _attempt(self, worker: WorkerChannel, stream: int, order: Order, *, now: float, wall: float) -> None:
+        """Take the next step of a call: an attempt at the end of the turn, a rest, or back to the worker. Raises what its client gets, and what `authorise`
+        raises."""
+        try:
+            step = self._authoriser.authorise(order, now=now, wall=wall)
+        except BaseException:
+            self._over(order, None if order.attempts else 0)
+            raise
+        if type(step) is AuthorizedRequest:
+            self._waiting.append(_Turn(worker, stream, step, now))
+            worker.waiting.add(stream)
+            self._flush_soon()
+        elif isinstance(step, Rest):
+            self._rest(worker, stream, order, step.seconds)
+        else:
+            self._over(order, 0)
+            self._remember(worker, order, now)
+            worker.reroute(stream, cast(Reroute, step))
+
+    # --- attempts ---
+
+    def answered(self, call: ProviderCall) -> None:
+        order = call.request.order
+        self._kept_bytes -= order.kept
+        order.kept = 0
+        self._authoriser.answered(call.request)
+
+    def settled(self, call: ProviderCall, outcome: Outcome, error: CliproxyError | None) -> bool:
         request = call.request
+        order = request.order
         usage = outcome.usage
-        request.reservation.settle(None if usage is None else usage.total)
         worker = self._workers.get(call.slot)
-        if worker is not None and worker.calls.get(call.stream) is call:
+        mine = worker is not None and worker.calls.get(call.stream) is call
+        if mine and worker is not None:
             del worker.calls[call.stream]
+        fault = None if error is None or call.ended_by_us else fault_of(error)
+        now = time.monotonic() if error is not None or request.probe else 0.0
+        self._authoriser.ended(request, fault, now=now)
         self._outcomes.append(
             ProviderOutcome(
+                attempt=request.attempt,
                 bytes=outcome.received,
                 duration_ms=outcome.duration_ms,
                 error=outcome.error,
                 input_tokens=0 if usage is None else usage.prompt,
                 output_tokens=0 if usage is None else usage.completion,
-                request=request.call.request_id,
+                request=order.request_id,
                 status=outcome.status,
             )
         )
         self._flush_soon()
+        if mine and worker is not None and error is not None and fault is not None and fault.elsewhere and call.may_go_on and order.kept:
+            # A provider that refused used nothing; what became of a request that it did not answer, nobody knows.
+            request.reservation.leave(0 if isinstance(error, ProviderRefusal | Unavailable) else None)
+            self._authoriser.tried(request, error, fault)
+            return self._go_on(worker, call.stream, order, now)
+        self._over(order, None if usage is None else usage.total)
+        return False
+
+    def _go_on(self, worker: WorkerChannel, stream: int, order: Order, now: float) -> bool:
+        """Return whether there is another step; else the error of the last attempt is the client's."""
+        try:
+            self._attempt(worker, stream, order, now=now, wall=time.time())
+        except ChannelError as error:
+            worker.channel.fail(error)
+        except CliproxyError as error:
+            worker.refuse(stream, error)
+        return True
+
+    def _rest(self, worker: WorkerChannel, stream: int, order: Order, seconds: float) -> None:
+        if not self._keep(order):
+            self._over(order, 0)
+            raise order.error or Unavailable("The gateway holds more calls than it can let wait.", code="overloaded", retry_after=seconds)
+        resting = self._resting[worker.slot, stream] = _Resting(worker, stream, order)
+        resting.timer = self._loop.call_later(seconds, self._rested, resting)
+        worker.waiting.add(stream)
+
+    def _rested(self, resting: _Resting) -> None:
+        self._wake(resting)
+        self._go_on(resting.worker, resting.stream, resting.order, time.monotonic())
+
+    def _wake(self, resting: _Resting) -> None:
+        del self._resting[resting.worker.slot, resting.stream]
+        resting.worker.waiting.discard(resting.stream)
+        if resting.timer is not None:
+            resting.timer.cancel()
+
+    def _keep(self, order: Order) -> bool:
+        """Keep the call's body until its answer begins, if there is room; without it the call is not tried again."""
+        if not order.kept:
+            size = len(order.body) or 1
+            if self._kept_bytes + size > MAX_KEPT_BODY_BYTES:
+                order.body = b""
+                return False
+            order.kept = size
+            self._kept_bytes += size
+        return True
+
+    def _over(self, order: Order, used: int | None) -> None:
+        """The call is over, or begins anew: nothing of it is held any more."""
+        self._kept_bytes -= order.kept
+        order.kept = 0
+        order.body = b""
+        if order.reservation is not None:
+            order.reservation.settle(used)
+
+    # --- calls that come again ---
+
+    def _remember(self, worker: WorkerChannel, order: Order, now: float) -> None:
+        """The worker is asked to write the call anew: when it comes again, it goes on where it was and is counted once."""
+        if len(self._rerouted) >= MAX_REROUTED_CALLS:
+            for key in [key for key, (_, until) in self._rerouted.items() if until < now]:
+                del self._rerouted[key]
+        if len(self._rerouted) < MAX_REROUTED_CALLS:
+            self._rerouted[worker.slot, order.request_id] = (order, now + REROUTE_SECONDS)
+
+    def _recognise(self, worker: WorkerChannel, order: Order, now: float) -> None:
+        before, until = self._rerouted.pop((worker.slot, order.request_id), (None, 0.0))
+        if before is not None and until >= now and before.principal.id == order.principal.id and before.route.name == order.route.name:
+            self._authoriser.count_once(order, before)
 
     def _flush_soon(self) -> None:
         if not self._flush_due:
@@ -208,7 +346,7 @@ class Desk:
         room = MAX_BYTES_AWAITING_AUDIT
         refused = []
         for turn in left:
-            room -= len(turn.request.body)
+            room -= turn.request.size
             if room < 0 or now - turn.since >= self._audit.deadline_seconds:
                 refused.append(turn)
             else:
@@ -225,12 +363,13 @@ class Desk:
     def _start(self, turn: _Turn) -> Exception | None:
         """Send the call; what a bug raised ends this call, and is returned so that the others of the turn are not left without an ending."""
         turn.worker.waiting.discard(turn.stream)
+        self._keep(turn.request.order)
         call = ProviderCall(turn.request, channel=turn.worker.channel, slot=turn.worker.slot, stream=turn.stream, ledger=self)
         turn.worker.calls[turn.stream] = call
         try:
             call.sent(self._senders.start(call))
         except CliproxyError as error:
-            call.abort(error)
+            call.on_failure(error)
         except Exception as error:  # noqa: BLE001 - as the docstring says
             call.abort(_FAILED)
             return error
@@ -238,7 +377,8 @@ class Desk:
 
     def _release(self, turn: _Turn) -> bool:
         turn.worker.waiting.discard(turn.stream)
-        turn.request.reservation.settle(0)
+        self._authoriser.ended(turn.request, None, now=0.0)
+        self._over(turn.request.order, 0)
         return False
 
     def _offer_outcomes(self) -> None:
@@ -278,22 +418,26 @@ class Desk:
         """Cancel the calls that the policy no longer allows; return how many there were. Those of this turn have not left yet: they never will."""
         rules = self._policy.rules
 
-        def is_over(request: AuthorizedRequest) -> bool:
-            return rules.lockdown or request.principal.id in revoked or request.target.provider in rules.disabled_providers
+        def is_over(order: Order, provider: str = "") -> bool:
+            return rules.lockdown or order.principal.id in revoked or provider in rules.disabled_providers
 
         over = NotPermitted("This call was ended by the gateway's operator: its key was revoked, or calls were stopped.", code="revoked")
         streams = 0
         for call in self._calls():
-            if is_over(call.request):
+            if is_over(call.request.order, call.request.target.provider):
                 call.abort(over)
                 streams += 1
         waiting, self._waiting = self._waiting, []
         for turn in waiting:
-            if is_over(turn.request):
+            if is_over(turn.request.order, turn.request.target.provider):
                 self._release(turn)
                 turn.worker.refuse(turn.stream, over)
             else:
                 self._waiting.append(turn)
+        for resting in [resting for resting in self._resting.values() if is_over(resting.order)]:
+            self._wake(resting)
+            self._over(resting.order, 0)
+            resting.worker.refuse(resting.stream, over)
         return streams
 
     def _calls(self) -> Iterator[ProviderCall]:
@@ -328,15 +472,16 @@ class Desk:
 
 
 def _intent(request: AuthorizedRequest) -> ProviderRequest:
-    call = request.call
+    order = request.order
     return ProviderRequest(
-        address=call.address,
+        address=order.address,
+        attempt=request.attempt,
         credential="" if request.credential is None else request.credential.id,
-        endpoint=request.endpoint.name.lower(),
+        endpoint=order.endpoint.name.lower(),
         model=request.target.model,
-        principal=request.principal.id,
+        principal=order.principal.id,
         provider=request.target.provider,
-        request=call.request_id,
+        request=order.request_id,
         reserved_tokens=request.reservation.tokens,
         stream=request.stream,
     )

@@ -25,16 +25,18 @@ class CallSenders:
     def start(self, call: ProviderCall) -> Sending:
         """Begin; the call hears of it from later turns on. Raises `Unavailable` or `ForeignOrigin` when nothing can leave."""
         request = call.request
+        body = request.take_body()
         if request.credential is None:
-            return EchoSending(call)
-        return self._pool.send(call, request.credential, request.endpoint, request.body, stream=request.stream, model=request.target.model)
+            return EchoSending(call, body)
+        return self._pool.send(call, request.credential, request.endpoint, body, stream=request.stream, model=request.target.model)
 
 
 class EchoSending:
     """The echo provider's answer to one call, in pieces, at the pace at which the call takes them."""
 
-    def __init__(self, call: ProviderCall) -> None:
+    def __init__(self, call: ProviderCall, body: bytes) -> None:
         self._call = call
+        self._body = body
         self._loop = asyncio.get_event_loop()
         self._pieces: deque[bytes] = deque()
         self._paused = False
@@ -57,12 +59,13 @@ class EchoSending:
         if self._cancelled:
             return
         request = self._call.request
+        body, self._body = self._body, b""
         id, created = secrets.token_hex(12), int(time.time())
         try:
             if request.endpoint is Endpoint.EMBEDDINGS:
-                pieces = [answer_embeddings(request.body)]
+                pieces = [answer_embeddings(body)]
             else:
-                pieces = list(answer_chat(request.body, id=id, created=created))
+                pieces = list(answer_chat(body, id=id, created=created))
         except ClientError as error:
             self._call.on_failure(error)
             return

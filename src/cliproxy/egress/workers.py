@@ -22,7 +22,7 @@ from cliproxy.bounds import (
 )
 from cliproxy.egress.calls import ProviderCall, abort_of
 from cliproxy.errors import ChannelError, CliproxyError, Unavailable
-from cliproxy.ipc.mux import TO_EGRESS, Call, Hello, Kind, MuxChannel
+from cliproxy.ipc.mux import TO_EGRESS, Call, Hello, Kind, MuxChannel, Reroute
 
 _CREDIT = struct.Struct("<I")
 _POLICY_ACK = struct.Struct("<q")
@@ -114,6 +114,10 @@ class WorkerChannel:
     def refuse(self, stream: int, error: CliproxyError) -> None:
         """Tell the worker that the call does not happen."""
         self.channel.queue(Kind.ABORT, stream, self._encoder.encode(abort_of(error)))
+
+    def reroute(self, stream: int, reroute: Reroute) -> None:
+        """Tell the worker to write the call anew, for another profile."""
+        self.channel.queue(Kind.REROUTE, stream, self._encoder.encode(reroute))
 
     def policy(self, message: object) -> None:
         """Pass on a message of the policy feed."""

@@ -127,8 +127,36 @@ class LastUse(_Message, frozen=True):
     keys: dict[str, int]
 
 
-VaultToEgress = PolicyBegin | PolicyKeys | PolicyEnd | PolicyChange | Grant | GrantsEnd | Withdraw | VaultAlive
-EgressToVault = EgressHello | PolicyAck | LastUse
+class CooldownRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A credential (empty: the provider wants none) that is not used for a model until `until`, seconds since the epoch; 0: it is again.
+
+    `status` is the provider's (0: it did not answer), `code` our word for it, `strikes` how often in a row its rate was limited.
+    """
+
+    provider: str
+    credential: str
+    model: str
+    until: float
+    status: int
+    code: str
+    strikes: int = 0
+
+
+class CooldownsChanged(_Message, frozen=True):
+    """What has changed since the last of these, at most `COOLDOWNS_PER_PACKET`, at most once a second. `afresh`: what was told before is void."""
+
+    cooldowns: tuple[CooldownRecord, ...]
+    afresh: bool = False
+
+
+class Cooldowns(_Message, frozen=True):
+    """What egress told before it was restarted: before the policy, so before any call."""
+
+    cooldowns: tuple[CooldownRecord, ...]
+
+
+VaultToEgress = PolicyBegin | PolicyKeys | PolicyEnd | PolicyChange | Grant | GrantsEnd | Withdraw | VaultAlive | Cooldowns
+EgressToVault = EgressHello | PolicyAck | LastUse | CooldownsChanged
 
 
 # --- admin-vault -----------------------------------------------------------------------------------------------------
@@ -184,6 +212,12 @@ class ListCredentials(_Request, frozen=True):
     """One page of credentials with an id greater than `after`."""
 
     after: str = ""
+
+
+class ListCooldowns(_Request, frozen=True):
+    """The cooldowns that have not ended, from the `after`th on."""
+
+    after: int = 0
 
 
 class SetRules(_Request, frozen=True):
@@ -257,6 +291,14 @@ class CredentialPage(_Message, frozen=True):
     more: bool
 
 
+class CooldownPage(_Message, frozen=True):
+    """`more`: ask again with as many as were told so far. They may change between two pages."""
+
+    request: int
+    cooldowns: tuple[CooldownRecord, ...]
+    more: bool
+
+
 class CredentialAdded(_Message, frozen=True):
     request: int
     credential: CredentialInfo
@@ -291,8 +333,8 @@ class Refused(_Message, frozen=True):
     message: str
 
 
-AdminToVault = CreateKey | RevokeKey | ListKeys | AddCredential | RemoveCredential | ListCredentials | SetRules | GetRules | GetVaultStatus
-VaultToAdmin = KeyCreated | KeyRevoked | KeyPage | CredentialPage | CredentialAdded | RulesInForce | VaultStatus | Done | Refused
+AdminToVault = CreateKey | RevokeKey | ListKeys | AddCredential | RemoveCredential | ListCredentials | ListCooldowns | SetRules | GetRules | GetVaultStatus
+VaultToAdmin = KeyCreated | KeyRevoked | KeyPage | CredentialPage | CooldownPage | CredentialAdded | RulesInForce | VaultStatus | Done | Refused
 
 
 # --- vault-auditor ---------------------------------------------------------------------------------------------------

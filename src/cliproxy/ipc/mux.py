@@ -63,6 +63,7 @@ class Call(_Payload, frozen=True):
     greater than `len(body)`, the rest follows in DATA frames and END. `max_tokens` and `n` are what the worker read; egress reads again.
     `endpoint` and `quirks` are the profile that the body was written for (`dialects.Endpoint`, `dialects.Quirks`): only targets of that profile may get it.
     `tried` are targets (`provider/model`) that failed before a REROUTE. Calls of one `session` go to one target where the route wants that; empty: none.
+    `client` is the client's `dialects.Dialect`, for the choice of a REROUTE's profile; empty: that of `endpoint`.
     """
 
     endpoint: int
@@ -80,6 +81,7 @@ class Call(_Payload, frozen=True):
     quirks: int = 0
     session: str = ""
     tried: tuple[str, ...] = ()
+    client: str = ""
 
 
 class Answer(_Payload, frozen=True):

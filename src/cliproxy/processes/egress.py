@@ -23,6 +23,8 @@ from cliproxy.egress.trust import TrustStore
 from cliproxy.errors import ChannelError, CliproxyError, ForeignOrigin, UpstreamError
 from cliproxy.ipc.channel import ChannelClosed, PacketChannel
 from cliproxy.ipc.messages import (
+    Cooldowns,
+    CooldownsChanged,
     EgressHello,
     Grant,
     GrantsEnd,
@@ -68,6 +70,8 @@ class Egress:
         self.vault_lost_at: float | None = None
         self.granted: set[str] = set()
         self.has_grants = False
+        self.knows_cooldowns = False  # the vault has told what was known before
+        self.tells_afresh = False
         self.ready = False
         self.prepared: Settings | None = None
         self.control: Control | None = None
@@ -117,6 +121,7 @@ class Egress:
             used = self.admission.take_last_use()
             if used:
                 self.tell_vault(LastUse(keys=used))
+            self.tell_cooldowns(now)
         try:
             child.verify_connected(now, {"the vault": self.vault_lost_at, "the auditor": self.audit.lost_at})
         except ChannelError as error:
@@ -137,6 +142,7 @@ class Egress:
         self.granted = set()
         self.loop.add_reader(self.vault.fileno(), self.on_vault)
         self.tell_vault(EgressHello(build=self.boot.build))
+        self.tell_all_cooldowns()
 
     def close_vault(self, *, replaced: bool = False) -> None:
         vault, self.vault = self.vault, None
@@ -148,12 +154,25 @@ class Egress:
             else:
                 vault.abandon()
 
-    def tell_vault(self, message: object) -> None:
+    def tell_vault(self, message: object) -> bool:
+        """Return whether the vault's queue has it."""
         try:
-            if self.vault is not None:
-                self.vault.send(message)
+            return self.vault is not None and self.vault.send(message)
         except ChannelClosed:
             self.close_vault()
+            return False
+
+    def tell_cooldowns(self, now: float) -> None:
+        """Let the vault keep what a restart must not forget: a packet a second, and everything again when a packet was lost."""
+        changed = self.authoriser.take_cooldown_changes(now=now, wall=time.time()) if self.knows_cooldowns else ()
+        if changed or self.tells_afresh:
+            afresh, self.tells_afresh = self.tells_afresh, False
+            if not self.tell_vault(CooldownsChanged(cooldowns=changed, afresh=afresh)):
+                self.tell_all_cooldowns()
+
+    def tell_all_cooldowns(self) -> None:
+        self.authoriser.cooldowns.forget_told()
+        self.tells_afresh = self.knows_cooldowns
 
     def acknowledge(self, message: PolicyAck) -> None:
         self.tell_vault(message)
@@ -176,7 +195,14 @@ class Egress:
     def take(self, message: VaultToEgress) -> None:
         """Act on one message of the vault."""
         assert self.desk is not None
-        self.policy.heard(vault_age=0.0, now=time.monotonic())
+        now = time.monotonic()
+        self.policy.heard(vault_age=0.0, now=now)
+        if isinstance(message, Cooldowns):
+            if not self.knows_cooldowns:  # else we know better than a vault that was restarted
+                self.authoriser.cooldowns.load(message.cooldowns, now=now, wall=time.time())
+            return
+        if isinstance(message, PolicyBegin):
+            self.knows_cooldowns = True
         if isinstance(message, PolicyBegin | PolicyKeys | PolicyEnd | PolicyChange):
             self.desk.policy(message)
         elif isinstance(message, Grant):

@@ -12,7 +12,7 @@ import os
 import select
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import ChannelViolation, VaultEvent, clip
 from cliproxy.bounds import (
     ADMIN_REQUESTS_PER_SECOND,
+    COOLDOWN_FLUSH_SECONDS,
     EGRESS_MESSAGES_PER_SECOND,
     LAST_USE_FLUSH_SECONDS,
     MAX_FEED_BACKLOG,
@@ -34,6 +35,7 @@ from cliproxy.ipc.messages import (
     AdminToVault,
     Anchor,
     AuditorToVault,
+    CooldownsChanged,
     EgressHello,
     EgressToVault,
     LastUse,
@@ -128,6 +130,7 @@ class Vault:
         self._leaving = False
         self._alive_at = 0.0
         self._flush_at = time.monotonic() + LAST_USE_FLUSH_SECONDS
+        self._flush_cooldowns_at = time.monotonic() + COOLDOWN_FLUSH_SECONDS
 
     def run(self, control: Control) -> None:
         """Serve until the supervisor says stop. Raises `TamperedVault` when the log knows another state, `VaultError` when a commit's fate is unclear."""
@@ -135,7 +138,7 @@ class Vault:
         self._greet()
         while not self._leaving:
             self._turn(self._poller().poll(self._milliseconds()))
-        self._flush_use()
+        self._flush_all()
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -188,7 +191,10 @@ class Vault:
             self._feed.tell(VaultAlive(number=self._contents.number))
         if now >= self._flush_at:
             self._flush_at = now + LAST_USE_FLUSH_SECONDS
-            self._flush_use()
+            self._flush(self._contents.flush_use)
+        if now >= self._flush_cooldowns_at:
+            self._flush_cooldowns_at = now + COOLDOWN_FLUSH_SECONDS
+            self._flush(self._contents.cooldowns.flush)
 
     def _hear(self, link: Link, take: Any, *, most: int) -> None:
         try:
@@ -293,6 +299,8 @@ class Vault:
             self._desk.acknowledged(message)
         elif isinstance(message, LastUse):
             self._contents.note_use(message.keys)
+        elif isinstance(message, CooldownsChanged):
+            self._contents.cooldowns.note(message.cooldowns, afresh=message.afresh)
 
     def _take_from_admin(self, request: AdminToVault) -> None:
         self._desk.take(request, now=time.monotonic())
@@ -300,13 +308,17 @@ class Vault:
             self._pump()  # admin learns that it failed
             raise VaultError("a commit failed and its fate is unclear; the vault starts anew and reads what is on disk")
 
-    def _flush_use(self) -> None:
+    def _flush_all(self) -> None:
+        self._flush(self._contents.flush_use)
+        self._flush(self._contents.cooldowns.flush)
+
+    def _flush(self, write: Callable[[], None]) -> None:
         try:
-            self._contents.flush_use()
+            write()
         except Unavailable:
-            pass  # it stays noted and goes with the next; last use is no promise
+            pass  # it stays noted and goes with the next; neither is a promise
         except VaultError as error:
-            child.say(f"cliproxy: {VAULT}: last-use times were not written: {error}")
+            child.say(f"cliproxy: {VAULT}: last-use times or cooldowns were not written: {error}")
             if self._store.broken:
                 raise
 
@@ -317,7 +329,7 @@ class Vault:
         if order.kind is Down.STOP:
             self._leaving = True
         elif order.kind is Down.DRAIN:
-            self._flush_use()
+            self._flush_all()
             self._control.send(Up.DRAINED, self._boot.generation)
         elif order.kind is Down.REPLACE:
             self._replaced(order.argument)

@@ -22,6 +22,7 @@ from cliproxy.errors import VaultConflict
 from cliproxy.ipc import messages
 from cliproxy.ipc.messages import CredentialInfo, Grant, KeyInfo, KeyRecord, PolicyRules
 from cliproxy.secret import Secret
+from cliproxy.vault.cooldowns import Cooldowns
 from cliproxy.vault.crypto import Random, credential_context, open_sealed
 from cliproxy.vault.records import (
     CLIENT_KEY,
@@ -75,6 +76,7 @@ class Contents:
         for bucket in store.ids(LAST_USE):
             self._last_use.update(decode(store.read(bucket), LastUses).keys)
         self._used_since: set[str] = set()
+        self.cooldowns = Cooldowns(store, anchor=anchor, clock=clock)
         self._credential_ids = store.ids(CREDENTIAL)
         self._credentials = {id: self._info_of(id) for id in self._credential_ids}
 

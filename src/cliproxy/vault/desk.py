@@ -124,6 +124,11 @@ class Desk:
         found, more = next(packed(self._contents.credentials(after=wish.after), count=LIST_ITEMS_PER_PAGE))
         self._answer(messages.CredentialPage(request=wish.request, credentials=found, more=more))
 
+    def _list_cooldowns(self, wish: messages.ListCooldowns) -> None:
+        found = self._contents.cooldowns.in_force()[max(0, wish.after) :]
+        cooldowns, more = next(packed(found, count=LIST_ITEMS_PER_PAGE))
+        self._answer(messages.CooldownPage(request=wish.request, cooldowns=cooldowns, more=more))
+
     def _set_rules(self, wish: messages.SetRules) -> None:
         change = self._contents.set_rules(wish.rules, operator=wish.operator)
         if change is None:
@@ -166,6 +171,7 @@ _DISPATCH: Mapping[type, Callable[[Desk, Any], None]] = {
     messages.AddCredential: Desk._add_credential,
     messages.RemoveCredential: Desk._remove_credential,
     messages.ListCredentials: Desk._list_credentials,
+    messages.ListCooldowns: Desk._list_cooldowns,
     messages.SetRules: Desk._set_rules,
     messages.GetRules: Desk._get_rules,
     messages.GetVaultStatus: Desk._get_status,

@@ -1,4 +1,4 @@
-"""What goes to egress, in order: a policy snapshot and all grants after its hello, then each change.
+"""What goes to egress, in order: what it knew of cooldowns, a policy snapshot and all grants after its hello, then each change.
 
 What always holds: a change never overtakes the snapshot that it follows; a credential is opened when its turn comes and not before, and leaves only after
 the audit log has taken the event; a peer that does not read is not queued for without bound, but gets a new snapshot when it reads again.
@@ -14,8 +14,19 @@ from typing import TypeVar
 import msgspec
 
 from cliproxy.audit.events import CredentialAccess, VaultEvent, clip
-from cliproxy.bounds import MAX_FEED_BACKLOG, MAX_PACKED_BYTES
-from cliproxy.ipc.messages import POLICY_KEYS_PER_PACKET, GrantsEnd, KeyRecord, PolicyBegin, PolicyEnd, PolicyKeys, VaultToEgress, Withdraw
+from cliproxy.bounds import COOLDOWNS_PER_PACKET, MAX_FEED_BACKLOG, MAX_PACKED_BYTES
+from cliproxy.ipc.messages import (
+    POLICY_KEYS_PER_PACKET,
+    CooldownRecord,
+    Cooldowns,
+    GrantsEnd,
+    KeyRecord,
+    PolicyBegin,
+    PolicyEnd,
+    PolicyKeys,
+    VaultToEgress,
+    Withdraw,
+)
 from cliproxy.vault.contents import Contents
 
 T = TypeVar("T")
@@ -70,7 +81,10 @@ class Feed:
         self._greeted = True
         self._held = None
         self._withdrawals.clear()
-        self._queue = deque([self._snapshot(self._contents.number, self._contents.keys_in_force()), self._grants(self._contents.credential_ids())])
+        contents = self._contents
+        self._queue = deque(
+            [self._cooldowns(contents.cooldowns.records()), self._snapshot(contents.number, contents.keys_in_force()), self._grants(contents.credential_ids())]
+        )
 
     def end(self) -> None:
         """Egress is gone: forget what it did not get."""
@@ -143,6 +157,12 @@ class Feed:
             if group:
                 yield PolicyKeys(keys=group)
         yield end
+
+    @staticmethod
+    def _cooldowns(records: tuple[CooldownRecord, ...]) -> Iterator[VaultToEgress]:
+        for group, _ in packed(records, count=COOLDOWNS_PER_PACKET):
+            if group:
+                yield Cooldowns(cooldowns=group)
 
     @staticmethod
     def _grants(ids: tuple[str, ...]) -> Iterator[VaultToEgress | GrantDue]:

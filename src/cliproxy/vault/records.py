@@ -22,7 +22,7 @@ from cliproxy.bounds import (
 )
 from cliproxy.config.addresses import complaint_about_network
 from cliproxy.errors import EnvelopeError, VaultConflict
-from cliproxy.ipc.messages import KeyRecord, PolicyRules
+from cliproxy.ipc.messages import CooldownRecord, KeyRecord, PolicyRules
 from cliproxy.secret import Secret
 
 CLIENT_KEY: Final = "client_key"
@@ -30,9 +30,11 @@ CREDENTIAL: Final = "credential"
 POLICY: Final = "policy"
 LAST_USE: Final = "last_use"
 LOG_KEY: Final = "log_key"
+COOLDOWNS: Final = "cooldowns"
 
 POLICY_ID: Final = "policy"
 LOG_KEY_ID: Final = "log-key"
+COOLDOWNS_ID: Final = "cooldowns"
 LOG_KEY_BYTES: Final = 32  # an Ed25519 seed
 DIGEST_BYTES: Final = 32
 _MAX_COUNT: Final = 10**15
@@ -73,10 +75,16 @@ class LastUses(_Content, frozen=True):
     keys: dict[str, int]
 
 
+class KeptCooldowns(_Content, frozen=True):
+    """What egress last told."""
+
+    cooldowns: tuple[CooldownRecord, ...]
+
+
 _encoder = msgspec.msgpack.Encoder()
 # Made at once and not when first needed: the vault's process may not import anything later.
 _decoders: Final[dict[type[_Content], msgspec.msgpack.Decoder[Any]]] = {
-    kind: msgspec.msgpack.Decoder(kind) for kind in (ClientKey, Credential, Policy, LastUses)
+    kind: msgspec.msgpack.Decoder(kind) for kind in (ClientKey, Credential, Policy, LastUses, KeptCooldowns)
 }
 
 

@@ -1,0 +1,72 @@
+"""What egress reads of bodies and answers, by endpoint: the `usage` module of each dialect, in one table.
+
+Egress reads again what a worker wrote: what the final body asks for must be what the worker said. It reads an answer for what it used, and for
+whether it is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from cliproxy.dialects import Endpoint
+from cliproxy.errors import UpstreamError
+from cliproxy.translators.anthropic_messages import usage as anthropic
+from cliproxy.translators.openai_chat import usage as chat
+from cliproxy.translators.openai_embeddings import usage as embeddings
+from cliproxy.translators.openai_media import usage as media
+from cliproxy.translators.usage import AskedFor, Usage
+
+
+class StreamReading(Protocol):
+    """A stream of one dialect: whole events out, `UpstreamError` for what is none and for what broke off."""
+
+    def feed(self, data: bytes) -> bytes: ...
+
+    def finish(self) -> bytes: ...
+
+    @property
+    def usage(self) -> Usage | None: ...
+
+
+class Reading(NamedTuple):
+    """`asked`: what a final body asks for (`SchemaError` if it is none). `used`: the usage in a whole answer, None if it tells none (`UpstreamError` if it
+    is none). `stream`: None where there are no streams. `has_model`, `has_stream`: whether the body says them; else the path does.
+    """
+
+    asked: Callable[[bytes], AskedFor]
+    used: Callable[[bytes], Usage | None]
+    stream: Callable[[], StreamReading] | None = None
+    says_stream: bool = True
+    media: bool = False
+
+
+def _embeddings_asked(body: bytes) -> AskedFor:
+    return AskedFor(embeddings.reread(body), 0, 1, False)
+
+
+def _count_used(verify: Callable[[bytes], None]) -> Callable[[bytes], Usage | None]:
+    def used(body: bytes) -> Usage | None:
+        verify(body)
+        return Usage(0, 0)  # counting is not charged
+
+    return used
+
+
+def _sound_used(body: bytes) -> Usage | None:
+    """Sound is bytes; what it cost is known before (`decode_speech_request`)."""
+    if not body:
+        raise UpstreamError("The provider's answer is empty.", code="bad_upstream_answer")
+    return None
+
+
+READINGS: dict[Endpoint, Reading] = {
+    Endpoint.CHAT_COMPLETIONS: Reading(chat.reread, chat.usage_of_answer, chat.StreamUsage),
+    Endpoint.MESSAGES: Reading(anthropic.reread, anthropic.usage_of_answer, anthropic.StreamUsage),
+    Endpoint.COUNT_MESSAGE_TOKENS: Reading(anthropic.reread_count, _count_used(anthropic.verify_count_answer)),
+    Endpoint.EMBEDDINGS: Reading(_embeddings_asked, embeddings.usage_of_embeddings),
+    Endpoint.IMAGES: Reading(media.reread, media.usage_of_images),
+    Endpoint.SPEECH: Reading(media.reread, _sound_used, media=True),
+    Endpoint.TRANSCRIPTIONS: Reading(media.reread_form, media.usage_of_transcript, media=True),
+    Endpoint.TRANSLATIONS: Reading(media.reread_form, media.usage_of_transcript, media=True),
+}
