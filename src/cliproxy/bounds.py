@@ -88,10 +88,9 @@ MAX_PART_HEAD_BYTES = 2 * KIB  # a disposition with a long file name and a media
 MAX_FORM_VALUE_BYTES = 64 * KIB  # of a field that is no file; OpenAI's prompts have 224 tokens, speakers' samples are data URLs of seconds
 MAX_IMAGE_PROMPT_CHARS = 32_000  # OpenAI: gpt-image
 MAX_SPEECH_INPUT_CHARS = 4096  # OpenAI: `input`
-MAX_HELD_CHARS = MIB  # OpenAI chat: of one choice's deltas that wait for an earlier tool call to be complete; its own stream has none
 MAX_ANSWER_PARTS = 1024  # OpenAI chat: texts, thoughts and tool calls of one choice; agents make some ten calls at once
-MAX_ARGUMENTS_CHARS = 8 * MIB  # OpenAI chat: JSON of one tool call, which is kept to be checked; a large source file is 1 MiB
-ARGUMENT_PIECES_PER_JOIN = 1024  # pieces of it are joined in lots of these, as those of events are
+MAX_KEPT_CHARS = 8 * MIB  # OpenAI chat: of one stream's tool calls until they are whole, and of what waits for them; a large source file is 1 MiB
+ARGUMENT_PIECES_PER_JOIN = 1024  # pieces of a tool call's JSON are joined in lots of these, as those of events are
 MAX_TOKEN_COUNT = 2**53 - 1  # of one answer, as a provider reports it: what JSON's numbers hold exactly
 
 # --- providers -----------------------------------------------------------------------------------------------------

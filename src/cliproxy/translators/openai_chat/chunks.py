@@ -5,12 +5,17 @@ Departures: content as a list of parts (Mistral's thinking models), arguments as
 
 from __future__ import annotations
 
-import msgspec
+from typing import Annotated
 
+import msgspec
+from msgspec import Meta
+
+from cliproxy.bounds import MAX_ANSWER_PARTS, MAX_CHOICES
 from cliproxy.translators.openai_chat.shapes import not_a_completion
 from cliproxy.translators.openai_chat.wire import Annotation, ReasoningDetail
 
 NULL = msgspec.Raw(b"null")
+_Few = Meta(max_length=MAX_ANSWER_PARTS)
 ANY_FAULT = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -48,13 +53,13 @@ class Said(msgspec.Struct, gc=False):
     """A delta, or a whole message."""
 
     content: str | None = None
-    tool_calls: list[Call] | None = None
+    tool_calls: Annotated[list[Call], _Few] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    reasoning_details: list[ReasoningDetail] | None = None
+    reasoning_details: Annotated[list[ReasoningDetail], _Few] | None = None
     refusal: str | None = None
-    annotations: list[Annotation] | None = None
-    images: list[Picture] | None = None
+    annotations: Annotated[list[Annotation], _Few] | None = None
+    images: Annotated[list[Picture], _Few] | None = None
     function_call: Function | None = None
 
 
@@ -65,7 +70,7 @@ class Choice(msgspec.Struct, gc=False):
 
 
 class Event(msgspec.Struct, gc=False):
-    choices: list[Choice] | None = None
+    choices: Annotated[list[Choice], Meta(max_length=MAX_CHOICES)] | None = None
     id: str | None = None
     model: str | None = None
     created: float | None = None
@@ -114,13 +119,13 @@ class _LooseCall(msgspec.Struct, gc=False):
 
 class LooseSaid(msgspec.Struct, gc=False):
     content: msgspec.Raw = NULL
-    tool_calls: list[_LooseCall] | None = None
+    tool_calls: Annotated[list[_LooseCall], _Few] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    reasoning_details: list[ReasoningDetail] | None = None
+    reasoning_details: Annotated[list[ReasoningDetail], _Few] | None = None
     refusal: str | None = None
-    annotations: list[Annotation] | None = None
-    images: list[Picture] | None = None
+    annotations: Annotated[list[Annotation], _Few] | None = None
+    images: Annotated[list[Picture], _Few] | None = None
     function_call: _LooseFunction | None = None
 
 
@@ -131,7 +136,7 @@ class _LooseChoice(msgspec.Struct, gc=False):
 
 
 class _LooseEvent(msgspec.Struct, gc=False):
-    choices: list[_LooseChoice] | None = None
+    choices: Annotated[list[_LooseChoice], Meta(max_length=MAX_CHOICES)] | None = None
     id: str | None = None
     model: str | None = None
     created: float | None = None
@@ -153,7 +158,7 @@ class _ReferencePart(msgspec.Struct, gc=False, tag_field="type", tag="reference"
 
 _loose_decoder = msgspec.json.Decoder(_LooseEvent)
 _text_decoder = msgspec.json.Decoder(str)
-_content_decoder = msgspec.json.Decoder(str | list[_TextPart | _ThinkingPart | _ReferencePart] | None)
+_content_decoder = msgspec.json.Decoder(str | Annotated[list[_TextPart | _ThinkingPart | _ReferencePart], _Few] | None)
 
 
 def strict_pieces(loose: LooseSaid) -> list[Said]:

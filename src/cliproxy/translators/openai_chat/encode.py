@@ -261,6 +261,8 @@ def _assistant(message: Message, dropped: dict[str, None]) -> dict[str, Any]:
         elif isinstance(part, Reasoning):
             dropped["thinking"] = None
         elif isinstance(part, Text | Refusal):
+            if isinstance(part, Text) and part.citations:
+                dropped["messages"] = None  # sources of an earlier answer; its text stays
             said.append(part)
         else:
             _refuse(getattr(part, "at", "") or "messages")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-from cliproxy.bounds import ARGUMENT_PIECES_PER_JOIN, MAX_ANSWER_PARTS, MAX_ARGUMENTS_CHARS, MAX_HELD_CHARS
+from cliproxy.bounds import ARGUMENT_PIECES_PER_JOIN, MAX_ANSWER_PARTS, MAX_KEPT_CHARS
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
 from cliproxy.translators.conversation import (
@@ -44,7 +44,7 @@ class Kind(Enum):
 class Part:
     """A part, open or waiting. `index` is -1 until it has begun. `offset`: the characters of the choice's texts before it."""
 
-    __slots__ = ("citations", "ended", "id", "index", "key", "kind", "name", "offset", "pieces", "scan", "signature", "signer", "size", "whole")
+    __slots__ = ("citations", "ended", "id", "index", "joined", "key", "kind", "name", "offset", "pieces", "scan", "signature", "signer", "size", "whole")
 
     def __init__(self, kind: Kind, *, key: int | None = None, id: str = "", signer: Dialect | None = None, whole: AssistantPart | None = None) -> None:
         self.kind = kind
@@ -58,18 +58,16 @@ class Part:
         self.citations: list[Citation] = []
         self.offset = 0
         self.pieces: list[str] = []  # of a call all, of others while they wait
-        self.size = 0
+        self.joined = 0  # that many of the pieces are joined lots
+        self.size = 0  # characters kept
         self.scan: ObjectScan | None = None
         self.ended = False
 
     def keep(self, text: str) -> None:
-        """Raises `UpstreamError` when a call's arguments are longer than `MAX_ARGUMENTS_CHARS`."""
         self.pieces.append(text)
-        self.size += len(text)
-        if self.size > MAX_ARGUMENTS_CHARS:
-            raise UpstreamError("The provider's tool call is larger than the gateway takes.", code="upstream_too_large")
-        if len(self.pieces) > ARGUMENT_PIECES_PER_JOIN + self.size // ARGUMENT_PIECES_PER_JOIN:
-            self.pieces = ["".join(self.pieces)]
+        if len(self.pieces) - self.joined >= ARGUMENT_PIECES_PER_JOIN:
+            self.pieces[self.joined :] = ["".join(self.pieces[self.joined :])]
+            self.joined += 1
         if self.scan is not None:
             self.scan.feed(text)
 
@@ -133,18 +131,38 @@ _IN_STRING = re.compile(r'["\\]')
 _OUTSIDE = re.compile(r'["{}\[\]]')
 
 
+class Kept:
+    """How much is kept of a stream, all choices together."""
+
+    __slots__ = ("_chars",)
+
+    def __init__(self) -> None:
+        self._chars = 0
+
+    def add(self, part: Part, chars: int) -> None:
+        """Raises `UpstreamError` above `MAX_KEPT_CHARS`."""
+        part.size += chars
+        self._chars += chars
+        if self._chars > MAX_KEPT_CHARS:
+            raise UpstreamError("The provider's tool calls are larger than the gateway takes.", code="upstream_too_large")
+
+    def release(self, part: Part) -> None:
+        self._chars -= part.size
+        part.size = 0
+
+
 class Parts:
     """The parts of the choice `index`. What they give goes to the `out` that each method takes."""
 
-    __slots__ = ("_begun", "_called", "_calls", "_held", "_id_prefix", "_ids", "_last_call", "_refused", "_waiting", "chars", "index", "open")
+    __slots__ = ("_begun", "_called", "_calls", "_id_prefix", "_ids", "_kept", "_last_call", "_refused", "_waiting", "chars", "index", "open")
 
-    def __init__(self, index: int, *, id_prefix: str) -> None:
+    def __init__(self, index: int, *, id_prefix: str, kept: Kept) -> None:
         self.index = index
         self.open: Part | None = None
         self.chars = 0  # of all texts that have come
         self._begun = 0
         self._waiting: list[Part] = []
-        self._held = 0
+        self._kept = kept
         self._calls: dict[int, Part] = {}  # by the provider's index
         self._ids: dict[str, Part] = {}
         self._last_call: Part | None = None
@@ -170,7 +188,8 @@ class Parts:
         if part.index >= 0:
             out.append(TextDelta(self.index, part.index, text))
         else:
-            self._hold(part, text)
+            part.keep(text)
+            self._kept.add(part, len(text))
 
     def sign(self, signature: str, signer: Dialect, out: list[StreamEvent], *, key: int | None = None, id: str = "") -> None:
         """The signature of the thought that is told, or of one without a text."""
@@ -200,7 +219,7 @@ class Parts:
             out.append(CitationAdded(self.index, part.index, citation))
         else:
             part.citations.append(citation)
-            self._count_held(len(citation.url) + len(citation.title) + len(citation.cited))
+            self._kept.add(part, len(citation.url) + len(citation.title) + len(citation.cited))
 
     def call(self, key: int | None, id: str, name: str, arguments: str, signature: str, out: list[StreamEvent]) -> None:
         """A tool call, or more of one. `key` is the provider's index."""
@@ -254,17 +273,16 @@ class Parts:
                 raise UpstreamError("The provider's tool call goes on after its end.", code="bad_tool_arguments")
             return
         part.keep(arguments)
+        self._kept.add(part, len(arguments))
         if part.index >= 0:
             out.append(ArgumentsDelta(self.index, part.index, arguments))
-        else:
-            self._count_held(len(arguments))
 
     def _sign(self, part: Part, signature: str, signer: Dialect, out: list[StreamEvent]) -> None:
         part.signature, part.signer = signature, signer
         if part.index >= 0:
             out.append(SignatureDelta(self.index, part.index, signature, signer))
         else:
-            self._count_held(len(signature))
+            self._kept.add(part, len(signature))
 
     def _add(self, part: Part, out: list[StreamEvent]) -> Part:
         if self._begun + len(self._waiting) >= MAX_ANSWER_PARTS:
@@ -293,11 +311,10 @@ class Parts:
             out.append(ArgumentsDelta(self.index, index, text) if part.kind is Kind.CALL else TextDelta(self.index, index, text))
         if part.kind is not Kind.CALL:
             part.pieces = []
+            self._kept.release(part)
         out += [CitationAdded(self.index, index, citation) for citation in part.citations]
         if part.signature and part.signer is not None:
             out.append(SignatureDelta(self.index, index, part.signature, part.signer))
-        if not self._waiting:
-            self._held = 0
 
     def _end(self, out: list[StreamEvent]) -> None:
         part = self.open
@@ -310,17 +327,9 @@ class Parts:
             verify_arguments(arguments)
         part.ended = True
         part.pieces = []
+        self._kept.release(part)
         out.append(PartEnded(self.index, part.index))
         self.open = None
-
-    def _hold(self, part: Part, text: str) -> None:
-        part.keep(text)
-        self._count_held(len(text))
-
-    def _count_held(self, chars: int) -> None:
-        self._held += chars
-        if self._held > MAX_HELD_CHARS:
-            raise UpstreamError("The provider tells too many things at once.", code="upstream_too_large")
 
 
 def _continues(thought: Part, key: int | None) -> bool:

@@ -18,7 +18,7 @@ from cliproxy.bounds import MAX_CHOICES
 from cliproxy.errors import UpstreamError
 from cliproxy.translators.conversation import Counted, Ended, Reasoning, Started, StreamEvent, TextDelta
 from cliproxy.translators.openai_chat.chunks import NULL, Call, Choice, Event, Said, parse_event
-from cliproxy.translators.openai_chat.parts import Kind, Parts
+from cliproxy.translators.openai_chat.parts import Kept, Kind, Parts
 from cliproxy.translators.openai_chat.shapes import ENCRYPTED, SIGNERS, SUMMARY, citations_of, image_of, is_proof_of, not_a_completion
 from cliproxy.translators.openai_chat.usage import usage_in
 from cliproxy.translators.openai_chat.wire import ReasoningDetail
@@ -36,7 +36,21 @@ _NOT_IN_AN_ID = re.compile(r"[^A-Za-z0-9_-]")
 class Reader:
     """Takes bytes in any pieces. `feed` and `finish` raise `UpstreamError` after the events before the fault were returned."""
 
-    __slots__ = ("_choices", "_done", "_error", "_id_prefix", "_padding", "_plain", "_prefix", "_reasons", "_splitter", "_started", "_suffix", "_templates")
+    __slots__ = (
+        "_choices",
+        "_done",
+        "_error",
+        "_id_prefix",
+        "_kept",
+        "_padding",
+        "_plain",
+        "_prefix",
+        "_reasons",
+        "_splitter",
+        "_started",
+        "_suffix",
+        "_templates",
+    )
 
     def __init__(self) -> None:
         self._splitter = EventSplitter()
@@ -44,6 +58,7 @@ class Reader:
         self._done = False
         self._error: UpstreamError | None = None
         self._choices: dict[int, Parts] = {}
+        self._kept = Kept()
         self._reasons: dict[int, str] = {}
         self._id_prefix = "call_"
         self._prefix = self._padding = self._suffix = b""  # of an event that is nothing but text
@@ -135,7 +150,7 @@ class Reader:
             if not 0 <= index < MAX_CHOICES:
                 raise not_a_completion()
             prefix = f"{self._id_prefix}{index}_" if index else self._id_prefix
-            parts = self._choices[index] = Parts(index, id_prefix=prefix)
+            parts = self._choices[index] = Parts(index, id_prefix=prefix, kept=self._kept)
         if choice.delta is not None:
             _say(parts, choice.delta, out)
         if choice.finish_reason:

@@ -73,7 +73,9 @@ def stop_of(reason: str | None, *, called: bool, refused: bool) -> StopReason:
 
     Raises `UpstreamError` without a reason, and for one that is not known (`error`, `abort`, `insufficient_system_resource` and whatever comes).
     """
-    stop = _STOPS.get(reason.lower()) if reason else None
+    if not reason:
+        raise UpstreamError("The provider broke off in the middle of its answer.", code="upstream_broke_off")
+    stop = _STOPS.get(reason.lower())
     if stop is None:
         raise UpstreamError("The provider's answer does not end in a way that is known.", code="bad_stop_reason")
     if stop is StopReason.END:

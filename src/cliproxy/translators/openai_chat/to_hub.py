@@ -137,10 +137,10 @@ class _History:
             if isinstance(message, wire.SystemMessage | wire.DeveloperMessage):
                 if self._messages or self._results:
                     _refuse(f"{at}.role")  # instructions between turns: the hub has those before the first
-                system += _texts(message.content)
+                system += _texts(message.content, at)
             elif isinstance(message, wire.ToolMessage):
                 name = self._names.get(message.tool_call_id) or message.name or ""
-                self._results.append(ToolResult(message.tool_call_id, name, _result(message.content), at=at))
+                self._results.append(ToolResult(message.tool_call_id, name, _result(message.content, at), at=at))
             elif isinstance(message, wire.FunctionMessage):
                 self._results.append(self._function_result(message, at))
             elif isinstance(message, wire.UserMessage):
@@ -161,7 +161,7 @@ class _History:
         for index, (name, id) in enumerate(self._called):
             if name == message.name:
                 del self._called[index]
-                return ToolResult(id, name, _result(message.content or ""), at=at)
+                return ToolResult(id, name, _result(message.content or "", at), at=at)
         _refuse(f"{at}.name")
 
     def _assistant_parts(self, message: wire.AssistantMessage, at: str) -> list[AssistantPart]:
@@ -209,14 +209,14 @@ def _marked(control: wire.CacheControl | None, at: str) -> bool:
     return True
 
 
-def _texts(content: wire.TextContent) -> list[Text]:
+def _texts(content: wire.TextContent, at: str) -> list[Text]:
     if isinstance(content, str):
         return [Text(content)]
-    return [Text(part.text, cache=_marked(part.cache_control, "messages")) for part in content]
+    return [Text(part.text, cache=_marked(part.cache_control, at)) for part in content]
 
 
-def _result(content: wire.TextContent) -> tuple[Text, ...]:
-    return tuple(_texts(content)) if content else ()
+def _result(content: wire.TextContent, at: str) -> tuple[Text, ...]:
+    return tuple(_texts(content, at)) if content else ()
 
 
 def _user_parts(content: wire.UserContent, path: str) -> list[Part]:

@@ -231,7 +231,10 @@ class UrlCitation(_Object, frozen=True, gc=False):
 
 
 class Annotation(_Object, frozen=True, gc=False):
+    """`index` is left over from a stream."""
+
     type: Keyword
+    index: int | None = None
     url_citation: UrlCitation | None = None
 
 

@@ -40,14 +40,14 @@ _encode = msgspec.json.Encoder().encode
 class _Choice:
     """What was written of one choice. `before`, `between` and `after` stand around a piece of the open part's text; with `between` it is written twice."""
 
-    __slots__ = ("after", "argued", "before", "between", "calls", "chars", "details", "head", "part", "pictures", "refused", "start")
+    __slots__ = ("after", "before", "between", "calls", "chars", "details", "head", "notes", "part", "pictures", "refused", "said", "start")
 
     def __init__(self, head: bytes) -> None:
         self.head = head  # up to the delta's first field
         self.before = self.between = self.after = b""
         self.part: Any = None
-        self.calls = self.details = self.pictures = 0
-        self.argued = False  # the open call has arguments
+        self.calls = self.details = self.notes = self.pictures = 0  # entries of those lists; OpenAI's SDK puts pieces together by their `index`
+        self.said = False  # the open call has arguments, the open thought text or a signature
         self.refused = False
         self.chars = self.start = 0  # of all texts so far, of those before the open one
 
@@ -84,6 +84,7 @@ class Writer:
                 choice = choices[event.choice]
                 text = _encode(event.text)
                 if choice.between:
+                    choice.said = True
                     out += (choice.before, text, choice.between, text, choice.after)
                 else:
                     choice.chars += len(event.text)
@@ -113,7 +114,7 @@ class Writer:
     def _part_started(self, event: PartStarted, out: list[bytes]) -> None:
         choice = self._choice(event.choice, out)
         part = choice.part = event.part
-        choice.before, choice.between, choice.after = choice.head, b"", _END
+        choice.before, choice.between, choice.after, choice.said = choice.head, b"", _END, False
         if isinstance(part, Text):
             choice.start = choice.chars
             choice.before += b'"content":'
@@ -123,7 +124,6 @@ class Writer:
         elif isinstance(part, Reasoning):
             self._thought_started(choice, part, out)
         elif isinstance(part, ToolCall):
-            choice.argued = False
             call = {"index": choice.calls, "id": part.id, "type": "function", "function": {"name": part.name, "arguments": ""}}
             out += (choice.head, b'"tool_calls":[', _encode(call), b"]", _END)
             choice.before += b'"tool_calls":[{"index":%d,"function":{"arguments":' % choice.calls
@@ -136,18 +136,16 @@ class Writer:
 
     def _thought_started(self, choice: _Choice, part: Reasoning, out: list[bytes]) -> None:
         if part.redacted:
+            choice.said = True
             out += (choice.head, b'"reasoning_details":[', _encode(details_of(part, choice.details)), b"]", _END)
         else:
-            fixed = details_of(Reasoning(id=part.id, signer=part.signer), choice.details)
-            del fixed["type"], fixed["text"]
             choice.before += b'"reasoning_content":'
             choice.between = b',"reasoning_details":[{"type":"%b","text":' % THOUGHT.encode()
-            choice.after = b"," + _encode(fixed)[1:] + b"]" + _END
-        choice.details += 1
+            choice.after = b',"index":%d}]' % choice.details + _END
 
     def _arguments(self, event: ArgumentsDelta, out: list[bytes]) -> None:
         choice = self._choices[event.choice]
-        choice.argued = True
+        choice.said = True
         out += (choice.before, _encode(event.json), choice.after)
 
     def _signature(self, event: SignatureDelta, out: list[bytes]) -> None:
@@ -156,7 +154,8 @@ class Writer:
             call = {"index": choice.calls - 1, "extra_content": {"google": {"thought_signature": event.signature}}}
             out += (choice.head, b'"tool_calls":[', _encode(call), b"]", _END)
         elif event.signer in FORMATS:
-            detail = details_of(Reasoning(signature=event.signature, signer=event.signer, id=choice.part.id), choice.details - 1)
+            choice.said = True
+            detail = details_of(Reasoning(signature=event.signature, signer=event.signer, id=choice.part.id), choice.details)
             del detail["text"]
             out += (choice.head, b'"reasoning_details":[', _encode(detail), b"]", _END)
 
@@ -164,12 +163,16 @@ class Writer:
         choice = self._choices[event.choice]
         note = annotation_of(event.citation, offset=choice.start, length=choice.chars - choice.start)
         if note is not None:
+            note["index"] = choice.notes
+            choice.notes += 1
             out += (choice.head, b'"annotations":[', _encode(note), b"]", _END)
 
     def _part_ended(self, event: PartEnded, out: list[bytes]) -> None:
         choice = self._choices[event.choice]
-        if isinstance(choice.part, ToolCall) and not choice.argued:
+        if isinstance(choice.part, ToolCall) and not choice.said:
             out += (choice.before, b'"{}"', choice.after)
+        elif isinstance(choice.part, Reasoning) and choice.said:
+            choice.details += 1
         choice.part = None
 
     def _finished(self, event: Finished, out: list[bytes]) -> None:
