@@ -6,13 +6,13 @@ import json
 from typing import Any
 
 import pytest
+from worker_rig import Client, Rig, provider
 
 from cliproxy.bounds import MAX_COLLECTED_BYTES, MAX_REROUTES, MAX_WARNINGS, MAX_WHOLE_ANSWER_BYTES, STREAM_GRANT_BYTES
 from cliproxy.config.schema import ModelRoute, PoolMember, Requests
 from cliproxy.dialects import Dialect, Endpoint, Quirks
 from cliproxy.ipc.mux import Kind
-from fakes.provider import chat_body, chat_events
-from worker_rig import Client, Rig, provider
+from fakes.provider import chat_body, chat_events, embeddings_body
 
 PROVIDERS = {
     "chat": provider(),
@@ -86,7 +86,7 @@ def test_a_whole_answer_of_a_chat_provider_is_said_in_the_clients_dialect(shape:
     worker.answer(client, chat_body("m"), provider="chat", model="m", attempts=2)
     assert (client.status, client.headers["content-type"]) == (200, "application/json")
     assert text_of(shape, client.json) == TEXT
-    assert {"provider": "chat", "model": "m", "attempts": "2"} == {name[11:]: value for name, value in client.headers.items() if name.startswith("x-cliproxy-")}
+    assert {name[11:]: value for name, value in client.headers.items() if name.startswith("x-cliproxy-")} == {"provider": "chat", "model": "m", "attempts": "2"}
     assert ("request-id" in client.headers) is (shape == "messages")
     assert client.call is None and worker.link.open_calls == 0
 
@@ -158,6 +158,54 @@ def test_an_answer_that_the_client_does_not_wait_for_is_let_go() -> None:
     worker.data(client, b"x")
     worker.end(client)
     assert (client.status, worker.faults) == (0, [])
+
+
+EMBEDDINGS = {
+    ("/v1/embeddings", "chat"): (Endpoint.EMBEDDINGS, {"model": "chat", "input": ["a", "b"]}),
+    ("/v1/embeddings", "gemini"): (Endpoint.EMBED_CONTENT, {"model": "gemini", "input": "a"}),
+    ("/v1beta/models/chat:embedContent", "chat"): (Endpoint.EMBEDDINGS, {"content": {"parts": [{"text": "a"}]}}),
+    ("/v1beta/models/gemini:embedContent", "gemini"): (Endpoint.EMBED_CONTENT, {"content": {"parts": [{"text": "a"}]}}),
+    ("/v1beta/models/chat:batchEmbedContents", "chat"): (Endpoint.EMBEDDINGS, {"requests": [{"content": {"parts": [{"text": text}]}} for text in "ab"]}),
+    ("/v1beta/models/gemini:batchEmbedContents", "gemini"): (Endpoint.EMBED_CONTENT, {"requests": [{"content": {"parts": [{"text": "a"}]}}]}),
+}
+
+
+@pytest.mark.parametrize("case", EMBEDDINGS)
+def test_embeddings_go_between_openai_and_gemini(case: tuple[str, str]) -> None:
+    worker = rig()
+    endpoint, body = EMBEDDINGS[case]
+    client = worker.post(case[0], body)
+    (call,) = worker.calls
+    assert (call.endpoint, call.stream, call.max_tokens, call.n) == (endpoint, False, 0, 1)
+    count = 2 if "requests" in body and len(body["requests"]) == 2 or body.get("input") == ["a", "b"] else 1
+    worker.answer(client, embeddings_body("m", count) if endpoint is Endpoint.EMBEDDINGS else b'{"embedding":{"values":[0.25,-0.5,1.0]}}')
+    if case[0] == "/v1/embeddings":
+        vectors = [item["embedding"] for item in client.json["data"]]
+    elif "batch" in case[0]:
+        vectors = [item["values"] for item in client.json["embeddings"]]
+    else:
+        vectors = [client.json["embedding"]["values"]]
+    assert vectors == [[0.25, -0.5, 1.0]] * count
+
+
+def test_legacy_completions_are_answered_by_a_chat_provider() -> None:
+    worker = rig()
+    client = worker.post("/v1/completions", {"model": "chat", "prompt": "Say it.", "max_tokens": 9})
+    worker.answer(client, chat_body("m"))
+    assert (client.json["object"], client.json["choices"][0]["text"]) == ("text_completion", TEXT)
+    streamed = worker.post("/v1/completions", {"model": "chat", "prompt": "Say it.", "stream": True})
+    worker.answer(streamed, b"".join(chat_events("m", WORDS)), sse=True, final=False)
+    worker.end(streamed)
+    assert streamed.body.endswith(b"data: [DONE]\n\n") and streamed.body.count(b'"text":" ') == len(WORDS)
+
+
+def test_responses_are_answered_by_a_chat_provider() -> None:
+    worker = rig()
+    client = worker.post("/v1/responses", {"model": "chat", "input": "Say it."})
+    worker.answer(client, chat_body("m"))
+    assert client.json["object"] == "response" and client.json["output"][-1]["content"][0]["text"] == TEXT
+    refused = worker.post("/v1/responses", {"model": "chat", "input": "And now?", "previous_response_id": "resp_1"})
+    assert (refused.status, refused.json["error"]["param"]) == (400, "previous_response_id")
 
 
 # --- streams -----------------------------------------------------------------------------------------------------------

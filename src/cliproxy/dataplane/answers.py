@@ -116,11 +116,14 @@ class TranslatedArray(TranslatedStream):
 
 
 class WholeAnswer:
-    """A whole answer in another dialect than the client's: collected, then said anew. `size` is what was collected, `headers` what goes with it."""
+    """A whole answer that the client gets in another dialect (without `target`: in another shape of its own): collected, then said anew.
+
+    `size` is what was collected, `headers` what goes with it.
+    """
 
     __slots__ = ("_id", "_model", "_pieces", "_request", "_row", "_target", "headers", "size")
 
-    def __init__(self, row: ClientRow, target: TargetRow, request: Any, *, id: str, model: str) -> None:
+    def __init__(self, row: ClientRow, target: TargetRow | None, request: Any, *, id: str, model: str) -> None:
         self._row = row
         self._target = target
         self._request = request
@@ -137,10 +140,13 @@ class WholeAnswer:
 
     def said(self, *, created: int) -> bytes:
         """Return the answer for the client; `created` in seconds since the epoch. Raises `UpstreamError` if it is none, or of a third dialect."""
-        if self._row.encode_answer is None:
+        row, body = self._row, b"".join(self._pieces)
+        if self._target is None and row.same_answer is not None:
+            return row.same_answer(body, self._request)
+        if self._target is None or row.encode_answer is None:
             raise UpstreamError("The provider answered in a form that was not asked for.", code="bad_upstream_answer")
-        answer = self._target.decode_answer(b"".join(self._pieces))
-        return self._row.encode_answer(answer, request=self._request, id=self._id, model=self._model, created=created)
+        answer = self._target.decode_answer(body)
+        return row.encode_answer(answer, request=self._request, id=self._id, model=self._model, created=created)
 
 
 def same_stream(row: ClientRow, request: Any, *, array: bool) -> Stream | None:

@@ -115,6 +115,8 @@ class PendingCall:
             self._expect_another_dialect(outbound)
         elif self._streams:
             self._stream = same_stream(decoded.row, decoded.body, array=self._array)
+        elif decoded.row.same_answer is not None:
+            self._whole = WholeAnswer(decoded.row, None, decoded.body, id=self.request_id, model=decoded.figures.model)
 
     def _expect_another_dialect(self, outbound: OutboundRequest) -> None:
         decoded = outbound.admitted.decoded
@@ -176,7 +178,7 @@ class PendingCall:
             self._pay()
 
     def on_end(self) -> None:
-        if self._whole is not None and not self._streams:
+        if self._whole is not None:
             self._say(self._whole)
         elif self._waiting:
             self._ended = True  # the client does not read; `resume` goes on

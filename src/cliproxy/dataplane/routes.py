@@ -58,11 +58,7 @@ EXACT: Final[dict[bytes, ClientRoute]] = {
     b"/v1beta/models": ClientRoute(Shape.GEMINI, b"GET", Page.MODELS),
     b"/healthz": ClientRoute(Shape.OPENAI, b"GET", Page.HEALTH),
     b"/readyz": ClientRoute(Shape.OPENAI, b"GET", Page.READY),
-    **{
-        path: ClientRoute(shape, b"POST", None, CLIENTS[dialect, operation])
-        for path, (shape, dialect, operation) in _CALLS.items()
-        if (dialect, operation) in CLIENTS
-    },
+    **{path: ClientRoute(shape, b"POST", None, CLIENTS[dialect, operation]) for path, (shape, dialect, operation) in _CALLS.items()},
 }
 _ANTHROPIC_MODELS: Final = ClientRoute(Shape.ANTHROPIC, b"GET", Page.MODELS)
 
@@ -101,7 +97,7 @@ def _gemini(rest: bytes, query: bytes | None) -> ClientRoute:
     # Model names may hold colons (`llama3:8b`): only what follows the last one can be a verb.
     name, _, verb = rest.rpartition(b":")
     found = _VERBS.get(verb)
-    if found is None or not name or found[:2] not in CLIENTS:
+    if found is None or not name:
         return ClientRoute(Shape.GEMINI, b"GET", Page.MODEL, model=_model_name(rest))
     dialect, operation, stream, batch = found
     array = _alt(query) != b"sse" if stream else False

@@ -131,7 +131,7 @@ def encode_for(request: AdmittedRequest, profile: Profile) -> OutboundRequest:
     decoded = request.decoded
     row = decoded.row
     endpoint, quirks = profile
-    if ENDPOINTS[endpoint][1] is row.dialect:
+    if row.same is not None and ENDPOINTS[endpoint][1] is row.dialect:
         encoded = row.same(decoded.body, quirks)
         prefix = encoded.prefix
         dropped = encoded.dropped

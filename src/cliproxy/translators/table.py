@@ -21,7 +21,13 @@ from cliproxy.translators.anthropic_messages import decode as messages_decode
 from cliproxy.translators.anthropic_messages import encode as messages_encode
 from cliproxy.translators.anthropic_messages import reader as messages_reader
 from cliproxy.translators.anthropic_messages import stream as messages_stream
+from cliproxy.translators.bedrock_converse import answer as converse_answer
+from cliproxy.translators.bedrock_converse import encode as converse_encode
+from cliproxy.translators.bedrock_converse import stream as converse_stream
 from cliproxy.translators.conversation import Encoded, StreamEvent
+from cliproxy.translators.gemini_embed import answer as gemini_embed_answer
+from cliproxy.translators.gemini_embed import decode as gemini_embed_decode
+from cliproxy.translators.gemini_embed import encode as gemini_embed_encode
 from cliproxy.translators.gemini_generate import answer as gemini_answer
 from cliproxy.translators.gemini_generate import count as gemini_count
 from cliproxy.translators.gemini_generate import decode as gemini_decode
@@ -32,6 +38,10 @@ from cliproxy.translators.openai_chat import decode as chat_decode
 from cliproxy.translators.openai_chat import encode as chat_encode
 from cliproxy.translators.openai_chat import reader as chat_reader
 from cliproxy.translators.openai_chat import stream as chat_stream
+from cliproxy.translators.openai_completions import answer as completions_answer
+from cliproxy.translators.openai_completions import decode as completions_decode
+from cliproxy.translators.openai_completions import stream as completions_stream
+from cliproxy.translators.openai_embeddings import hub as embeddings_hub
 from cliproxy.translators.openai_embeddings.decode import EmbeddingsRequest, decode_embeddings
 from cliproxy.translators.openai_embeddings.encode import encode_with_hole as encode_embeddings
 from cliproxy.translators.openai_responses import answer as responses_answer
@@ -107,7 +117,8 @@ class ArrayWriter(Writer, Protocol):
 class ClientRow(msgspec.Struct, frozen=True, kw_only=True):
     """A dialect for clients, for one operation.
 
-    `same` encodes a request in its own dialect, `hub_of` says it in the hub's types. `passing` and `writer` are for streams, `None` where there are none.
+    `same` encodes a request in its own dialect, `None` where no provider speaks it; `hub_of` says it in the hub's types. `same_answer` is for a dialect of
+    several endpoints with answers of several shapes. `passing` and `writer` are for streams, `None` where there are none.
     `field_names` are the client's own paths of the hub's fields. `session_of` is what the request itself says of the session it belongs to.
     """
 
@@ -115,7 +126,8 @@ class ClientRow(msgspec.Struct, frozen=True, kw_only=True):
     operation: Operation
     decode: Callable[[bytes, Given, bytes | None], Any]  # body, what the path says, Content-Type
     figures: Callable[[Any], Figures]
-    same: Callable[[Any, Quirks], Encoded]
+    same: Callable[[Any, Quirks], Encoded] | None = None
+    same_answer: Callable[[bytes, Any], bytes] | None = None
     hub_of: Callable[[Any], Any] | None = None
     field_names: Mapping[str, str] = {}
     encode_answer: Callable[..., bytes] | None = None  # (answer, *, request, id, model, created)
@@ -174,6 +186,10 @@ def _decode_chat(body: bytes, given: Given, content_type: bytes | None) -> chat_
     return chat_decode.decode_chat(body, max_tokens_cap=given.max_tokens, on_excess=given.on_excess)
 
 
+def _decode_completion(body: bytes, given: Given, content_type: bytes | None) -> Any:
+    return completions_decode.decode_completion(body, max_tokens_cap=given.max_tokens, on_excess=given.on_excess)
+
+
 def _decode_messages(body: bytes, given: Given, content_type: bytes | None) -> Any:
     return messages_decode.decode_messages(body, max_tokens_cap=given.max_tokens, on_excess=given.on_excess)
 
@@ -221,6 +237,9 @@ _CLIENT_ROWS = (
         decode=lambda body, given, content_type: decode_embeddings(body),
         figures=_figures_of_input,
         same=_embeddings_same,
+        hub_of=embeddings_hub.embed_request_of,
+        field_names=embeddings_hub.FIELD_NAMES,
+        encode_answer=embeddings_hub.encode_embed_answer,
         session_of=_openai_session,
     ),
     ClientRow(
@@ -290,6 +309,29 @@ _CLIENT_ROWS = (
         field_names=gemini_decode.FIELD_NAMES,
         encode_answer=_encode_gemini_count,
     ),
+    ClientRow(
+        dialect=Dialect.GEMINI_EMBED,
+        operation=Operation.EMBED,
+        decode=lambda body, given, content_type: gemini_embed_decode.decode_embed(body, model=given.model, batch=given.batch),
+        figures=_figures_of_input,
+        same=gemini_embed_encode.encode_same,
+        same_answer=gemini_embed_answer.same_answer,
+        hub_of=gemini_embed_decode.embed_request_of,
+        field_names=gemini_embed_decode.FIELD_NAMES,
+        encode_answer=gemini_embed_answer.encode_embed_answer,
+    ),
+    ClientRow(
+        dialect=Dialect.OPENAI_COMPLETIONS,
+        operation=Operation.GENERATE,
+        decode=_decode_completion,
+        figures=_figures,
+        hub_of=completions_decode.conversation_of,
+        field_names=completions_decode.FIELD_NAMES,
+        encode_answer=completions_answer.encode_answer,
+        writer=completions_stream.Writer,
+        error_event=completions_stream.error_event,
+        session_of=_openai_session,
+    ),
 )
 CLIENTS: dict[tuple[Dialect, Operation], ClientRow] = {(row.dialect, row.operation): row for row in _CLIENT_ROWS}
 
@@ -313,6 +355,19 @@ TARGETS: dict[Endpoint, TargetRow] = {
         encode=gemini_encode.encode_conversation,
         decode_answer=gemini_answer.decode_answer,
         reader=gemini_stream.Reader,
+    ),
+    Endpoint.CONVERSE: TargetRow(
+        encode=converse_encode.encode_conversation,
+        decode_answer=converse_answer.decode_answer,
+        reader=converse_stream.Reader,
+    ),
+    Endpoint.EMBEDDINGS: TargetRow(
+        encode=embeddings_hub.encode_embed,
+        decode_answer=embeddings_hub.decode_embed_answer,
+    ),
+    Endpoint.EMBED_CONTENT: TargetRow(
+        encode=gemini_embed_encode.encode_embed,
+        decode_answer=gemini_embed_answer.decode_embed_answer,
     ),
     Endpoint.COUNT_CONTENT_TOKENS: TargetRow(
         encode=gemini_count.encode_count,
