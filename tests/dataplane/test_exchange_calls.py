@@ -177,7 +177,7 @@ def test_embeddings_go_between_openai_and_gemini(case: tuple[str, str]) -> None:
     client = worker.post(case[0], body)
     (call,) = worker.calls
     assert (call.endpoint, call.stream, call.max_tokens, call.n) == (endpoint, False, 0, 1)
-    count = 2 if "requests" in body and len(body["requests"]) == 2 or body.get("input") == ["a", "b"] else 1
+    count = 2 if ("requests" in body and len(body["requests"]) == 2) or body.get("input") == ["a", "b"] else 1
     worker.answer(client, embeddings_body("m", count) if endpoint is Endpoint.EMBEDDINGS else b'{"embedding":{"values":[0.25,-0.5,1.0]}}')
     if case[0] == "/v1/embeddings":
         vectors = [item["embedding"] for item in client.json["data"]]
