@@ -232,10 +232,10 @@ def read(body: Any, *, model: str, stream: bool) -> Asked:
         choice=f"{mode}:{','.join(names)}" if names else mode,
         n=config.get("candidateCount", 1),
         stop=tuple(config.get("stopSequences", ())),
-        settings={**settings, "max_tokens": config.get("maxOutputTokens"), "thinking": thinking},
+        settings={**settings, "max_tokens": config.get("maxOutputTokens"), "thinking": thinking, "_shown": bool(thinking.get("includeThoughts"))},
         schema=config.get("responseSchema", config.get("responseJsonSchema")),
         json_object=config.get("responseMimeType") == "application/json",
-        thinking=bool(thinking.get("includeThoughts")) and thinking.get("thinkingBudget") != 0,
+        thinking=bool(thinking) and thinking.get("thinkingBudget") != 0,
     )
 
 
@@ -331,15 +331,15 @@ def usage(tokens: Tokens) -> dict[str, Any]:
     }
 
 
-def parts_of(answer: Answer) -> list[dict[str, Any]]:
-    """Return the parts of an answer. After a thought the first call, or else the text, carries the signature."""
+def parts_of(asked: Asked, answer: Answer) -> list[dict[str, Any]]:
+    """Return the parts of an answer; thoughts only for who wants to see them. After a thought the first call, or else the text, carries the signature."""
     thought = any(item.kind == "thought" for item in answer.items)
     signed = False
     result: list[dict[str, Any]] = []
     has_call = any(item.kind == "call" for item in answer.items)
     for item in answer.items:
         if item.kind == "thought":
-            result.append({"text": item.text, "thought": True})
+            result += [{"text": item.text, "thought": True}] if asked.settings["_shown"] else []
         elif item.kind == "call":
             part: dict[str, Any] = {"functionCall": {"name": item.name, "args": json.loads(item.arguments)}}
             if thought and not signed:
@@ -368,7 +368,7 @@ def candidate(index: int, parts: list[dict[str, Any]], finish: str | None) -> di
 
 def whole(asked: Asked, plan: Plan) -> dict[str, Any]:
     """Return a whole answer."""
-    candidates = [candidate(index, parts_of(answer), FINISH[answer.stop]) for index, answer in enumerate(plan.choices)]
+    candidates = [candidate(index, parts_of(asked, answer), FINISH[answer.stop]) for index, answer in enumerate(plan.choices)]
     return envelope(asked, candidates, usage(plan.tokens))
 
 
@@ -381,7 +381,7 @@ def events(asked: Asked, plan: Plan) -> list[bytes]:
         result.append(b"data: " + json.dumps(envelope(asked, candidates, counts), ensure_ascii=False).encode() + b"\r\n\r\n")
 
     for index, answer in enumerate(plan.choices):
-        for part in parts_of(answer):
+        for part in parts_of(asked, answer):
             if "text" in part:
                 cut = pieces(part["text"], 6)
                 for place, piece in enumerate(cut):
