@@ -12,9 +12,13 @@ from typing import NamedTuple, Protocol
 from cliproxy.dialects import Endpoint
 from cliproxy.errors import UpstreamError
 from cliproxy.translators.anthropic_messages import usage as anthropic
+from cliproxy.translators.bedrock_converse import usage as bedrock
+from cliproxy.translators.gemini_embed import usage as gemini_embed
+from cliproxy.translators.gemini_generate import usage as gemini
 from cliproxy.translators.openai_chat import usage as chat
 from cliproxy.translators.openai_embeddings import usage as embeddings
 from cliproxy.translators.openai_media import usage as media
+from cliproxy.translators.openai_responses import usage as responses
 from cliproxy.translators.usage import AskedFor, Usage
 
 
@@ -31,7 +35,8 @@ class StreamReading(Protocol):
 
 class Reading(NamedTuple):
     """`asked`: what a final body asks for (`SchemaError` if it is none). `used`: the usage in a whole answer, None if it tells none (`UpstreamError` if it
-    is none). `stream`: None where there are no streams. `has_model`, `has_stream`: whether the body says them; else the path does.
+    is none). `stream`: None where there are no streams. `says_stream`: the body says whether it wants one; else the path does. `media`: the answer is of a
+    type of its own, which the worker is told.
     """
 
     asked: Callable[[bytes], AskedFor]
@@ -62,9 +67,14 @@ def _sound_used(body: bytes) -> Usage | None:
 
 READINGS: dict[Endpoint, Reading] = {
     Endpoint.CHAT_COMPLETIONS: Reading(chat.reread, chat.usage_of_answer, chat.StreamUsage),
+    Endpoint.RESPONSES: Reading(responses.reread, responses.usage_of_answer, responses.StreamUsage),
     Endpoint.MESSAGES: Reading(anthropic.reread, anthropic.usage_of_answer, anthropic.StreamUsage),
+    Endpoint.GENERATE_CONTENT: Reading(gemini.reread, gemini.usage_of_answer, gemini.StreamUsage, says_stream=False),
+    Endpoint.CONVERSE: Reading(bedrock.reread, bedrock.usage_of_answer, bedrock.StreamUsage, says_stream=False),
     Endpoint.COUNT_MESSAGE_TOKENS: Reading(anthropic.reread_count, _count_used(anthropic.verify_count_answer)),
+    Endpoint.COUNT_CONTENT_TOKENS: Reading(gemini.reread_count, _count_used(gemini.verify_count_answer), says_stream=False),
     Endpoint.EMBEDDINGS: Reading(_embeddings_asked, embeddings.usage_of_embeddings),
+    Endpoint.EMBED_CONTENT: Reading(gemini_embed.reread, gemini_embed.usage_of_embeddings, says_stream=False),
     Endpoint.IMAGES: Reading(media.reread, media.usage_of_images),
     Endpoint.SPEECH: Reading(media.reread, _sound_used, media=True),
     Endpoint.TRANSCRIPTIONS: Reading(media.reread_form, media.usage_of_transcript, media=True),
