@@ -172,9 +172,9 @@ class Reader:
         return []
 
     def _read(self, event: bytes, out: list[StreamEvent]) -> None:
-        at = event.find(_DATA)
-        data = event[at + 7 :] if at >= 0 else b""
-        if at < 0 or _NEWLINE in data:
+        at = event.find(b"data:")
+        data = event[at + 6 :]
+        if at <= 0 or event[at - 1 : at + 6] != _DATA or _NEWLINE in data:  # not a name and one line of data, as the vendor writes
             data = _data_of(event)
             if not data:
                 return  # a comment, or an event without data
