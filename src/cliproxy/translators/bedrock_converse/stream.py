@@ -195,7 +195,7 @@ class Reader:
 
     def _open_block(self, index: int) -> None:
         """A delta of the block `index` is here: it is the open one, or none is."""
-        if index == self._open:
+        if index == self._open >= 0:
             return
         if self._open >= 0 or self._finished or not self._started or index < 0:
             raise not_converse()
