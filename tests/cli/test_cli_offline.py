@@ -233,11 +233,42 @@ def test_completion_completes_commands(cliproxy: Run) -> None:
 def test_routes_shows_where_a_model_goes(cliproxy: Run, tmp_path: Path) -> None:
     write(tmp_path, "providers:\n  up:\n    base_url: https://api.example.com/v1\nmodels:\n  cheap:\n    provider: up\n    model: small-1\n")
     done = cliproxy("routes", "cheap", "--home", str(tmp_path), "--json")
-    assert done.json == [
-        {"model": "cheap", "provider": "up", "kind": "openai_compatible", "base_url": "https://api.example.com/v1", "provider_model": "small-1"}
-    ]
+    (step,) = done.json
+    assert step == step | {"model": "cheap", "order": 1, "provider": "up", "kind": "openai_compatible", "base_url": "https://api.example.com/v1"}
+    assert step == step | {"provider_model": "small-1", "tier": 0, "priority": 0, "weight": 1, "strategy": "round_robin", "state": "not known"}
+    assert step["dialects"][0] == "openai_chat" and step["credentials"] == step["cooldowns"] == []
+    assert "no gateway runs here" in cliproxy("routes", "cheap", "--home", str(tmp_path)).err
     missing = cliproxy("routes", "other", "--home", str(tmp_path))
     assert (missing.code, missing.out) == (1, "there is no model other: a call is answered 404\n")
+    near = cliproxy("routes", "chaep", "--home", str(tmp_path))
+    assert (near.code, near.out) == (1, "there is no model chaep: a call is answered 404; near it: cheap\n")
+
+
+def test_routes_shows_pools_in_the_order_of_tier_and_priority_and_says_what_is_excluded(cliproxy: Run, tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        """
+providers:
+  a: {base_url: "https://a.example.com/v1"}
+  b: {base_url: "https://b.example.com/v1", priority: 5}
+  c: {base_url: "https://c.example.com/v1", prefix: c, models: ["*"], exclude: ["*-preview"]}
+models:
+  best:
+    pool: [{provider: a, model: one, weight: 3}, {provider: b, model: two}]
+    strategy: weighted
+    fallback: [last]
+  last: {provider: c, model: three}
+""",
+    )
+    steps = cliproxy("routes", "best", "--home", str(tmp_path), "--json").json
+    assert [(step["provider"], step["tier"], step["priority"], step["weight"], step["strategy"]) for step in steps] == [
+        ("b", 0, 5, 1, "weighted"),
+        ("a", 0, 0, 3, "weighted"),
+        ("c", 1, 0, 1, "round_robin"),
+    ]
+    assert cliproxy("routes", "c/anything", "--home", str(tmp_path), "--json").json[0]["provider_model"] == "anything"
+    excluded = cliproxy("routes", "c/new-preview", "--home", str(tmp_path))
+    assert (excluded.code, excluded.out) == (1, "there is no model c/new-preview: a call is answered 404; provider c excludes it\n")
 
 
 def test_a_command_imports_only_what_it_needs() -> None:

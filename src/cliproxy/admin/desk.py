@@ -78,6 +78,7 @@ class Desk:
             commands.AddCredential: self._add_credential,
             commands.RemoveCredential: self._remove_credential,
             commands.ListCredentials: self._list_credentials,
+            commands.ListCooldowns: self._list_cooldowns,
             commands.Block: self._block,
             commands.Unblock: self._unblock,
             commands.Lockdown: self._lockdown,
@@ -174,6 +175,12 @@ class Desk:
             return commands.CredentialPage(credentials=answer.credentials, more=answer.more)
 
         self._ask_vault(ticket, operator, messages.ListCredentials, {"after": command.after}, messages.CredentialPage, reply)
+
+    def _list_cooldowns(self, ticket: int, operator: str, command: commands.ListCooldowns) -> None:
+        def reply(answer: messages.CooldownPage) -> Reply:
+            return commands.CooldownPage(cooldowns=answer.cooldowns, more=answer.more)
+
+        self._ask_vault(ticket, operator, messages.ListCooldowns, {"after": command.after}, messages.CooldownPage, reply)
 
     # --- rules for everybody -----------------------------------------------------------------------------------------
 

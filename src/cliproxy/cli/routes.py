@@ -1,6 +1,13 @@
-"""`cliproxy routes`: where a call for a model would go, from the configuration."""
+"""`cliproxy routes`: where a call for a model would go, in which order, and why.
+
+The order comes from the configuration file, by the same table that the gateway uses; what is cooling and which credentials there are is asked of the
+running gateway. Without one the command says so, and shows the file's part alone.
+"""
 
 from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -8,28 +15,164 @@ from cliproxy.cli.home import Home
 from cliproxy.cli.options import common_options
 from cliproxy.errors import EXIT_CHECK_FAILED
 
+if TYPE_CHECKING:
+    from cliproxy.cli.connection import Session
+    from cliproxy.config.routes import Route, RouteTable, Target
+    from cliproxy.ipc.messages import CooldownRecord
+
+_HEADINGS = ("model", "order", "provider", "its name there", "dialects", "tier", "priority", "weight", "strategy", "credentials", "state")
+
+
+class _Live(NamedTuple):
+    """What the running gateway says: credential ids by provider, cooldowns by what cools, providers that are switched off."""
+
+    credentials: dict[str, list[str]]
+    cooldowns: dict[tuple[str, str, str], CooldownRecord]
+    disabled: frozenset[str]
+
 
 @click.command(epilog="Example: cliproxy routes gpt-4o-mini")
 @click.argument("model", required=False)
 @common_options
 def command(home: Home, as_json: bool, model: str | None) -> int:
-    """Show what would be tried for MODEL, or for every model. Reads the configuration file; asks no gateway and calls no provider."""
+    """Show what would be tried for MODEL, or for every model, and what is cooling. Calls no provider; without a running gateway it shows the
+    configuration file alone."""
+    from cliproxy.cli.connection import attach
     from cliproxy.cli.output import emit, table
     from cliproxy.config.load import load_settings
+    from cliproxy.config.routes import RouteTable
 
     settings = load_settings(home.config_file, allow_no_sandbox=True).settings
-    names = sorted(settings.models) if model is None else [model]
-    targets: list[dict[str, str]] = []
+    routes = RouteTable(settings)
+    names = [name for name, _ in routes.public()] if model is None else [model]
+    session = attach(home)
+    live: _Live | None = None
+    if session is not None:
+        try:
+            live = _ask(session) if session.serving else None
+        finally:
+            session.close()
+    found: list[dict[str, Any]] = []
     for name in names:
-        route = settings.models.get(name)
+        route = routes.find(name)
         if route is None:
-            emit([], [f"there is no model {name}: a call is answered 404"], as_json=as_json)
+            emit([], [f"there is no model {name}: a call is answered 404{_why_not(name, routes)}"], as_json=as_json)
             return EXIT_CHECK_FAILED
-        provider = settings.providers[route.provider]
-        targets.append({"model": name, "provider": route.provider, "kind": provider.kind, "base_url": provider.base_url, "provider_model": route.model})
+        found += _steps(name, route, live)
     if as_json:
-        emit(targets, [], as_json=True)
-    else:
-        rows = [(target["model"], target["provider"], target["base_url"] or "(answers by itself)", target["provider_model"]) for target in targets]
-        table(("model", "provider", "at", "its name there"), rows)
+        emit(found, [], as_json=True)
+        return 0
+    table(_HEADINGS, [_row(step) for step in found])
+    if live is None:
+        click.echo("no gateway runs here: credentials and cooldowns are not known", err=True)
     return 0
+
+
+def _why_not(name: str, routes: RouteTable) -> str:
+    excluding = routes.excluded_by(name)
+    if excluding is not None:
+        return f"; provider {excluding} excludes it"
+    near = ", ".join(routes.near(name, lambda _: True))
+    return f"; near it: {near}" if near else ""
+
+
+def _ask(session: Session) -> _Live:
+    from cliproxy.ipc import commands
+
+    credentials: dict[str, list[str]] = {}
+    last, more = "", True
+    while more:
+        page = session.ask(commands.ListCredentials(after=last), commands.CredentialPage)
+        for item in page.credentials:
+            credentials.setdefault(item.provider, []).append(item.id)
+            last = item.id
+        more = page.more and bool(page.credentials)
+    cooldowns: dict[tuple[str, str, str], CooldownRecord] = {}
+    told, more = 0, True
+    while more:
+        cooling = session.ask(commands.ListCooldowns(after=told), commands.CooldownPage)
+        told += len(cooling.cooldowns)
+        cooldowns.update({(item.provider, item.credential, item.model): item for item in cooling.cooldowns})
+        more = cooling.more and bool(cooling.cooldowns)
+    rules = session.ask(commands.GetRules(), commands.Rules).rules
+    return _Live(credentials, cooldowns, frozenset(rules.disabled_providers))
+
+
+def _steps(name: str, route: Route, live: _Live | None) -> list[dict[str, Any]]:
+    steps: list[dict[str, Any]] = []
+    for group in route.groups:
+        for target in group.targets:
+            strategy = f"{group.strategy} by session" if group.affinity else group.strategy
+            steps.append(
+                {
+                    "model": name,
+                    "order": len(steps) + 1,
+                    "provider": target.provider,
+                    "kind": target.facts.kind,
+                    "base_url": target.settings.base_url,
+                    "provider_model": target.model,
+                    "dialects": _dialects(target),
+                    "tier": target.tier,
+                    "priority": target.priority,
+                    "weight": target.weight,
+                    "strategy": strategy,
+                    **_state(target, live),
+                }
+            )
+    return steps
+
+
+def _dialects(target: Target) -> list[str]:
+    """The dialects of conversations there, in the order of preference; what else it can do is not shown."""
+    from cliproxy.dialects import ENDPOINTS, Operation
+
+    return [dialect.value for operation, dialect in (ENDPOINTS[endpoint] for endpoint in target.endpoints) if operation is Operation.GENERATE]
+
+
+def _state(target: Target, live: _Live | None) -> dict[str, Any]:
+    """Whether it would be tried now, as far as is known: `state` in words, `credentials` and `cooldowns` beneath."""
+    wants_none = not target.facts.remote or (target.settings.auth or target.facts.auth) == "none"
+    if live is None:
+        return {"state": "not known", "credentials": [], "cooldowns": []}
+    ids = [""] if wants_none else live.credentials.get(target.provider, [])
+    now = time.time()
+    cooling = [found for id in ids if (found := live.cooldowns.get((target.provider, id, target.model))) is not None and found.until > now]
+    if target.provider in live.disabled:
+        state = "switched off"
+    elif not ids:
+        state = "no credential"
+    elif len(cooling) == len(ids):
+        state = f"cooling for {_seconds(min(item.until for item in cooling) - now)}"
+    else:
+        state = "ready"
+    told = [{"credential": item.credential, "until": round(item.until, 1), "status": item.status, "code": item.code} for item in cooling]
+    return {"state": state, "credentials": [id for id in ids if id], "cooldowns": told}
+
+
+def _row(step: dict[str, Any]) -> tuple[str, ...]:
+    now = time.time()
+    reasons = []
+    for item in step["cooldowns"]:
+        whose = f"{item['credential']} " if item["credential"] else ""
+        status = f" ({item['status']})" if item["status"] else ""
+        reasons.append(f"{whose}{item['code']}{status} for {_seconds(item['until'] - now)}")
+    state = "; ".join([step["state"], *reasons])
+    return (
+        step["model"],
+        str(step["order"]),
+        step["provider"],
+        step["provider_model"],
+        ",".join(step["dialects"]) or "-",
+        str(step["tier"]),
+        str(step["priority"]),
+        str(step["weight"]),
+        step["strategy"],
+        ",".join(step["credentials"]) or "-",
+        state,
+    )
+
+
+def _seconds(seconds: float) -> str:
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(seconds, 0):.0f} s"

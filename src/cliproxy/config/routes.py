@@ -143,6 +143,12 @@ class RouteTable:
             return self._wild(model)
         return route
 
+    def excluded_by(self, model: str) -> str | None:
+        """Return the provider that would have public name `model` if it did not exclude it."""
+        prefix, _, wanted = model.partition("/")
+        maker = self._prefixes.get(prefix)
+        return maker.name if maker is not None and maker.excludes(wanted) else None
+
     def public(self) -> tuple[tuple[str, str], ...]:
         """Return every public name that can be listed with the provider that comes first for it, in order of the names."""
         return self._public

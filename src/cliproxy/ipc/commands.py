@@ -22,7 +22,7 @@ from cliproxy.bounds import (
     MAX_REPLY_LINE_BYTES,
 )
 from cliproxy.errors import ChannelError
-from cliproxy.ipc.messages import CredentialInfo, KeyInfo, PolicyRules
+from cliproxy.ipc.messages import CooldownRecord, CredentialInfo, KeyInfo, PolicyRules
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
 _Id = Annotated[str, msgspec.Meta(max_length=MAX_LABEL_CHARS)]
@@ -80,6 +80,12 @@ class ListCredentials(_Command, frozen=True, tag="credentials.list"):
     """A page of credentials with an id above `after`."""
 
     after: _Id = ""
+
+
+class ListCooldowns(_Command, frozen=True, tag="routes.cooldowns"):
+    """A page of the cooldowns in force, from the `after`th on."""
+
+    after: _Count = 0
 
 
 class Block(_Command, frozen=True, tag="block"):
@@ -168,6 +174,13 @@ class CredentialPage(_Reply, frozen=True, tag="credentials"):
     more: bool
 
 
+class CooldownPage(_Reply, frozen=True, tag="cooldowns"):
+    """`more`: ask again with as many as were told so far."""
+
+    cooldowns: tuple[CooldownRecord, ...]
+    more: bool
+
+
 class Rules(_Reply, frozen=True, tag="rules"):
     rules: PolicyRules
 
@@ -236,6 +249,7 @@ Command = (
     | AddCredential
     | RemoveCredential
     | ListCredentials
+    | ListCooldowns
     | Block
     | Unblock
     | Lockdown
@@ -253,6 +267,7 @@ Reply = (
     | KeyPage
     | CredentialAdded
     | CredentialPage
+    | CooldownPage
     | Rules
     | VaultStatus
     | Status
