@@ -136,6 +136,7 @@ MAX_RESPONSE_BYTES = 64 * MIB  # on the wire; an embeddings answer of 2,048 inpu
 MAX_ERROR_BODY_BYTES = 64 * KIB  # of a provider's error; what is longer is not read
 MAX_ERROR_MESSAGE_CHARS = 512
 MAX_ERROR_DETAILS = 8  # of a provider's error that are looked at; Gemini sends two or three
+MAX_EVENT_KINDS = 16  # kinds of event of AWS's event stream whose headers are recognised; Bedrock has six
 MAX_EVENT_HEADER_BYTES = 4 * KIB  # headers of one message of AWS's event stream, which allows 128 KiB; Bedrock sends three of 80 bytes together
 MAX_KEPT_HEADER_BYTES = 512  # one response header that we pass on
 MAX_RETRY_AFTER_SECONDS = 86400

@@ -128,6 +128,7 @@ PATHS = {
         "https://us-east5-aiplatform.googleapis.com:443",
         {
             Endpoint.MESSAGES: "/v1/projects/my-project-1/locations/us-east5/publishers/anthropic/models/m:rawPredict",
+            Endpoint.COUNT_MESSAGE_TOKENS: "/v1/projects/my-project-1/locations/us-east5/publishers/anthropic/models/count-tokens:rawPredict",
             Endpoint.GENERATE_CONTENT: "/v1/projects/my-project-1/locations/us-east5/publishers/google/models/m:generateContent",
             Endpoint.COUNT_CONTENT_TOKENS: "/v1/projects/my-project-1/locations/us-east5/publishers/google/models/m:countTokens",
         },
@@ -288,7 +289,7 @@ def test_no_model_changes_the_shape_of_a_path(model: str) -> None:
 @pytest.mark.parametrize(
     ("model", "endpoints"),
     [
-        ("claude-sonnet-4@20250514", [Endpoint.MESSAGES]),
+        ("claude-sonnet-4@20250514", [Endpoint.MESSAGES, Endpoint.COUNT_MESSAGE_TOKENS]),
         ("gemini-2.5-pro", [Endpoint.GENERATE_CONTENT, Endpoint.COUNT_CONTENT_TOKENS]),
         ("my-claude", []),
         ("text-embedding-005", []),
@@ -340,6 +341,7 @@ def test_a_model_is_in_the_body_unless_the_dialect_or_vertex_has_it_in_the_path(
     assert PROVIDERS["azure_openai"].model_in_body(Endpoint.CHAT_COMPLETIONS)
     assert PROVIDERS["anthropic"].model_in_body(Endpoint.MESSAGES)
     assert not PROVIDERS["vertex"].model_in_body(Endpoint.MESSAGES)
+    assert PROVIDERS["vertex"].model_in_body(Endpoint.COUNT_MESSAGE_TOKENS)
     assert not PROVIDERS["gemini"].model_in_body(Endpoint.EMBED_CONTENT)
     assert not PROVIDERS["bedrock"].model_in_body(Endpoint.CONVERSE)
     for facts in PROVIDERS.values():

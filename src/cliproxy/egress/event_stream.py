@@ -16,7 +16,7 @@ import zlib
 
 import msgspec
 
-from cliproxy.bounds import MAX_EVENT_BYTES, MAX_EVENT_HEADER_BYTES
+from cliproxy.bounds import MAX_EVENT_BYTES, MAX_EVENT_HEADER_BYTES, MAX_EVENT_KINDS
 from cliproxy.errors import UpstreamError
 
 _PRELUDE = struct.Struct(">III")
@@ -28,6 +28,7 @@ _TEXT = 7
 _NAME = re.compile(r"[A-Za-z]{1,64}")
 _LINE_ENDS = bytes.maketrans(b"\r\n", b"  ")  # in JSON they only stand between its parts; in an event they would end the line
 _BROKEN = "The provider's event stream is damaged."
+_NO_JSON = "The provider's event stream has an event that is no JSON."
 
 
 class _Exception(msgspec.Struct):
@@ -41,10 +42,11 @@ _encode = msgspec.json.encode
 class EventStreamDecoder:
     """One answer's bytes, in any pieces. After a fault `broken` is set, and nothing more comes out."""
 
-    __slots__ = ("_held", "broken")
+    __slots__ = ("_heads", "_held", "broken")
 
     def __init__(self) -> None:
         self._held = bytearray()
+        self._heads: dict[bytes, bytes] = {}  # the headers of events that came, and what their events begin with
         self.broken: UpstreamError | None = None
 
     def feed(self, data: bytes) -> bytes:
@@ -64,7 +66,7 @@ class EventStreamDecoder:
                     raise UpstreamError(_BROKEN, code="provider_bad_stream")
                 if len(held) - start < total:
                     break
-                events.append(_event_of(bytes(held[start : start + total]), headers))
+                events.append(self._event_of(bytes(held[start : start + total]), headers))
                 start += total
         except UpstreamError as error:
             self.broken = error
@@ -78,20 +80,37 @@ class EventStreamDecoder:
         if self.broken is None and self._held:
             self.broken = UpstreamError("The provider broke off its answer.", code="provider_broke_off")
 
+    def _event_of(self, message: bytes, header_bytes: int) -> bytes:
+        """Return a whole message as an event. Raises `UpstreamError`."""
+        if zlib.crc32(message[: -_CRC.size]) != _CRC.unpack_from(message, len(message) - _CRC.size)[0]:
+            raise UpstreamError(_BROKEN, code="provider_bad_stream")
+        end = _PRELUDE.size + header_bytes
+        headers = message[_PRELUDE.size : end]
+        payload = message[end : -_CRC.size]
+        head = self._heads.get(headers)
+        if head is None:
+            read = _headers_of(headers)
+            if read.get(":message-type") != "event":
+                return _other(read, payload)
+            head = _head_of(read)
+            if len(self._heads) < MAX_EVENT_KINDS:
+                self._heads[headers] = head
+        if not payload:
+            raise UpstreamError(_NO_JSON, code="provider_bad_stream")
+        return head + payload.translate(_LINE_ENDS) + b"\n\n"
 
-def _event_of(message: bytes, header_bytes: int) -> bytes:
-    """Return a whole message as an event. Raises `UpstreamError`."""
-    if zlib.crc32(message[: -_CRC.size]) != _CRC.unpack_from(message, len(message) - _CRC.size)[0]:
-        raise UpstreamError(_BROKEN, code="provider_bad_stream")
-    end = _PRELUDE.size + header_bytes
-    headers = _headers_of(message[_PRELUDE.size : end])
-    payload = message[end : -_CRC.size]
+
+def _head_of(headers: dict[str, str]) -> bytes:
+    """Return what an event with these headers begins with. Raises `UpstreamError` unless it has a name and holds JSON."""
+    name = headers.get(":event-type", "")
+    if _NAME.fullmatch(name) is None or headers.get(":content-type") != "application/json":
+        raise UpstreamError(_NO_JSON, code="provider_bad_stream")
+    return b"event: " + name.encode("ascii") + b"\ndata: "
+
+
+def _other(headers: dict[str, str], payload: bytes) -> bytes:
+    """Return an exception or an error as an event. Raises `UpstreamError` for a message of another kind."""
     kind = headers.get(":message-type")
-    if kind == "event":
-        name = headers.get(":event-type", "")
-        if _NAME.fullmatch(name) is None or headers.get(":content-type") != "application/json" or not payload:
-            raise UpstreamError("The provider's event stream has an event that is no JSON.", code="provider_bad_stream")
-        return b"event: " + name.encode("ascii") + b"\ndata: " + payload.translate(_LINE_ENDS) + b"\n\n"
     if kind == "exception":
         return _error(headers.get(":exception-type", ""), _message_in(payload))
     if kind == "error":

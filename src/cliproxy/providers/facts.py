@@ -115,7 +115,9 @@ class ProviderFacts:
 
     def model_in_body(self, endpoint: Endpoint) -> bool:
         """Return whether the body for `endpoint` names the model (`{model}` may be in the path as well)."""
-        return ENDPOINTS[endpoint][1] not in _MODEL_IN_PATH and not self.endpoints[endpoint].quirks & Quirks.VERTEX
+        if endpoint is Endpoint.MESSAGES and self.endpoints[endpoint].quirks & Quirks.VERTEX:
+            return False
+        return ENDPOINTS[endpoint][1] not in _MODEL_IN_PATH
 
     @property
     def allowed_auths(self) -> frozenset[Auth]:

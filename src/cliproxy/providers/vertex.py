@@ -1,7 +1,7 @@
 """Vertex AI (https://cloud.google.com/vertex-ai/generative-ai/docs/learn/locations): Google's own models and Anthropic's, told apart by their names.
 
 The project and the location are in the path, the location in the host's name too. The credential is an OAuth access token. Anthropic's models take their
-own dialect with the model in the path and `anthropic_version` in the body (`Quirks.VERTEX`).
+own dialect with the model in the path and `anthropic_version` in the body (`Quirks.VERTEX`); a question for tokens names the model in its body after all.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _CLAUDE = {
         stream_path="/publishers/anthropic/models/{model}:streamRawPredict",
         quirks=Quirks.VERTEX,
     ),
+    Endpoint.COUNT_MESSAGE_TOKENS: EndpointFacts(path="/publishers/anthropic/models/count-tokens:rawPredict", quirks=Quirks.VERTEX),
 }
 _HOSTS = {  # the locations that are no region
     "global": "aiplatform.googleapis.com",
