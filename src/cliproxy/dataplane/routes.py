@@ -50,6 +50,10 @@ _CALLS: Final = {
     b"/v1/responses": (Shape.OPENAI, Dialect.OPENAI_RESPONSES, Operation.GENERATE),
     b"/v1/completions": (Shape.OPENAI, Dialect.OPENAI_COMPLETIONS, Operation.GENERATE),
     b"/v1/embeddings": (Shape.OPENAI, Dialect.OPENAI_EMBEDDINGS, Operation.EMBED),
+    b"/v1/images/generations": (Shape.OPENAI, Dialect.OPENAI_MEDIA, Operation.IMAGES),
+    b"/v1/audio/speech": (Shape.OPENAI, Dialect.OPENAI_MEDIA, Operation.SPEECH),
+    b"/v1/audio/transcriptions": (Shape.OPENAI, Dialect.OPENAI_MEDIA, Operation.TRANSCRIBE),
+    b"/v1/audio/translations": (Shape.OPENAI, Dialect.OPENAI_MEDIA, Operation.TRANSLATE_SPEECH),
     b"/v1/messages": (Shape.ANTHROPIC, Dialect.ANTHROPIC_MESSAGES, Operation.GENERATE),
     b"/v1/messages/count_tokens": (Shape.ANTHROPIC, Dialect.ANTHROPIC_MESSAGES, Operation.COUNT_TOKENS),
 }

@@ -44,6 +44,7 @@ from cliproxy.translators.openai_completions import stream as completions_stream
 from cliproxy.translators.openai_embeddings import hub as embeddings_hub
 from cliproxy.translators.openai_embeddings.decode import EmbeddingsRequest, decode_embeddings
 from cliproxy.translators.openai_embeddings.encode import encode_with_hole as encode_embeddings
+from cliproxy.translators.openai_media import decode as media_decode
 from cliproxy.translators.openai_responses import answer as responses_answer
 from cliproxy.translators.openai_responses import decode as responses_decode
 from cliproxy.translators.openai_responses import encode as responses_encode
@@ -162,6 +163,10 @@ def _figures_of_input(request: Any) -> Figures:
     return Figures(request.model, 0, 1, False, request.estimate)
 
 
+def _figures_of_media(request: Any) -> Figures:
+    return Figures(request.model, 0, request.n, False, request.estimate)
+
+
 def _openai_session(request: Any) -> str:
     return _first_text(request.rest, "prompt_cache_key", "safety_identifier", "user")
 
@@ -208,6 +213,14 @@ def _encode_gemini_count(tokens: int, *, request: Any, id: str, model: str, crea
 
 def _encode_messages_count(tokens: int, *, request: Any, id: str, model: str, created: int) -> bytes:
     return messages_count.encode_count_answer(tokens)
+
+
+def _decode_transcription(body: bytes, content_type: bytes | None, *, translate: bool) -> Any:
+    return media_decode.decode_transcription_request(body, content_type=content_type or b"", translate=translate)
+
+
+def _media_same(request: media_decode.MediaRequest, quirks: Quirks) -> Encoded:
+    return request.encoded
 
 
 def _embeddings_same(request: EmbeddingsRequest, quirks: Quirks) -> Encoded:
@@ -331,6 +344,37 @@ _CLIENT_ROWS = (
         writer=completions_stream.Writer,
         error_event=completions_stream.error_event,
         session_of=_openai_session,
+    ),
+    ClientRow(
+        dialect=Dialect.OPENAI_MEDIA,
+        operation=Operation.IMAGES,
+        decode=lambda body, given, content_type: media_decode.decode_image_request(body),
+        figures=_figures_of_media,
+        same=_media_same,
+    ),
+    ClientRow(
+        dialect=Dialect.OPENAI_MEDIA,
+        operation=Operation.SPEECH,
+        decode=lambda body, given, content_type: media_decode.decode_speech_request(body),
+        figures=_figures_of_media,
+        same=_media_same,
+        media=True,
+    ),
+    ClientRow(
+        dialect=Dialect.OPENAI_MEDIA,
+        operation=Operation.TRANSCRIBE,
+        decode=lambda body, given, content_type: _decode_transcription(body, content_type, translate=False),
+        figures=_figures_of_media,
+        same=_media_same,
+        media=True,
+    ),
+    ClientRow(
+        dialect=Dialect.OPENAI_MEDIA,
+        operation=Operation.TRANSLATE_SPEECH,
+        decode=lambda body, given, content_type: _decode_transcription(body, content_type, translate=True),
+        figures=_figures_of_media,
+        same=_media_same,
+        media=True,
     ),
 )
 CLIENTS: dict[tuple[Dialect, Operation], ClientRow] = {(row.dialect, row.operation): row for row in _CLIENT_ROWS}
