@@ -262,7 +262,11 @@ def test_thoughts_are_for_clients_that_asked_and_signatures_for_their_vendor() -
         Text("x"),
     )
     shown = write(answer, client(thinking={"type": "adaptive"}))["content"]
-    assert shown[:2] == [{"type": "thinking", "thinking": "Hm.", "signature": ""}, {"type": "redacted_thinking", "data": "aGlk"}]
+    assert shown[:3] == [
+        {"type": "thinking", "thinking": "Hm.", "signature": "cliproxy:gemini_generate:signature::c2ln"},
+        {"type": "redacted_thinking", "data": "cliproxy:openai_responses:redacted::eGVu"},
+        {"type": "redacted_thinking", "data": "aGlk"},
+    ]
     for request in (client(), client(thinking={"type": "disabled"}), client(thinking={"type": "adaptive", "display": "omitted"})):
         assert [block["type"] for block in write(answer, request)["content"]] == ["text"]
 

@@ -364,23 +364,40 @@ def test_other_choices_empty_texts_and_thoughts_nobody_asked_for_are_not_written
     assert [block.type for block in message.content] == ["tool_use"] and message.content[0].id == "toolu_a_0"
     assert message.stop_reason == "tool_use"
     shown = accumulated(write(events, client(thinking={"type": "adaptive"})))
-    assert [block.type for block in shown.content] == ["thinking", "tool_use"] and shown.content[0].signature == "c2ln"
+    assert [block.type for block in shown.content] == ["thinking", "tool_use", "redacted_thinking"] and shown.content[0].signature == "c2ln"
 
 
-def test_thoughts_of_other_vendors_are_shown_without_their_proof() -> None:
+def test_thoughts_of_other_vendors_and_proof_of_calls_carry_the_vendors_name() -> None:
     events: list[StreamEvent] = [
         Started("a", "m"),
-        PartStarted(0, 0, Reasoning(redacted="eGVu", signer=Dialect.OPENAI_RESPONSES)),
+        PartStarted(0, 0, Reasoning(redacted="eGVu", signer=Dialect.OPENAI_RESPONSES, id="rs_1")),
         PartEnded(0, 0),
         PartStarted(0, 1, Reasoning()),
         TextDelta(0, 1, "Hm."),
-        SignatureDelta(0, 1, "eGVu", Dialect.GEMINI_GENERATE),
+        SignatureDelta(0, 1, "c2ln", Dialect.BEDROCK_CONVERSE),
         PartEnded(0, 1),
-        Finished(0, StopReason.END),
+        PartStarted(0, 2, Reasoning()),
+        TextDelta(0, 2, "So."),
+        PartEnded(0, 2),
+        PartStarted(0, 3, ToolCall("c", "ping", "")),
+        ArgumentsDelta(0, 3, "{}"),
+        SignatureDelta(0, 3, "Z2Vt", Dialect.GEMINI_GENERATE),
+        PartEnded(0, 3),
+        PartStarted(0, 4, Text("")),
+        TextDelta(0, 4, "x"),
+        PartEnded(0, 4),
+        Finished(0, StopReason.TOOL_CALLS),
         Ended(),
     ]
-    (block,) = accumulated(write(events)).content
-    assert (block.type, block.thinking, block.signature) == ("thinking", "Hm.", "")
+    content = json.loads(accumulated(write(events)).to_json())["content"]
+    assert [(block["type"], block.get("signature") or block.get("data")) for block in content] == [
+        ("redacted_thinking", "cliproxy:openai_responses:redacted:rs_1:eGVu"),
+        ("thinking", "cliproxy:bedrock_converse:signature::c2ln"),
+        ("thinking", "cliproxy::signature::"),
+        ("tool_use", None),
+        ("redacted_thinking", "cliproxy:gemini_generate:call::Z2Vt"),
+        ("text", None),
+    ]
 
 
 def test_a_refusal_is_text_and_the_reason_says_so() -> None:

@@ -1,8 +1,7 @@
 """A whole answer: a provider's message read, and any answer written as a message for a client of this dialect.
 
 What always holds: an answer with a block or a reason to stop that is not known here is an `UpstreamError`, never a shorter answer. A client that did not ask
-to see thoughts gets none. Thoughts that another vendor signed are shown without the signature, and left out where there is nothing to read: handed back by the
-client they would else count as Anthropic's.
+to see thoughts gets none. What another vendor signed carries that vendor's name (`marks.py`): given back by the client it would else count as Anthropic's.
 
 Anthropic has no refusal of the model's own words: they are text, with the reason to stop that says so. What a provider's filter stopped is `refusal` too.
 """
@@ -16,6 +15,7 @@ import msgspec
 from cliproxy.bounds import MAX_ANSWER_OBJECTS
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
+from cliproxy.translators.anthropic_messages.marks import Kind, mark, signature_of
 from cliproxy.translators.anthropic_messages.to_hub import citation_of
 from cliproxy.translators.anthropic_messages.usage import counted, usage_in
 from cliproxy.translators.anthropic_messages.wire import MessagesRequest, TextCitation
@@ -159,7 +159,13 @@ def encode_answer(answer: ConversationAnswer, *, request: MessagesRequest | None
     choice = answer.choices[0]
     shows = shows_thoughts(request)
     given = answer.id or id
-    content = [block for place, part in enumerate(choice.parts) if (block := _block(part, shows, f"toolu_{given}_{place}")) is not None]
+    content: list[dict[str, Any]] = []
+    for place, part in enumerate(choice.parts):
+        block = _block(part, shows, f"toolu_{given}_{place}")
+        if block is not None:
+            content.append(block)
+        if isinstance(part, ToolCall) and part.signature and shows:
+            content.append(call_proof(Dialect.GEMINI_GENERATE, part.signature))
     message = {
         "id": given,
         "type": "message",
@@ -232,8 +238,13 @@ def citation_fields(citation: Citation) -> dict[str, Any] | None:
     }
 
 
-def own_redacted(part: Reasoning) -> bool:
-    return bool(part.redacted) and part.signer is Dialect.ANTHROPIC_MESSAGES
+def redacted_block(part: Reasoning) -> dict[str, Any]:
+    return {"type": "redacted_thinking", "data": mark(part.signer, Kind.REDACTED, part.redacted, part.id)}
+
+
+def call_proof(signer: Dialect, signature: str) -> dict[str, Any]:
+    """Return the block that stands behind a call whose vendor signed it (Gemini does)."""
+    return {"type": "redacted_thinking", "data": mark(signer, Kind.CALL, signature)}
 
 
 def cannot_hold() -> UpstreamError:
@@ -254,8 +265,7 @@ def _block(part: AssistantPart, shows: bool, spare_id: str) -> dict[str, Any] | 
     if isinstance(part, Reasoning):
         if not shows:
             return None
-        if own_redacted(part):
-            return {"type": "redacted_thinking", "data": part.redacted}
-        signed = part.signature if part.signer is Dialect.ANTHROPIC_MESSAGES else ""
-        return {"type": "thinking", "thinking": part.text, "signature": signed} if part.text or signed else None
+        if part.redacted:
+            return redacted_block(part)
+        return {"type": "thinking", "thinking": part.text, "signature": signature_of(part)} if part.text or part.signature else None
     raise cannot_hold()

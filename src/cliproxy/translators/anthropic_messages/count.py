@@ -10,7 +10,7 @@ import msgspec
 from cliproxy.bounds import MAX_CHAT_VALUES
 from cliproxy.dialects import Quirks
 from cliproxy.errors import UpstreamError
-from cliproxy.translators.anthropic_messages.decode import checked, conversation_of, estimate_of
+from cliproxy.translators.anthropic_messages.decode import checked, conversation_of, estimate_of, without_marks
 from cliproxy.translators.anthropic_messages.encode import PREFIX, VERTEX_COUNT_PREFIX, encode_count
 from cliproxy.translators.anthropic_messages.usage import CountAnswer, verify_count_answer
 from cliproxy.translators.anthropic_messages.wire import COUNT_FIELDS, CountBody, MessagesRequest
@@ -28,6 +28,7 @@ def decode_count(body: bytes) -> MessagesRequest:
     document = decode_json(body, max_values=MAX_CHAT_VALUES)
     wire = convert(document, CountBody)
     checked(document, wire, COUNT_FIELDS)
+    without_marks(document)
     del document["model"]
     return MessagesRequest(wire.model, False, 1, 0, estimate_of(len(body), wire.messages), document, wire)
 

@@ -13,6 +13,7 @@ import msgspec
 
 from cliproxy.bounds import MAX_CHAT_VALUES
 from cliproxy.errors import SchemaError
+from cliproxy.translators.anthropic_messages.marks import MARK
 from cliproxy.translators.anthropic_messages.to_hub import FIELD_NAMES, conversation_of
 from cliproxy.translators.anthropic_messages.wire import (
     FORBIDDEN_FIELDS,
@@ -30,9 +31,10 @@ from cliproxy.translators.estimate import FILE_CHARS_PER_TOKEN, IMAGE_TOKENS, to
 from cliproxy.translators.json_bounds import decode_json
 from cliproxy.translators.schema import REFUSED_FIELDS, refuse, verify_unknown_fields
 
-__all__ = ["FIELD_NAMES", "MessagesRequest", "checked", "conversation_of", "decode_messages", "estimate_of"]
+__all__ = ["FIELD_NAMES", "MessagesRequest", "checked", "conversation_of", "decode_messages", "estimate_of", "without_marks"]
 
 MIN_BUDGET_TOKENS = 1024  # Anthropic: of `thinking.budget_tokens`, which must also be below `max_tokens`
+_MARK = MARK.encode()
 _convert = msgspec.convert
 
 
@@ -47,6 +49,8 @@ def decode_messages(body: bytes, *, max_tokens_cap: int, on_excess: Literal["rej
     except msgspec.ValidationError as error:
         refuse(error)
     checked(document, wire, KNOWN_FIELDS)
+    if _MARK in body:
+        without_marks(document)
     max_tokens = wire.max_tokens
     if max_tokens > max_tokens_cap:
         if on_excess != "clamp":
@@ -55,6 +59,21 @@ def decode_messages(body: bytes, *, max_tokens_cap: int, on_excess: Literal["rej
         max_tokens = max_tokens_cap
     del document["model"]
     return MessagesRequest(wire.model, wire.stream is True, 1, max_tokens, estimate_of(len(body), wire.messages), document, wire)
+
+
+def without_marks(document: dict[str, Any]) -> None:
+    """Take thoughts that another vendor signed, or nobody, out of what leaves for this one: it would refuse the request. The hub keeps them (`to_hub`)."""
+    for message in document["messages"]:
+        content = message["content"]
+        if message["role"] == "assistant" and isinstance(content, list):
+            message["content"] = [block for block in content if not _is_marked(block)]
+    document["messages"] = [message for message in document["messages"] if message["content"] != [] or message["role"] != "assistant"]
+
+
+def _is_marked(block: dict[str, Any]) -> bool:
+    if block["type"] == "thinking":
+        return bool(block["signature"].startswith(MARK))
+    return block["type"] == "redacted_thinking" and bool(block["data"].startswith(MARK))
 
 
 def checked(document: dict[str, Any], wire: CountBody, known: frozenset[str]) -> None:

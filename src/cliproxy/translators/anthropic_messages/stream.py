@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from cliproxy.dialects import Dialect
-from cliproxy.translators.anthropic_messages.answer import cannot_hold, citation_fields, own_redacted, shows_thoughts, stop_word, usage_fields
+from cliproxy.translators.anthropic_messages.answer import call_proof, cannot_hold, citation_fields, redacted_block, shows_thoughts, stop_word, usage_fields
+from cliproxy.translators.anthropic_messages.marks import signature_of
 from cliproxy.translators.anthropic_messages.reader import Reader
 from cliproxy.translators.anthropic_messages.wire import MessagesRequest
 from cliproxy.translators.conversation import (
@@ -62,7 +63,23 @@ _encode = _encoder.encode
 class Writer:
     """Writes a translated stream for a client of this dialect, who asked for one choice: events of others are not written."""
 
-    __slots__ = ("_calls", "_id", "_index", "_model", "_open", "_pending", "_prefix", "_refuses", "_shows", "_stop", "_stop_sequence", "_usage")
+    __slots__ = (
+        "_calls",
+        "_id",
+        "_in_call",
+        "_index",
+        "_model",
+        "_open",
+        "_pending",
+        "_prefix",
+        "_proof",
+        "_refuses",
+        "_shows",
+        "_stop",
+        "_stop_sequence",
+        "_thought",
+        "_usage",
+    )
 
     def __init__(self, *, request: MessagesRequest | None, id: str, model: str, created: int) -> None:
         self._shows = shows_thoughts(request)
@@ -72,7 +89,9 @@ class Writer:
         self._open = False
         self._pending = False  # a text that has not begun
         self._prefix = b""  # of the open block's next delta; empty for a part that is not written
-        self._calls = self._refuses = False
+        self._calls = self._refuses = self._in_call = False
+        self._thought: Reasoning | None = None  # that is open and not signed
+        self._proof: dict[str, Any] | None = None  # of the open call
         self._stop = StopReason.END
         self._stop_sequence = ""
         self._usage: Usage | None = None
@@ -110,8 +129,7 @@ class Writer:
         elif isinstance(event, PartEnded):
             self._finish_block(out)
         elif isinstance(event, SignatureDelta):
-            if self._open and event.signer is Dialect.ANTHROPIC_MESSAGES:
-                out.append(self._delta({"type": "signature_delta", "signature": event.signature}))
+            self._sign(event, out)
         elif isinstance(event, CitationAdded):
             citation = citation_fields(event.citation)
             if citation is not None:
@@ -141,7 +159,9 @@ class Writer:
             self._pending = True
             self._refuses = self._refuses or isinstance(part, Refusal)
         elif isinstance(part, ToolCall):
-            self._calls = True
+            self._calls = self._in_call = True
+            if part.signature and self._shows:
+                self._proof = call_proof(Dialect.GEMINI_GENERATE, part.signature)
             self._begin_block({"type": "tool_use", "id": part.id or f"toolu_{self._id}_{self._index + 1}", "name": part.name, "input": {}}, out)
             self._prefix = self._prefix_of("input_json_delta", "partial_json")
         elif isinstance(part, Reasoning):
@@ -158,11 +178,20 @@ class Writer:
         if not self._shows:
             return
         if part.redacted:
-            if own_redacted(part):
-                self._begin_block({"type": "redacted_thinking", "data": part.redacted}, out)
+            self._begin_block(redacted_block(part), out)
             return
         self._begin_block({"type": "thinking", "thinking": "", "signature": ""}, out)
         self._prefix = self._prefix_of("thinking_delta", "thinking")
+        self._thought = part
+
+    def _sign(self, event: SignatureDelta, out: list[bytes]) -> None:
+        """A thought's signature goes with it; a call's follows the call, for clients that see thoughts."""
+        if self._thought is not None:
+            signed = signature_of(Reasoning(signature=event.signature, signer=event.signer, id=self._thought.id))
+            self._thought = None
+            out.append(self._delta({"type": "signature_delta", "signature": signed}))
+        elif self._in_call and self._shows:
+            self._proof = call_proof(event.signer, event.signature)
 
     def _begin_block(self, block: dict[str, Any], out: list[bytes]) -> None:
         self._index += 1
@@ -172,9 +201,17 @@ class Writer:
     def _finish_block(self, out: list[bytes]) -> None:
         self._pending = False
         self._prefix = b""
-        if self._open:
-            self._open = False
-            out.append(b'event: content_block_stop\ndata: {"type":"content_block_stop","index":%d}\n\n' % self._index)
+        if not self._open:
+            return
+        if self._thought is not None:  # nobody signed it
+            out.append(self._delta({"type": "signature_delta", "signature": signature_of(Reasoning(id=self._thought.id))}))
+            self._thought = None
+        self._open = self._in_call = False
+        out.append(b'event: content_block_stop\ndata: {"type":"content_block_stop","index":%d}\n\n' % self._index)
+        if self._proof is not None:
+            proof, self._proof = self._proof, None
+            self._begin_block(proof, out)
+            self._finish_block(out)
 
     def _end(self, out: list[bytes]) -> None:
         reason = stop_word(self._stop, calls=self._calls, refuses=self._refuses)

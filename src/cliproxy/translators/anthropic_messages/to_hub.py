@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UnsupportedFeature
+from cliproxy.translators.anthropic_messages.marks import Kind, unmark
 from cliproxy.translators.anthropic_messages.wire import (
     KNOWN_FIELDS,
     AnyChoice,
@@ -172,7 +173,27 @@ def _parts(message: UserMessage | AssistantMessage, at: str, names: dict[str, st
         return [Text(message.content)] if message.content else []
     if isinstance(message, UserMessage):
         return [_user_part(block, f"{at}.content[{place}]", names) for place, block in enumerate(message.content) if not _is_empty(block)]
-    return [_assistant_part(block, f"{at}.content[{place}]", names) for place, block in enumerate(message.content) if not _is_empty(block)]
+    parts: list[Part] = []
+    for place, block in enumerate(message.content):
+        if isinstance(block, ThinkingBlock | RedactedThinkingBlock):
+            _add_thoughts(block, parts)
+        elif not _is_empty(block):
+            parts.append(_assistant_part(block, f"{at}.content[{place}]", names))
+    return parts
+
+
+def _add_thoughts(block: ThinkingBlock | RedactedThinkingBlock, parts: list[Part]) -> None:
+    """Add what `block` tells to `parts`: a thought with its signer, or the proof of the call before it."""
+    if isinstance(block, ThinkingBlock):
+        signed = unmark(block.signature, Kind.SIGNATURE)
+        told = signed.kind is Kind.SIGNATURE and bool(signed.text)
+        parts.append(Reasoning(block.thinking, signed.text if told else "", signer=signed.signer if told else None, id=signed.id))
+        return
+    hidden = unmark(block.data, Kind.REDACTED)
+    if hidden.kind is Kind.REDACTED and hidden.text:
+        parts.append(Reasoning(redacted=hidden.text, signer=hidden.signer, id=hidden.id))
+    elif hidden.kind is Kind.CALL and parts and isinstance(parts[-1], ToolCall):
+        parts[-1] = replace(parts[-1], signature=hidden.text)
 
 
 def _is_empty(block: UserBlock | AssistantBlock) -> bool:
@@ -207,10 +228,6 @@ def _assistant_part(block: AssistantBlock, at: str, names: dict[str, str]) -> Pa
             _refuse(at)
         names[block.id] = block.name
         return ToolCall(block.id, block.name, encode_json(block.input).decode(), at=at)
-    if isinstance(block, ThinkingBlock):  # without a signature: another vendor's, which a gateway gave to this client
-        return Reasoning(block.thinking, block.signature, signer=Dialect.ANTHROPIC_MESSAGES if block.signature else None)
-    if isinstance(block, RedactedThinkingBlock):
-        return Reasoning(redacted=block.data, signer=Dialect.ANTHROPIC_MESSAGES)
     _refuse(at)
 
 
