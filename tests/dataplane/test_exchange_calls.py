@@ -249,6 +249,44 @@ def test_a_stream_is_said_in_the_clients_dialect_however_it_was_cut(shape: str, 
     assert streamed_text(shape, client.body) == "".join(WORDS)
 
 
+NATIVE = {
+    "messages": ("/v1/messages", MESSAGES | {"model": "claude", "stream": True}),
+    "gemini": ("/v1beta/models/gemini:streamGenerateContent?alt=sse", CONTENTS),
+    "array": ("/v1beta/models/gemini:streamGenerateContent", CONTENTS),
+}
+OWN = {
+    "messages": [b'event: message_start\ndata: {"type":"message_start","n":1}\n\n', b'event: ping\ndata: {"type":"ping"}\n\n'],
+    "gemini": [b'data: {"candidates":[{"index":0}]}\n\n', b'data: {"candidates":[{"index":1}]}\n\n'],
+    "array": [b'data: {"candidates":[{"index":0}]}\n\n', b'data: {"candidates":[{"index":1}]}\n\n'],
+}
+
+
+@pytest.mark.parametrize("size", [1, 9, 1000])
+@pytest.mark.parametrize("shape", NATIVE)
+def test_a_stream_of_the_same_dialect_passes_in_whole_events_however_frames_cut_it(shape: str, size: int) -> None:
+    worker = rig()
+    client = worker.post(*NATIVE[shape])
+    whole = b": a comment first\n\n" + b"".join(OWN[shape])
+    worker.answer(client, b"", sse=True, final=False)
+    for start in range(0, len(whole), size):
+        worker.data(client, whole[start : start + size])
+        assert shape == "array" or client.body.endswith(b"\n\n") or not client.body
+    worker.end(client)
+    if shape == "array":
+        assert json.loads(client.body) == [{"candidates": [{"index": number}]} for number in (0, 1)]
+    else:
+        assert client.body == whole
+
+
+@pytest.mark.parametrize("shape", [*NATIVE, "chat"])
+def test_a_stream_of_the_same_dialect_that_begins_as_anothers_is_502(shape: str) -> None:
+    worker = rig()
+    client = worker.post(*(STREAMED | NATIVE)[shape])
+    other = OWN["gemini" if shape in ("chat", "messages") else "messages"]
+    worker.answer(client, other[0], sse=True, final=False)
+    assert client.status == 502 and Kind.CANCEL in worker.kinds(client.number)
+
+
 def broken(shape: str, body: bytes) -> Any:
     """Return the error that ends a stream of `shape`."""
     if shape == "array":

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 from cliproxy.bounds import MAX_HEADER_VALUE_CHARS, MAX_WARNINGS
 from cliproxy.errors import UpstreamError
 from cliproxy.ipc.mux import Abort, Answer
+from cliproxy.translators.sse import EventSplitter
 from cliproxy.translators.table import ArrayPass, ArrayWriter, ClientRow, Pass, Reader, TargetRow, Writer
 
 JSON_HEADERS: Final = b"Content-Type: application/json\r\n"
@@ -38,18 +39,39 @@ class Stream(Protocol):
 
 
 class SameStream:
-    """A stream that stays in its dialect."""
+    """A stream that stays in its dialect. What begins as another dialect's is refused; beyond that egress has judged it."""
 
-    __slots__ = ("_pass", "_row", "headers", "keep_alive")
+    __slots__ = ("_begun", "_pass", "_row", "_splitter", "headers", "keep_alive")
 
     def __init__(self, row: ClientRow, passing: Pass) -> None:
         self._row = row
         self._pass = passing
+        self._splitter = None if row.splits else EventSplitter()  # egress sends whole events, in frames that may cut long ones
+        self._begun = False
         self.headers = SSE_HEADERS
         self.keep_alive = row.keep_alive
 
     def feed(self, data: bytes) -> bytes:
-        return self._pass.feed(data)
+        if self._splitter is None:
+            passed = self._pass.feed(data)
+            if passed and not self._begun:
+                self._verify_first(passed)
+            return passed
+        events = self._splitter.feed(data)
+        if not events:
+            return b""
+        if not self._begun:
+            self._verify_first(events)
+        return self._pass.feed(events)
+
+    def _verify_first(self, events: bytes) -> None:
+        start = events.find(b"data:")
+        if start < 0:
+            return  # comments, which some providers begin with
+        first = events[start : events.index(b"\n\n", start)]
+        if not any(mark in first for mark in self._row.marks):
+            raise UpstreamError("The provider answered in a form that was not asked for.", code="bad_upstream_answer")
+        self._begun = True
 
     def finish(self) -> bytes:
         return b""

@@ -119,8 +119,10 @@ class ClientRow(msgspec.Struct, frozen=True, kw_only=True):
     """A dialect for clients, for one operation.
 
     `same` encodes a request in its own dialect, `None` where no provider speaks it; `hub_of` says it in the hub's types. `same_answer` is for a dialect of
-    several endpoints with answers of several shapes. `passing` and `writer` are for streams, `None` where there are none.
-    `field_names` are the client's own paths of the hub's fields. `session_of` is what the request itself says of the session it belongs to.
+    several endpoints with answers of several shapes. `passing` and `writer` are for streams, `None` where there are none. The first event of every stream
+    in the dialect has one of `marks`; what has none is another dialect. `splits`: its `Pass` takes pieces that are cut anywhere, others whole events.
+    `field_names` are the client's own paths of the hub's fields. `session_of` is what
+    the request itself says of the session it belongs to.
     """
 
     dialect: Dialect
@@ -137,6 +139,8 @@ class ClientRow(msgspec.Struct, frozen=True, kw_only=True):
     array_passing: Callable[[Any], ArrayPass] | None = None
     array_writer: Callable[..., ArrayWriter] | None = None
     error_event: Callable[..., bytes] | None = None  # (message, *, kind, code, status)
+    marks: tuple[bytes, ...] = ()
+    splits: bool = False
     keep_alive: bytes = KEEP_ALIVE
     media: bool = False  # answers may be of another type than JSON
     session_of: Callable[[Any], str] = lambda request: ""
@@ -240,6 +244,8 @@ _CLIENT_ROWS = (
         field_names=chat_decode.FIELD_NAMES,
         encode_answer=chat_answer.encode_answer,
         passing=chat_stream.Pass,
+        splits=True,
+        marks=(b'"choices"',),
         writer=chat_stream.Writer,
         error_event=chat_stream.error_event,
         session_of=_openai_session,
@@ -265,6 +271,7 @@ _CLIENT_ROWS = (
         field_names=messages_decode.FIELD_NAMES,
         encode_answer=messages_answer.encode_answer,
         passing=messages_stream.Pass,
+        marks=(b'"message_start"', b'"ping"'),
         writer=messages_stream.Writer,
         error_event=messages_stream.error_event,
         keep_alive=messages_stream.KEEP_ALIVE,
@@ -291,6 +298,8 @@ _CLIENT_ROWS = (
         field_names=responses_decode.FIELD_NAMES,
         encode_answer=responses_answer.encode_answer,
         passing=responses_stream.Pass,
+        splits=True,
+        marks=(b'"response.',),
         writer=responses_stream.Writer,
         error_event=responses_stream.error_event,
         keep_alive=responses_stream.KEEP_ALIVE,
@@ -306,6 +315,7 @@ _CLIENT_ROWS = (
         field_names=gemini_decode.FIELD_NAMES,
         encode_answer=gemini_answer.encode_answer,
         passing=gemini_stream.Pass,
+        marks=(b'"candidates"', b'"promptFeedback"', b'"usageMetadata"'),
         writer=gemini_stream.Writer,
         array_passing=lambda request: gemini_stream.Pass(request, sse=False),
         array_writer=partial(gemini_stream.Writer, sse=False),
