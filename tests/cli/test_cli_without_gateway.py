@@ -152,6 +152,16 @@ def test_what_is_no_secret_is_refused_without_being_shown(cliproxy: Run, home: P
     assert not BAD_SECRETS[name] or BAD_SECRETS[name].strip() not in done.line
 
 
+def test_an_aws_key_is_told_apart_from_what_is_none_and_sealed_for_its_region(cliproxy: Run, home: Path) -> None:
+    (home / "config" / "cliproxy.yaml").write_text("providers:\n  aws:\n    kind: bedrock\n    region: eu-west-1\n    models: [amazon.nova-pro-v1:0]\n")
+    refused = cliproxy("credentials", "add", "aws", "--home", str(home), stdin=SECRET + "\n")
+    assert refused.code == 78 and "ACCESS_KEY_ID:SECRET_ACCESS_KEY" in refused.line and SECRET not in refused.line
+    done = cliproxy("credentials", "add", "aws", "--home", str(home), "--json", stdin="AKIDEXAMPLEEXAMPLE:wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY\n")
+    assert done.code == 0, done.err
+    assert done.json["origin"] == "https://bedrock-runtime.eu-west-1.amazonaws.com:443"
+    (home / "config" / "cliproxy.yaml").write_text(CONFIG)
+
+
 def test_a_secret_is_no_argument(cliproxy: Run, home: Path) -> None:
     assert cliproxy("credentials", "add", "up", SECRET, "--home", str(home)).code == 2
     assert cliproxy("credentials", "add", "up", "--secret", SECRET, "--home", str(home)).code == 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import struct
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cliproxy.bounds import MAX_ERROR_BODY_BYTES
+from cliproxy.dialects import Endpoint
 from cliproxy.egress import upstream
 from cliproxy.egress.reflection import NO_SECRET, ReflectionGuard
 from cliproxy.egress.upstream import Connection, Sent
 from cliproxy.errors import CliproxyError, ProviderRefusal, UpstreamError
+from cliproxy.providers.facts import Framing
 from fakes.provider import RAW, FakeProvider
 from fakes.rig import Rig, raw_server, run
 
@@ -133,11 +137,13 @@ class Notes:
         self.body = b""
         self.ends = 0
         self.status = 0
+        self.headers: dict[bytes, bytes] = {}
         self.error: CliproxyError | None = None
 
     def on_head(self, status: int, headers: dict[bytes, bytes]) -> None:
         assert not self.ends and not self.status
         self.status = status
+        self.headers = headers
 
     def on_data(self, data: bytes) -> None:
         assert not self.ends and self.status
@@ -151,7 +157,14 @@ class Notes:
         self.ends += 1
 
 
-def feed(*pieces: bytes, guard: ReflectionGuard = NO_SECRET, stream: bool = False, eof: bool = True) -> tuple[Notes, Transport, Shelf]:
+def feed(
+    *pieces: bytes,
+    guard: ReflectionGuard = NO_SECRET,
+    stream: bool = False,
+    eof: bool = True,
+    endpoint: Endpoint = Endpoint.CHAT_COMPLETIONS,
+    framing: Framing = Framing.SSE,
+) -> tuple[Notes, Transport, Shelf]:
     """Give `pieces` to a connection as the answer to one call, then end the connection."""
     shelf: Any = Shelf()
     transport: Any = Transport()
@@ -159,7 +172,7 @@ def feed(*pieces: bytes, guard: ReflectionGuard = NO_SECRET, stream: bool = Fals
     connection.connection_made(transport)
     shelf.usable.clear()
     notes: Any = Notes()
-    connection.begin(Sent(notes, shelf, None, guard, stream, b"", b"", 0.0), 0.0)  # type: ignore[arg-type]
+    connection.begin(Sent(notes, shelf, None, guard, stream, b"", b"", 0.0, endpoint, framing), 0.0)  # type: ignore[arg-type]
     for piece in pieces:
         if transport.closed:
             break
@@ -226,3 +239,78 @@ def test_a_body_until_close_is_complete_at_a_clean_end_only() -> None:
     connection.data_received(head + b"{}")
     connection.connection_lost(ConnectionResetError())
     assert isinstance(notes.error, UpstreamError) and notes.error.code == "provider_broke_off"
+
+
+# --- a stream in AWS's framing ---------------------------------------------------------------------------------------
+
+
+def aws(name: str, payload: bytes) -> bytes:
+    headers = b"".join(
+        bytes([len(key)]) + key + b"\x07" + struct.pack(">H", len(value)) + value
+        for key, value in ((b":event-type", name.encode()), (b":content-type", b"application/json"), (b":message-type", b"event"))
+    )
+    prelude = struct.pack(">II", 16 + len(headers) + len(payload), len(headers))
+    whole = prelude + struct.pack(">I", zlib.crc32(prelude)) + headers + payload
+    return whole + struct.pack(">I", zlib.crc32(whole))
+
+
+AWS_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.amazon.eventstream\r\nContent-Length: %d\r\n\r\n"
+
+
+def feed_aws(wire: bytes, *, step: int = 1 << 20, guard: ReflectionGuard = NO_SECRET, length: int | None = None) -> Notes:
+    data = AWS_HEAD % (len(wire) if length is None else length) + wire
+    return feed(
+        *(data[at : at + step] for at in range(0, len(data), step)), guard=guard, stream=True, endpoint=Endpoint.CONVERSE, framing=Framing.AWS_EVENT_STREAM
+    )[0]
+
+
+AWS_WIRE = aws("messageStart", b'{"role":"assistant"}') + aws("messageStop", b'{"stopReason":"end_turn"}')
+AWS_EVENTS = b'event: messageStart\ndata: {"role":"assistant"}\n\nevent: messageStop\ndata: {"stopReason":"end_turn"}\n\n'
+
+
+@pytest.mark.parametrize("step", [1, 7, 1 << 20])
+def test_a_stream_in_awss_framing_is_passed_on_as_server_sent_events(step: int) -> None:
+    notes = feed_aws(AWS_WIRE, step=step)
+    assert (notes.body, notes.ends, notes.error) == (AWS_EVENTS, 1, None)
+    assert notes.headers[b"content-type"] == b"text/event-stream"
+
+
+def test_a_damaged_message_ends_the_call_after_the_good_ones() -> None:
+    damaged = bytearray(AWS_WIRE)
+    damaged[-1] ^= 1
+    notes = feed_aws(bytes(damaged))
+    assert notes.body == AWS_EVENTS[: AWS_EVENTS.index(b"\n\n") + 2] and notes.ends == 1
+    assert isinstance(notes.error, UpstreamError) and notes.error.code == "provider_bad_stream"
+
+
+@pytest.mark.parametrize("length", [len(AWS_WIRE) - 5, len(AWS_WIRE)])
+def test_a_body_that_ends_inside_a_message_is_no_end(length: int) -> None:
+    notes = feed_aws(AWS_WIRE[:-5], length=length)
+    assert notes.ends == 1 and isinstance(notes.error, UpstreamError) and notes.error.code == "provider_broke_off"
+
+
+def test_a_secret_in_awss_framing_is_replaced_wherever_its_message_is_cut() -> None:
+    secret = b"wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
+    for step in (1, 5, 1 << 20):
+        notes = feed_aws(aws("contentBlockDelta", b'{"delta":{"text":"' + secret + b'"}}'), step=step, guard=ReflectionGuard(secret))
+        assert notes.body == b'event: contentBlockDelta\ndata: {"delta":{"text":"[redacted]"}}\n\n' and notes.error is None
+
+
+def test_events_are_refused_where_awss_framing_was_asked_for_and_the_other_way_round() -> None:
+    sse = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 2\r\n\r\n\n\n"
+    for data, framing in ((sse, Framing.AWS_EVENT_STREAM), (AWS_HEAD % len(AWS_WIRE) + AWS_WIRE, Framing.SSE)):
+        notes, _, _ = feed(data, stream=True, endpoint=Endpoint.CONVERSE, framing=framing)
+        assert isinstance(notes.error, UpstreamError) and notes.error.code == "provider_content_type" and not notes.body
+
+
+def test_a_whole_answer_of_such_a_provider_is_json() -> None:
+    data = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+    notes, _, _ = feed(data, endpoint=Endpoint.CONVERSE, framing=Framing.AWS_EVENT_STREAM)
+    assert (notes.body, notes.error) == (b"{}", None)
+
+
+def test_speech_is_passed_on_as_sound() -> None:
+    data = b"HTTP/1.1 200 OK\r\nContent-Type: audio/mpeg\r\nContent-Length: 4\r\n\r\n\xff\xfb\x00\x00"
+    assert feed(data, endpoint=Endpoint.SPEECH)[0].body == b"\xff\xfb\x00\x00"
+    refused = feed(data)[0].error
+    assert isinstance(refused, UpstreamError) and refused.code == "provider_content_type"

@@ -30,7 +30,8 @@ def group() -> None:
 def add(home: Home, as_json: bool, provider: str, label: str, from_stdin: bool) -> None:
     """Add a credential for PROVIDER, a name under `providers` in the configuration.
 
-    It is bound to that provider's origin (scheme, host, port): after a change of base_url it has to be added again.
+    It is bound to that provider's origin (scheme, host, port): after a change of base_url it has to be added again. An AWS access key is one text,
+    ACCESS_KEY_ID:SECRET_ACCESS_KEY or ACCESS_KEY_ID:SECRET_ACCESS_KEY:SESSION_TOKEN.
     """
     from cliproxy.cli.connection import connect
     from cliproxy.cli.output import emit
@@ -40,6 +41,7 @@ def add(home: Home, as_json: bool, provider: str, label: str, from_stdin: bool) 
 
     secret = _read_secret(provider, from_stdin=from_stdin)
     try:
+        _verify_form(home, provider, secret)
         with connect(home) as session:
             # From the vault's own file, never over the socket: whoever took over admin could name a key of his own.
             vault = read_identity(home.path / "auths" / FILE_NAME)
@@ -108,6 +110,22 @@ def _read_secret(provider: str, *, from_stdin: bool) -> Secret:
             cure="give exactly the provider's key",
         )
     return secret
+
+
+def _verify_form(home: Home, provider: str, secret: Secret) -> None:
+    """Raise `ConfigError` if the configuration says that `provider` signs with an AWS key, and the secret is none. Egress would refuse it, but later.
+
+    A configuration that cannot be read here is the gateway's business.
+    """
+    from cliproxy.config.load import load_settings
+    from cliproxy.providers.credentials import AWS_FORM, parse_aws_credential
+
+    try:
+        found = load_settings(home.config_file, allow_no_sandbox=True).settings.providers.get(provider)
+    except ConfigError:
+        return
+    if found is not None and found.auth == "sigv4" and parse_aws_credential(secret.reveal().decode("ascii")) is None:
+        raise ConfigError(f"the secret is no {AWS_FORM}", cure="give all parts in one line, or set auth: bearer for a Bedrock API key")
 
 
 def _described(item: CredentialInfo) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class _Wanted:
         self.origin, self.base_path = parse_base_url(settings.base_url)
         self.auth = Auth(settings.auth) if settings.auth else self.facts.auth
         self.settings = {name: str(getattr(settings, name)) for name in self.facts.settings}
+        self.facts.values(self.settings)  # raises `ConfigError` for one that may not be
 
 
 class BoundCredential:
