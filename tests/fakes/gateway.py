@@ -41,7 +41,8 @@ def merged(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 
 
 class Gateway:
-    """`settings` is laid over a configuration that listens on a free port of 127.0.0.1, has the echo model, and generous address limits."""
+    """`settings` is laid over a configuration that listens on a free port of 127.0.0.1, has the echo model, generous address limits, and forgets
+    faults of its providers at once."""
 
     def __init__(self, settings: dict[str, Any] | None = None, *, credentials: dict[str, str] | None = None, environment: dict[str, str] | None = None) -> None:
         self.port = free_port()
@@ -51,6 +52,7 @@ class Gateway:
         base = {
             "server": {"listen": ["127.0.0.1"], "port": self.port, "rate_limit": {"requests_per_second": 100000, "burst": 100000}},
             "providers": {"echo": {"models": ["echo"]}},
+            "routing": {"cooldown_seconds": 0, "retry_rounds": 0},  # one test's faults are no business of the next
         }
         self.settings = merged(base, settings or {})
         self.credentials = credentials or {}

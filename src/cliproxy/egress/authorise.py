@@ -71,6 +71,9 @@ class Order(msgspec.Struct, gc=False):
     error: CliproxyError | None = None
     kept: int = 0
 
+    def __repr__(self) -> str:
+        return f"Order({self.request_id})"
+
     @property
     def client(self) -> Dialect:
         """The client's dialect; the endpoint's, where the worker did not say."""
@@ -96,6 +99,9 @@ class AuthorizedRequest(msgspec.Struct, gc=False):
     body: bytes | None
     probe: bool = False
     counted: bool = False  # among the calls under way, where a router has a choice
+
+    def __repr__(self) -> str:
+        return f"AuthorizedRequest({self.order.request_id}, {self.attempt})"
 
     @property
     def size(self) -> int:

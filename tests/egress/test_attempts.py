@@ -1,0 +1,529 @@
+"""Attempts at the desk: the real authoriser, router and limits; providers are the test, time is the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from cliproxy.audit.client import AuditClient, packet_decoder
+from cliproxy.audit.events import EgressEvent, ProviderOutcome, ProviderRequest
+from cliproxy.auth.client_keys import digest_of
+from cliproxy.bounds import MAX_ROUTE_TARGETS
+from cliproxy.config.schema import ModelRoute, PoolMember, Provider, ProviderRate, Routing, Settings
+from cliproxy.dialects import Endpoint
+from cliproxy.egress.admission import Admission
+from cliproxy.egress.authorise import Authoriser
+from cliproxy.egress.calls import ProviderCall
+from cliproxy.egress.cooldowns import Key
+from cliproxy.egress.desk import Desk
+from cliproxy.egress.inject import Injector
+from cliproxy.errors import ChannelError, CliproxyError, ProviderRefusal, Unavailable, UpstreamError
+from cliproxy.ipc.messages import KeyRecord, PolicyBegin, PolicyChange, PolicyEnd, PolicyKeys, PolicyRules
+from cliproxy.ipc.mux import Abort, Answer, Call, Kind, Reroute
+from cliproxy.ipc.policy_feed import PolicyFeed
+
+PROOF = bytes(range(32))
+BODY = b'{"model":,"max_tokens":10,"messages":[{"role":"user","content":"Hello."}]}'
+HOLE = len(b'{"model":')
+MESSAGES = b'{"model":,"max_tokens":10,"messages":[{"role":"user","content":"Hello."}]}'
+WHOLE = b'{"id":"c","choices":[{"index":0,"message":{"role":"assistant","content":"hi"}}],"usage":{"prompt_tokens":3,"completion_tokens":2}}'
+EVENT = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
+
+
+def refusal(status: int, retry_after: float | None = None) -> ProviderRefusal:
+    return ProviderRefusal("no", status=429 if status == 429 else 502, code=f"was_{status}", provider_status=status, retry_after=retry_after)
+
+
+def of(name: str, **more: Any) -> Provider:
+    return Provider(kind=more.pop("kind", "openai_compatible"), base_url=f"https://{name}.example/v1", auth="none", **more)
+
+
+def pool(*names: str, **more: Any) -> ModelRoute:
+    return ModelRoute(pool=tuple(PoolMember(provider=name, model=f"at-{name}") for name in names), **more)
+
+
+ABC = {"providers": {name: of(name) for name in "abc"}, "models": {"m": pool("a", "b", "c", strategy="fill_first")}}
+
+
+class Case:
+    """A desk with one worker. `started` are the attempts that have left, in order; the test says what becomes of them."""
+
+    def __init__(self, settings: dict[str, Any] | None = None, *, routing: Routing | None = None, key: dict[str, Any] | None = None) -> None:
+        ours, self.auditor = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.auditor.setblocking(False)
+        self.settings = Settings(**(settings or ABC), routing=routing or Routing(retry_rounds=0))
+        self.policy = PolicyFeed()
+        self.started: list[ProviderCall] = []
+        self.cancelled: list[ProviderCall] = []
+        self.bodies: list[bytes] = []
+        self.nothing_leaves: CliproxyError | None = None
+        self.authoriser = Authoriser(self.settings, self.policy, Injector(self.settings.providers), Admission(self.settings))
+        self.desk = Desk(
+            build="b",
+            generation=1,
+            policy=self.policy,
+            authoriser=self.authoriser,
+            senders=self,
+            audit=AuditClient(ours, deadline_seconds=5.0),
+            acknowledge=lambda message: None,
+        )
+        record = KeyRecord(id="k", digest=digest_of(PROOF), name="k", models=("*",), **(key or {}))
+        for message in (PolicyBegin(number=1), PolicyKeys(keys=(record,)), PolicyEnd(number=1, rules=PolicyRules())):
+            self.desk.policy(message)
+        self.policy.heard(vault_age=0.0, now=time.monotonic())
+        self.worker = self.desk.worker(0, max_body_bytes=1 << 20)
+        self.frames: list[tuple[Kind, int, bytes]] = []
+        self.violations: list[str] = []
+        self.worker.channel.queue = lambda kind, stream, payload: self.frames.append((kind, stream, payload))  # type: ignore[method-assign]
+        self.worker.channel.fail = lambda error: self.violations.append(str(error))  # type: ignore[method-assign]
+
+    def start(self, call: ProviderCall) -> Any:
+        if self.nothing_leaves is not None:
+            raise self.nothing_leaves
+        self.started.append(call)
+        self.bodies.append(call.request.take_body())
+        return SimpleNamespace(cancel=lambda: self.cancelled.append(call), pause_reading=lambda: None, resume_reading=lambda: None)
+
+    def submit(self, number: int = 1, *, body: bytes = BODY, **more: Any) -> None:
+        honest = {"request_id": f"req_{number}", "address": "127.0.0.1", "model": "m", "max_tokens": 10, "n": 1, "stream": False, "estimate": 5}
+        fields = {"endpoint": int(Endpoint.CHAT_COMPLETIONS), "proof": PROOF, **honest, "hole": HOLE, "body_bytes": len(body), "body": body, **more}
+        self.desk.submit(self.worker, number, Call(**fields), body)
+        self.desk.flush()
+
+    def fail(self, error: CliproxyError) -> None:
+        self.started[-1].on_failure(error)
+        self.desk.flush()
+
+    def succeed(self) -> None:
+        self.started[-1].on_head(200, {})
+        self.started[-1].on_data(WHOLE)
+        self.started[-1].on_complete()
+        self.desk.flush()
+
+    def tried(self) -> str:
+        return "".join(call.request.target.provider for call in self.started)
+
+    def told(self, kind: Kind, type_: type[Any]) -> Any:
+        (payload,) = [payload for found, _, payload in self.frames if found is kind]
+        return msgspec.msgpack.decode(payload, type=type_)
+
+    def logged(self) -> list[Any]:
+        decoder = packet_decoder(EgressEvent)
+        found: list[Any] = []
+        while True:
+            try:
+                found += decoder.decode(self.auditor.recv(1 << 20))[1]
+            except BlockingIOError:
+                return found
+
+    def meters(self) -> tuple[dict[str, tuple[int, float]], dict[str, tuple[int, float]]]:
+        admission = self.authoriser._admission
+        keys, providers = admission._meters, admission._provider_meters
+        return tuple({name: (meter.in_flight, meter.debt) for name, meter in meters.items()} for meters in (keys, providers))  # type: ignore[return-value]
+
+
+def in_a_loop(test: Callable[[], None] | Callable[[], Awaitable[None]]) -> None:
+    async def run() -> None:
+        done = test()
+        if done is not None:
+            await done
+
+    asyncio.run(run())
+
+
+GOES_ON = {
+    "429": refusal(429),
+    "500": refusal(500),
+    "503": refusal(503),
+    "401": refusal(401),
+    "404": refusal(404),
+    "409": refusal(409),
+    "timeout": UpstreamError("x", status=504, code="provider_timeout"),
+    "reset": UpstreamError("x", code="provider_broke_off"),
+    "refused": UpstreamError("x", code="provider_refused_connection"),
+    "no room": Unavailable("x", code="provider_busy"),
+}
+
+
+@pytest.mark.parametrize("error", GOES_ON.values(), ids=GOES_ON)
+def test_a_failed_attempt_goes_to_the_next_target_and_each_is_in_the_log(error: CliproxyError) -> None:
+    def test() -> None:
+        case = Case()
+        case.submit()
+        case.fail(error)
+        case.succeed()
+        assert case.tried() == "ab"
+        assert case.bodies == [BODY.replace(b":,", b':"at-a",', 1), BODY.replace(b":,", b':"at-b",', 1)]
+        answer = case.told(Kind.ANSWER, Answer)
+        assert (answer.provider, answer.model, answer.attempts) == ("b", "at-b", 2)
+        log = [(type(event), event.attempt, event.request) for event in case.logged()]
+        assert sorted(log, key=str) == sorted([(ProviderRequest, n, "req_1") for n in (1, 2)] + [(ProviderOutcome, n, "req_1") for n in (1, 2)], key=str)
+        assert case.worker.calls == {} and case.worker.waiting == set()
+
+    in_a_loop(test)
+
+
+STAYS = {"400": refusal(400), "413": refusal(413), "422": refusal(422), "ours": UpstreamError("x", status=500, code="internal_error")}
+
+
+@pytest.mark.parametrize("error", STAYS.values(), ids=STAYS)
+def test_what_is_not_the_providers_fault_is_not_tried_elsewhere_and_cools_nothing(error: CliproxyError) -> None:
+    def test() -> None:
+        case = Case()
+        case.submit()
+        case.fail(error)
+        assert case.tried() == "a" and case.told(Kind.ABORT, Abort).code == getattr(error, "code", "")
+        assert not case.authoriser.cooldowns.table
+
+    in_a_loop(test)
+
+
+def test_a_provider_that_takes_nothing_is_passed_over_at_once() -> None:
+    def test() -> None:
+        case = Case()
+        case.nothing_leaves = Unavailable("x", code="dialer_gone")
+        case.submit()
+        for _ in range(5):
+            case.desk.flush()
+        assert case.told(Kind.ABORT, Abort).code == "dialer_gone"
+        assert len([event for event in case.logged() if isinstance(event, ProviderRequest)]) == 3
+
+    in_a_loop(test)
+
+
+def test_when_all_have_failed_the_client_gets_the_last_error_and_the_next_client_the_soonest_end() -> None:
+    def test() -> None:
+        case = Case()
+        case.submit()
+        case.fail(refusal(500))
+        case.fail(refusal(429, 9.0))
+        case.fail(refusal(401))
+        assert case.tried() == "abc" and case.told(Kind.ABORT, Abort).code == "was_401"
+        case.frames.clear()
+        case.submit(2)
+        abort = case.told(Kind.ABORT, Abort)
+        assert case.tried() == "abc" and abort.status == 429 and 8.0 < abort.retry_after <= 9.0
+
+    in_a_loop(test)
+
+
+def test_no_more_is_sent_than_the_configuration_allows() -> None:
+    def test() -> None:
+        case = Case(routing=Routing(max_attempts=2, retry_rounds=3))
+        case.submit()
+        case.fail(refusal(409))
+        case.fail(refusal(409))
+        assert case.tried() == "ab" and case.told(Kind.ABORT, Abort).code == "was_409"
+
+    in_a_loop(test)
+
+
+def test_a_provider_that_cannot_be_reached_is_not_tried_with_its_other_models() -> None:
+    def test() -> None:
+        members = (PoolMember(provider="a", model="one"), PoolMember(provider="a", model="two"), PoolMember(provider="b", model="three"))
+        case = Case({"providers": ABC["providers"], "models": {"m": ModelRoute(pool=members, strategy="fill_first")}})
+        case.submit()
+        case.fail(UpstreamError("x", code="provider_connect_timeout"))
+        assert case.tried() == "ab"
+
+    in_a_loop(test)
+
+
+# --- after the first byte ------------------------------------------------------------------------------------------------
+
+
+def test_after_the_first_byte_nothing_is_tried_again_and_the_body_is_gone() -> None:
+    async def test() -> None:
+        case = Case()
+        case.submit(body=BODY[:-1] + b',"stream":true}', stream=True)
+        case.started[0].on_head(200, {})
+        case.started[0].on_data(EVENT)
+        order = case.started[0].request.order
+        assert order.body == b"" and case.desk._kept_bytes == 0
+        case.fail(UpstreamError("x", status=504, code="provider_idle_timeout"))
+        assert case.tried() == "a"
+        assert [kind for kind, _, _ in case.frames] == [Kind.ANSWER, Kind.ABORT]
+        assert Key("a", "", "at-a") in case.authoriser.cooldowns.table
+
+    in_a_loop(test)
+
+
+def test_a_whole_answer_that_is_none_goes_elsewhere_since_the_client_saw_nothing_of_it() -> None:
+    def test() -> None:
+        case = Case()
+        case.submit()
+        case.started[0].on_head(200, {})
+        case.started[0].on_data(b'{"type":"message"}')
+        case.started[0].on_complete()
+        case.desk.flush()
+        case.succeed()
+        assert case.tried() == "ab" and case.told(Kind.ANSWER, Answer).provider == "b"
+
+    in_a_loop(test)
+
+
+def test_bodies_without_room_are_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def test() -> None:
+        monkeypatch.setattr("cliproxy.egress.desk.MAX_KEPT_BODY_BYTES", len(BODY) + 5)
+        case = Case()
+        case.submit(1)
+        case.submit(2)
+        case.fail(refusal(500))
+        assert case.told(Kind.ABORT, Abort).code == "was_500"
+        case.started[0].on_failure(refusal(500))
+        case.desk.flush()
+        assert len(case.started) == 3
+        case.succeed()
+        assert case.desk._kept_bytes == 0
+
+    in_a_loop(test)
+
+
+# --- whoever leaves ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["under way", "between attempts", "resting"])
+@pytest.mark.parametrize("how", ["client", "worker", "revoked", "lockdown"])
+def test_a_call_that_nobody_waits_for_is_not_tried_again_and_holds_nothing(when: str, how: str) -> None:
+    async def test() -> None:
+        case = Case(routing=Routing(retry_rounds=1, max_wait_seconds=5.0))
+        case.submit()
+        if when == "between attempts":
+            case.started[-1].on_failure(refusal(500))  # the next one waits for the end of the turn
+        elif when == "resting":
+            for _ in range(3):
+                case.fail(refusal(429))
+            assert case.worker.waiting == {1} and len(case.started) == 3
+        before = len(case.started)
+        if how == "client":
+            case.worker._on_cancel(1, b"")
+        elif how == "worker":
+            case.worker.channel_lost(None)
+        else:
+            change = PolicyChange(number=2, revoked=("k",)) if how == "revoked" else PolicyChange(number=2, rules=PolicyRules(lockdown=True))
+            case.desk.policy(change)
+        case.desk.flush()
+        await asyncio.sleep(0)
+        assert len(case.started) == before
+        assert case.worker.calls == {} and case.worker.waiting == set() and case.desk._resting == {} and case.desk._kept_bytes == 0
+        keys, providers = case.meters()
+        assert {in_flight for in_flight, _ in (*keys.values(), *providers.values())} == {0}
+        if how in ("revoked", "lockdown"):
+            assert case.told(Kind.ABORT, Abort).code == "revoked"
+
+    in_a_loop(test)
+
+
+# --- rounds ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_round_waits_for_the_first_cooldown_to_end_and_goes_there() -> None:
+    async def test() -> None:
+        case = Case(routing=Routing(retry_rounds=1))
+        case.submit()
+        case.fail(refusal(500))
+        case.fail(refusal(429, 0.02))
+        case.fail(refusal(500))
+        assert case.frames == [] and case.worker.waiting == {1}
+        await asyncio.sleep(0.1)
+        assert case.tried() == "abcb"
+        assert case.started[-1].request.probe
+        case.succeed()
+        assert case.told(Kind.ANSWER, Answer).attempts == 4
+        assert Key("b", "", "at-b") not in case.authoriser.cooldowns.table
+
+    in_a_loop(test)
+
+
+def test_a_wait_that_is_too_long_or_one_round_too_many_is_an_error_at_once() -> None:
+    async def test() -> None:
+        case = Case(routing=Routing(retry_rounds=1, max_wait_seconds=1.0))
+        case.submit()
+        for _ in range(3):
+            case.fail(refusal(429, 2.0))
+        assert case.told(Kind.ABORT, Abort).status == 429
+        case = Case({"providers": {"a": of("a")}, "models": {"m": pool("a")}}, routing=Routing(retry_rounds=1))
+        case.submit()
+        case.fail(refusal(429, 0.01))
+        await asyncio.sleep(0.05)
+        case.fail(refusal(429, 0.01))
+        await asyncio.sleep(0.05)
+        assert case.tried() == "aa" and case.told(Kind.ABORT, Abort).status == 429
+
+    in_a_loop(test)
+
+
+def test_only_one_of_many_calls_probes_what_has_cooled_down() -> None:
+    async def test() -> None:
+        case = Case({"providers": {"a": of("a")}, "models": {"m": pool("a")}})
+        case.submit(1)
+        case.fail(refusal(429, 0.01))
+        await asyncio.sleep(0.02)
+        case.frames.clear()
+        for stream in (2, 3, 4):
+            case.submit(stream)
+        assert len(case.started) == 2 and [kind for kind, _, _ in case.frames] == [Kind.ABORT] * 2
+        case.started[-1].cancel("client_gone")  # no verdict
+        case.submit(5)
+        assert len(case.started) == 3
+        case.succeed()
+        case.submit(6)
+        case.submit(7)
+        assert len(case.started) == 5
+
+    in_a_loop(test)
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_call_counts_once_for_its_key_and_at_each_provider_that_it_was_sent_to() -> None:
+    def test() -> None:
+        settings = {**ABC, "providers": {name: of(name, rate_limit=ProviderRate(requests_per_minute=100, tokens_per_minute=10_000)) for name in "abc"}}
+        case = Case(settings, key={"requests_per_minute": 1, "tokens_per_minute": 1000, "concurrency": 1})
+        case.submit()
+        case.fail(refusal(500))
+        keys, providers = case.meters()
+        reserved = case.started[0].request.reservation.tokens
+        assert keys["k"] == (1, reserved) and providers["a"] == (0, 0.0) and providers["b"] == (1, reserved)
+        case.fail(UpstreamError("x", code="provider_broke_off"))  # it may have worked on it: that stays counted
+        _, providers = case.meters()
+        assert providers["b"] == (0, reserved) and providers["c"] == (1, reserved)
+        case.succeed()
+        keys, providers = case.meters()
+        assert keys["k"] == (0, 5.0) and providers["c"] == (0, 5.0)
+        case.submit(2)
+        assert case.told(Kind.ABORT, Abort).status == 429  # a request a minute is what the key has
+
+    in_a_loop(test)
+
+
+def test_a_providers_own_limit_sends_a_call_to_the_next_and_is_the_error_when_there_is_none() -> None:
+    def test() -> None:
+        settings = {"providers": {"a": of("a", concurrency=1), "b": of("b", concurrency=1)}, "models": {"m": pool("a", "b", strategy="fill_first")}}
+        case = Case(settings)
+        for stream in (1, 2, 3):
+            case.submit(stream)
+        assert case.tried() == "ab"
+        assert "provider b" in case.told(Kind.ABORT, Abort).message or "provider a" in case.told(Kind.ABORT, Abort).message
+
+    in_a_loop(test)
+
+
+# --- other profiles --------------------------------------------------------------------------------------------------------
+
+MIXED = {
+    "providers": {"a": of("a"), "b": Provider(kind="anthropic", base_url="https://b.example", auth="none")},
+    "models": {"m": pool("a", "b")},
+}
+
+
+def test_a_call_that_no_target_of_its_profile_can_take_is_rerouted_and_goes_on_where_it_was() -> None:
+    def test() -> None:
+        case = Case(MIXED, routing=Routing(retry_rounds=0, max_attempts=2), key={"requests_per_minute": 1})
+        case.submit()
+        case.fail(refusal(500))
+        reroute = case.told(Kind.REROUTE, Reroute)
+        assert (reroute.endpoint, reroute.quirks, reroute.tried) == (int(Endpoint.MESSAGES), 0, ("a/at-a",))
+        assert case.desk._kept_bytes == 0 and case.worker.calls == {} and case.worker.waiting == set()
+        case.frames.clear()
+        case.submit(2, body=MESSAGES, endpoint=int(Endpoint.MESSAGES), request_id="req_1", tried=reroute.tried)
+        assert case.tried() == "ab" and case.started[-1].request.attempt == 2  # and the key's one request a minute was counted once
+        case.fail(refusal(500))
+        assert case.told(Kind.ABORT, Abort).code == "was_500"  # two attempts were all
+
+    in_a_loop(test)
+
+
+def test_a_reroute_counts_anew_for_another_request_and_after_its_time() -> None:
+    def test() -> None:
+        case = Case(MIXED, key={"requests_per_minute": 1})
+        case.submit()
+        case.fail(refusal(500))
+        case.submit(2, body=MESSAGES, endpoint=int(Endpoint.MESSAGES), request_id="req_other", tried=("a/at-a",))
+        assert case.tried() == "a" and case.told(Kind.ABORT, Abort).status == 429
+        ((order, _),) = case.desk._rerouted.values()
+        case.desk._rerouted[0, "req_1"] = (order, time.monotonic() - 1)
+        case.frames.clear()
+        case.submit(3, body=MESSAGES, endpoint=int(Endpoint.MESSAGES), request_id="req_1", tried=("a/at-a",))
+        assert case.tried() == "a" and case.told(Kind.ABORT, Abort).status == 429
+        assert not case.desk._rerouted
+
+    in_a_loop(test)
+
+
+def test_a_call_written_for_a_profile_that_the_route_does_not_have_is_sent_back_for_one_that_it_has() -> None:
+    def test() -> None:
+        case = Case()
+        case.submit(endpoint=int(Endpoint.MESSAGES), body=MESSAGES)  # as after a reload that changed the provider
+        assert case.started == [] and case.told(Kind.REROUTE, Reroute).endpoint == int(Endpoint.CHAT_COMPLETIONS)
+
+    in_a_loop(test)
+
+
+def test_what_a_worker_says_was_tried_only_takes_targets_away() -> None:
+    def test() -> None:
+        case = Case()
+        case.submit(tried=("a/at-a", "c/at-c", "nobody/nothing"))
+        assert case.tried() == "b"
+        case.fail(refusal(500))
+        assert case.told(Kind.ABORT, Abort).code == "was_500"
+
+    in_a_loop(test)
+
+
+HOSTILE = {
+    "more targets than there can be": {"tried": ("a/at-a",) * (MAX_ROUTE_TARGETS + 1)},
+    "no such endpoint": {"endpoint": 99},
+    "a stream where there is none": {"endpoint": int(Endpoint.EMBEDDINGS), "stream": True},
+    "another cap": {"max_tokens": 9},
+    "another number of choices": {"n": 2},
+    "a stream that the body does not ask for": {"stream": True},
+    "a hole elsewhere": {"hole": 0},
+    "a model of its own": {"body": b'{"model":"x","max_tokens":10,"messages":[]}', "hole": 0},
+}
+
+
+@pytest.mark.parametrize("changes", HOSTILE.values(), ids=HOSTILE)
+def test_a_worker_that_says_what_no_honest_one_says_is_found_out(changes: dict[str, Any]) -> None:
+    def test() -> None:
+        case = Case()
+        with pytest.raises((ChannelError, CliproxyError)):
+            body = changes.get("body", BODY)
+            fields = {"request_id": "r", "address": "127.0.0.1", "model": "m", "max_tokens": 10, "n": 1, "stream": False, "estimate": 5}
+            call = Call(
+                **{"endpoint": int(Endpoint.CHAT_COMPLETIONS), "proof": PROOF, **fields, "hole": HOLE, "body_bytes": len(body), "body": body, **changes}
+            )
+            order = case.authoriser.admit(call, body, now=time.monotonic(), wall=time.time())
+            case.authoriser.authorise(order, now=time.monotonic(), wall=time.time())
+        assert case.started == []
+        keys, _ = case.meters()
+        assert not keys
+
+    in_a_loop(test)
+
+
+def test_a_quirk_that_no_target_has_leads_to_a_reroute_and_never_to_a_target() -> None:
+    def test() -> None:
+        case = Case()
+        case.submit(quirks=63)
+        assert case.started == [] and case.told(Kind.REROUTE, Reroute).quirks == 0
+
+    in_a_loop(test)
+
+
+def test_a_body_leaves_once() -> None:
+    def test() -> None:
+        case = Case()
+        case.submit()
+        with pytest.raises(ChannelError):
+            case.started[0].request.take_body()
+
+    in_a_loop(test)
