@@ -19,7 +19,7 @@ from cliproxy.errors import UpstreamError
 from cliproxy.translators.conversation import Counted, Ended, Reasoning, Started, StreamEvent, TextDelta
 from cliproxy.translators.openai_chat.chunks import NULL, Call, Choice, Event, Said, parse_event
 from cliproxy.translators.openai_chat.parts import Kept, Kind, Parts
-from cliproxy.translators.openai_chat.shapes import ENCRYPTED, SIGNERS, SUMMARY, citations_of, image_of, is_proof_of, not_a_completion
+from cliproxy.translators.openai_chat.shapes import ENCRYPTED, SIGNERS, SUMMARY, THOUGHT, citations_of, image_of, is_proof_of, not_a_completion
 from cliproxy.translators.openai_chat.usage import usage_in
 from cliproxy.translators.openai_chat.wire import ReasoningDetail
 from cliproxy.translators.sse import EventSplitter
@@ -261,6 +261,8 @@ def _think(parts: Parts, detail: ReasoningDetail, out: list[StreamEvent]) -> boo
             parts.sign(detail.data, signer, out)
         else:
             parts.put(Reasoning(redacted=detail.data, signer=signer, id=id), out)
+        return False
+    if detail.type not in (THOUGHT, SUMMARY):
         return False
     text = detail.summary if detail.type == SUMMARY else detail.text
     if text:
