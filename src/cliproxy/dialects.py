@@ -19,7 +19,7 @@ class Dialect(str, Enum):
     BEDROCK_CONVERSE = "bedrock_converse"
 
 
-class Operation(Enum):
+class Operation(str, Enum):
     """What a client wants, whatever the dialect. Providers are chosen among those that can do it."""
 
     GENERATE = "generate"

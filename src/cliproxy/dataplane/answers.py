@@ -7,10 +7,10 @@ its normal ending; nothing of a provider's answer gets into a header unless it i
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-from cliproxy.bounds import MAX_HEADER_VALUE_CHARS, MAX_WARNINGS
+from cliproxy.bounds import MAX_HEADER_VALUE_CHARS, MAX_RESPONSES_EVENT_BYTES, MAX_WARNINGS
 from cliproxy.errors import UpstreamError
 from cliproxy.ipc.mux import Abort, Answer
 from cliproxy.translators.sse import EventSplitter
@@ -41,37 +41,43 @@ class Stream(Protocol):
 class SameStream:
     """A stream that stays in its dialect. What begins as another dialect's is refused; beyond that egress has judged it."""
 
-    __slots__ = ("_begun", "_pass", "_row", "_splitter", "headers", "keep_alive")
+    __slots__ = ("_pass", "_row", "_splitter", "feed", "headers", "keep_alive")
 
     def __init__(self, row: ClientRow, passing: Pass) -> None:
         self._row = row
         self._pass = passing
-        self._splitter = None if row.splits else EventSplitter()  # egress sends whole events, in frames that may cut long ones
-        self._begun = False
+        # Egress sends whole events, in frames that may cut long ones; it holds each dialect to its own bound, of which this is the largest.
+        self._splitter = None if row.splits else EventSplitter(MAX_RESPONSES_EVENT_BYTES)
+        self.feed: Callable[[bytes], bytes] = self._feed_first
         self.headers = SSE_HEADERS
         self.keep_alive = row.keep_alive
 
-    def feed(self, data: bytes) -> bytes:
+    def _feed_first(self, data: bytes) -> bytes:
+        """Until there is an event to judge. Comments, with which some providers begin, pass."""
         if self._splitter is None:
             passed = self._pass.feed(data)
-            if passed and not self._begun:
-                self._verify_first(passed)
+            if self._is_begun(passed):
+                self.feed = self._pass.feed
             return passed
         events = self._splitter.feed(data)
-        if not events:
-            return b""
-        if not self._begun:
-            self._verify_first(events)
-        return self._pass.feed(events)
+        if self._is_begun(events):
+            self.feed = self._feed_next
+        return self._pass.feed(events) if events else b""
 
-    def _verify_first(self, events: bytes) -> None:
+    def _feed_next(self, data: bytes) -> bytes:
+        assert self._splitter is not None
+        events = self._splitter.feed(data)
+        return self._pass.feed(events) if events else b""
+
+    def _is_begun(self, events: bytes) -> bool:
         start = events.find(b"data:")
         if start < 0:
-            return  # comments, which some providers begin with
+            return False
         first = events[start : events.index(b"\n\n", start)]
-        if not any(mark in first for mark in self._row.marks):
-            raise UpstreamError("The provider answered in a form that was not asked for.", code="bad_upstream_answer")
-        self._begun = True
+        for mark in self._row.marks:
+            if mark in first:
+                return True
+        raise UpstreamError("The provider answered in a form that was not asked for.", code="bad_upstream_answer")
 
     def finish(self) -> bytes:
         return b""

@@ -258,7 +258,7 @@ class PendingCall:
 
     def _headers(self, media: bytes, answer: Answer) -> bytes:
         id = self.request_id.encode("ascii")
-        headers = b"%sx-request-id: %s\r\n%s" % (media, id, self._owner.origin_headers(answer))
+        headers = media + b"x-request-id: " + id + b"\r\n" + self._owner.origin_headers(answer)
         if self._shape is Shape.ANTHROPIC:
             headers += b"request-id: %s\r\n" % id
         return headers + warning_headers(self._dropped) if self._dropped else headers

@@ -85,7 +85,7 @@ def decode(request: IdentifiedRequest, row: ClientRow, given: Given) -> DecodedR
     """Step 5. Raises `SchemaError` naming the field."""
     raw = request.raw
     body = row.decode(raw.body, given, raw.content_type)
-    return DecodedRequest(request.principal, request.proof, row, body, row.figures(body), raw.session)
+    return DecodedRequest(request.principal, request.proof, row, body, body if row.figures is None else row.figures(body), raw.session)
 
 
 def admit(request: DecodedRequest, table: RouteTable) -> AdmittedRequest:
@@ -115,8 +115,11 @@ def find_model(name: str, principal: Principal, table: RouteTable) -> Route:
 
 def encode(request: AdmittedRequest) -> OutboundRequest:
     """Step 7, for the first of the request's profiles that can say it. Raises what was wrong with the first one if none can."""
+    profiles = request.profiles
+    if len(profiles) == 1:
+        return encode_for(request, profiles[0])
     refusal: UnsupportedFeature | None = None
-    for profile in request.profiles:
+    for profile in profiles:
         try:
             return encode_for(request, profile)
         except UnsupportedFeature as error:

@@ -65,7 +65,7 @@ class Given(msgspec.Struct, frozen=True, gc=False):
 
 
 class Figures(msgspec.Struct, frozen=True, gc=False):
-    """What egress is told of a request, and reads again itself."""
+    """What egress is told of a request, and reads again itself. `max_tokens` is 0 for what generates nothing."""
 
     model: str
     max_tokens: int
@@ -128,7 +128,7 @@ class ClientRow(msgspec.Struct, frozen=True, kw_only=True):
     dialect: Dialect
     operation: Operation
     decode: Callable[[bytes, Given, bytes | None], Any]  # body, what the path says, Content-Type
-    figures: Callable[[Any], Figures]
+    figures: Callable[[Any], Figures] | None = None  # `None`: a request has them itself, by the same names
     same: Callable[[Any, Quirks], Encoded] | None = None
     same_answer: Callable[[bytes, Any], bytes] | None = None
     hub_of: Callable[[Any], Any] | None = None
@@ -155,11 +155,6 @@ class TargetRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # --- what rows have in common -------------------------------------------------------------------------------------------
-
-
-def _figures(request: Any) -> Figures:
-    """Of a request whose cap, choices and streaming are its own."""
-    return Figures(request.model, request.max_tokens, request.n, request.stream, request.estimate)
 
 
 def _figures_of_input(request: Any) -> Figures:
@@ -238,7 +233,6 @@ _CLIENT_ROWS = (
         dialect=Dialect.OPENAI_CHAT,
         operation=Operation.GENERATE,
         decode=_decode_chat,
-        figures=_figures,
         same=chat_encode.encode_with_hole,
         hub_of=chat_decode.conversation_of,
         field_names=chat_decode.FIELD_NAMES,
@@ -265,7 +259,6 @@ _CLIENT_ROWS = (
         dialect=Dialect.ANTHROPIC_MESSAGES,
         operation=Operation.GENERATE,
         decode=_decode_messages,
-        figures=_figures,
         same=messages_encode.encode_with_hole,
         hub_of=messages_decode.conversation_of,
         field_names=messages_decode.FIELD_NAMES,
@@ -292,7 +285,6 @@ _CLIENT_ROWS = (
         dialect=Dialect.OPENAI_RESPONSES,
         operation=Operation.GENERATE,
         decode=_decode_responses,
-        figures=_figures,
         same=responses_encode.encode_with_hole,
         hub_of=responses_decode.conversation_of,
         field_names=responses_decode.FIELD_NAMES,
@@ -309,7 +301,6 @@ _CLIENT_ROWS = (
         dialect=Dialect.GEMINI_GENERATE,
         operation=Operation.GENERATE,
         decode=_decode_gemini,
-        figures=_figures,
         same=gemini_encode.encode_with_hole,
         hub_of=gemini_decode.conversation_of,
         field_names=gemini_decode.FIELD_NAMES,
@@ -347,7 +338,6 @@ _CLIENT_ROWS = (
         dialect=Dialect.OPENAI_COMPLETIONS,
         operation=Operation.GENERATE,
         decode=_decode_completion,
-        figures=_figures,
         hub_of=completions_decode.conversation_of,
         field_names=completions_decode.FIELD_NAMES,
         encode_answer=completions_answer.encode_answer,
