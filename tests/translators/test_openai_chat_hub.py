@@ -11,6 +11,7 @@ from hub_strategies import answers, fold, requests, streams, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.lib.streaming._deltas import accumulate_delta
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import UnsupportedFeature
@@ -133,6 +134,7 @@ def test_an_answer_comes_back_as_it_was(answer: ConversationAnswer) -> None:
     body = encode_answer(answer, request=None, id="", model="", created=0)
     assert decode_answer(body) == answer
     assert usage_of_answer(body) == answer.usage
+    ChatCompletion.model_validate_json(body, strict=True)
 
 
 @settings(max_examples=150)
@@ -150,6 +152,8 @@ def test_a_stream_tells_the_answer_that_it_told_before(told: tuple[ConversationA
     assert fold(read) == answer
     egress = StreamUsage()
     assert egress.feed(data) == data and egress.finish() == b"" and egress.usage == answer.usage
+    for block in data.split(b"\n\n")[:-2]:
+        ChatCompletionChunk.model_validate_json(block.removeprefix(b"data: "), strict=True)
 
 
 # --- requests into the hub ---------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from cliproxy.translators.openai_chat.decode import ChatRequest
 from cliproxy.translators.openai_chat.shapes import url_of
 
 PREFIX = b'{"model":'
+_NO_QUIRKS = Quirks.NONE
 
 _AUDIO_FORMATS = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}
 _EFFORTS = ((4096, "low"), (16384, "medium"))  # tokens of a budget up to which it counts as that effort; more is `high`
@@ -45,7 +46,7 @@ def encode_with_hole(request: ChatRequest, quirks: Quirks) -> Encoded:
 
     Raises `SchemaError` if the request is nested more deeply than the encoder goes.
     """
-    rest = request.rest if not quirks else _bent(request.rest, quirks)
+    rest = request.rest if quirks is _NO_QUIRKS else _bent(request.rest, quirks)
     return Encoded(PREFIX, b"," + encode_json(rest)[1:])  # `rest` is never empty: it holds the messages
 
 

@@ -26,8 +26,9 @@ from cliproxy.translators.sse import EventSplitter
 
 LEGACY_CALL = -1  # the index of a `function_call`
 MAX_TEMPLATES = 4  # tries to find what repeats; a stream in which each event has an id of its own has nothing
+MAX_TEMPLATE_BYTES = 16 * 1024  # of an event worth remembering; real ones have 300
 _PROBE = "probe"
-_CONTENT = re.compile(rb'"content": ?("(?:[^"\\]|\\.)*")')
+_CONTENT = re.compile(rb'"content": ?("[^"\\]*(?:\\.[^"\\]*)*")')
 _PADDING = re.compile(rb',"obfuscation":"([A-Za-z0-9]*)"')  # OpenAI makes all events equally long
 _string_decoder = msgspec.json.Decoder(str)
 _NOT_IN_AN_ID = re.compile(r"[^A-Za-z0-9_-]")
@@ -171,6 +172,8 @@ class Reader:
         if not _is_plain(event):
             return
         self._templates += 1
+        if len(block) > MAX_TEMPLATE_BYTES:
+            return
         match = _CONTENT.search(block)
         if match is None:
             return

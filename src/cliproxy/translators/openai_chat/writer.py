@@ -151,7 +151,9 @@ class Writer:
     def _signature(self, event: SignatureDelta, out: list[bytes]) -> None:
         choice = self._choices[event.choice]
         if isinstance(choice.part, ToolCall):
-            call = {"index": choice.calls - 1, "extra_content": {"google": {"thought_signature": event.signature}}}
+            # Clients that gather a call read `function.arguments` of each of its pieces.
+            signed = {"google": {"thought_signature": event.signature}}
+            call = {"index": choice.calls - 1, "function": {"arguments": ""}, "extra_content": signed}
             out += (choice.head, b'"tool_calls":[', _encode(call), b"]", _END)
         elif event.signer in FORMATS:
             choice.said = True
