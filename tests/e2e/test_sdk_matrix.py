@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from e2e.sdk_matrix.anthropic_client import AnthropicClient
-from e2e.sdk_matrix.expected import DROPPED_THOUGHTS, IMPOSSIBLE, REFUSED, TOLD_APART
+from e2e.sdk_matrix.expected import DROPPED_THOUGHTS, IMPOSSIBLE, REFUSED, TOLD_APART, WITHOUT_TOOL_ERRORS
 from e2e.sdk_matrix.gemini_client import GeminiClient
 from e2e.sdk_matrix.openai_clients import ChatClient, ResponsesClient
 from e2e.sdk_matrix.prompts import WEATHER_TOOL, ask
@@ -85,6 +85,8 @@ def test_what_is_asked_arrives_and_what_is_answered_comes_back(client: Any, vend
     thought = scenario in ("reasoning", "thoughts_shown") and target != "bedrock_converse"  # which counts thoughts, but does not tell how many
     assert result.usage["reasoning"] == (5 if thought else 0)
     assert result.model
+    if scenario == "tool_error":
+        assert result.text.startswith("The tools said: error") == (target not in WITHOUT_TOOL_ERRORS)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -255,6 +257,26 @@ def test_nothing_of_the_clients_headers_or_key_leaves(client: Any, gateway: Gate
     }[NATIVE[target]]
     assert names == allowed | own
     assert gateway.key not in json.dumps(request)
+
+
+@pytest.mark.parametrize(
+    ("target", "fields", "field"),
+    [
+        ("gemini_generate", {"user": "u-1"}, "user"),
+        ("bedrock_converse", {"seed": 7}, "seed"),
+        ("openai_responses", {"seed": 7}, "seed"),
+        ("anthropic_messages", {"verbosity": "low"}, "verbosity"),
+        ("openai_chat", {"verbosity": "low"}, None),
+    ],
+)
+def test_what_is_left_out_is_told_in_a_header(gateway: Gateway, target: str, fields: dict[str, Any], field: str | None) -> None:
+    body = {"model": target, "messages": [{"role": "user", "content": "hello"}], **fields}
+    status, headers, _ = gateway.post("/v1/chat/completions", body)
+    assert status == 200
+    if field is None:
+        assert "warning" not in headers
+    else:
+        assert headers["warning"] == f'299 cliproxy "field {field} is not supported by the provider and was left out"'
 
 
 def test_the_log_of_all_this_verifies(gateway: Gateway) -> None:

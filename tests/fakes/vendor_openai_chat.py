@@ -94,14 +94,18 @@ BODY: Check = fields(
 )
 
 
+OPEN_REASONER = "open-reasoner"  # a model as the imitators serve them: it shows its thoughts as `reasoning_content`
+
+
 def read(body: Any) -> Asked:
     """Return what the request says, or refuse it."""
     BODY(body, "")
     model = body["model"]
-    reasons = model.startswith(("o1", "o3", "o4", "gpt-5"))
-    if reasons and body.get("max_tokens") is not None:
+    theirs = model.startswith(("o1", "o3", "o4", "gpt-5"))
+    reasons = theirs or model == OPEN_REASONER
+    if theirs and body.get("max_tokens") is not None:
         raise Refused("Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.", path="max_tokens")
-    if reasons and body.get("temperature") not in (None, 1):
+    if theirs and body.get("temperature") not in (None, 1):
         raise Refused("Unsupported value: 'temperature' does not support other values than 1 with this model.", path="temperature")
     if not reasons and body.get("reasoning_effort") is not None:
         raise Refused("Unrecognized request argument supplied: reasoning_effort", path="reasoning_effort")
@@ -255,13 +259,15 @@ def usage(tokens: Tokens) -> dict[str, Any]:
 
 
 def whole(asked: Asked, plan: Plan) -> dict[str, Any]:
-    """Return a whole answer. OpenAI shows no thoughts in this dialect."""
+    """Return a whole answer. OpenAI shows no thoughts in this dialect; its imitators do."""
 
     def message(answer: Answer) -> dict[str, Any]:
         said = "".join(item.text for item in answer.items if item.kind == "text")
         refused = "".join(item.text for item in answer.items if item.kind == "refusal")
         result: dict[str, Any] = {"role": "assistant", "content": said or None, "refusal": refused or None, "annotations": []}
         calls = [call(item) for item in answer.items if item.kind == "call"]
+        if asked.model == OPEN_REASONER:
+            result["reasoning_content"] = "".join(item.text for item in answer.items if item.kind == "thought") or None
         return {**result, "tool_calls": calls} if calls else result
 
     choices = [
@@ -300,6 +306,8 @@ def events(asked: Asked, plan: Plan) -> list[bytes]:
         for item in answer.items:
             if item.kind in ("text", "refusal"):
                 result += [delta(index, {"content" if item.kind == "text" else "refusal": piece}) for piece in pieces(item.text, 4)]
+            elif item.kind == "thought" and asked.model == OPEN_REASONER:
+                result += [delta(index, {"reasoning_content": piece}) for piece in pieces(item.text, 5)]
             elif item.kind == "call":
                 first = {"index": calls, "id": item.id, "type": "function", "function": {"name": item.name, "arguments": ""}}
                 result.append(delta(index, {"tool_calls": [first]}))

@@ -94,6 +94,8 @@ class ChatClient:
         """Return what a whole answer says."""
         choice = answer.choices[0]
         items = []
+        if thought := (choice.message.model_extra or {}).get("reasoning_content"):
+            items.append(Item("thought", text=thought))
         if choice.message.content is not None:
             items.append(Item("text", text=choice.message.content))
         if choice.message.refusal is not None:
@@ -107,7 +109,7 @@ class ChatClient:
     def streamed(self, stream: Any) -> Result:
         """Return what a streamed answer says, and insist on the protocol."""
         texts: dict[int, str] = {}
-        refusal = ""
+        refusal = thought = ""
         calls: dict[int, dict[str, str]] = {}
         stops: dict[int, str] = {}
         usage = None
@@ -122,6 +124,7 @@ class ChatClient:
                     texts[choice.index] = texts.get(choice.index, "") + choice.delta.content
                 if choice.index == 0:
                     refusal += choice.delta.refusal or ""
+                    thought += (choice.delta.model_extra or {}).get("reasoning_content") or ""
                     for one in choice.delta.tool_calls or ():
                         if one.index not in calls:
                             assert one.index == len(calls)
@@ -133,7 +136,8 @@ class ChatClient:
                     stops[choice.index] = choice.finish_reason
             usage = chunk.usage
         assert len(ids) == 1, ids
-        items = ([Item("text", text=texts[0])] if texts.get(0) else []) + ([Item("refusal", text=refusal)] if refusal else [])
+        items = [Item("thought", text=thought)] if thought else []
+        items += ([Item("text", text=texts[0])] if texts.get(0) else []) + ([Item("refusal", text=refusal)] if refusal else [])
         items += [Item("call", **one) for one in calls.values()]
         return Result(tuple(items), stops[0], self.usage(usage), tuple(texts[index] for index in sorted(texts)), model=next(iter(ids))[1])
 

@@ -9,7 +9,7 @@ from fakes.vendors import API_VERSION, LOCATION, PROJECT, SECRETS
 
 # target: provider, its models for ordinary questions and for thinking, and how a name begins that is of the same kind
 TARGETS: dict[str, tuple[str, str, str, str]] = {
-    "openai_chat": ("openai", "gpt-4o-mini", "gpt-5-mini", ""),
+    "openai_chat": ("compatible", "gpt-4o-mini", "open-reasoner", ""),
     "openai_responses": ("openai", "computer-use-preview", "gpt-5-pro", "computer-use-preview-"),
     "anthropic_messages": ("anthropic", "claude-opus-5", "claude-opus-5", ""),
     "gemini_generate": ("gemini", "gemini-2.5-flash", "gemini-2.5-flash", ""),
@@ -19,12 +19,14 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "vertex_gemini": ("vertex", "gemini-2.5-flash"),
     "vertex_anthropic": ("vertex", "claude-opus-5"),
     "azure_chat": ("azure", "gpt-4o-mini"),
+    "openai_reasoning": ("openai", "gpt-5-mini"),  # which refuses `max_tokens`
 }
 
 
 def settings(origin: str) -> dict[str, Any]:
     """Return the gateway's settings for the fake vendors at `origin`. Each provider's own names are public as `PROVIDER/NAME`."""
     providers: dict[str, dict[str, Any]] = {
+        "compatible": {"kind": "openai_compatible", "base_url": f"{origin}/v1"},
         "openai": {"kind": "openai", "base_url": f"{origin}/v1"},
         "anthropic": {"kind": "anthropic", "base_url": f"{origin}/v1"},
         "gemini": {"kind": "gemini", "base_url": f"{origin}/v1beta"},
@@ -51,4 +53,4 @@ def broken(target: str, fault: str, who: str) -> str:
 
 def credentials() -> dict[str, str]:
     """Return each provider's secret."""
-    return dict(SECRETS)
+    return {**SECRETS, "compatible": SECRETS["openai"]}
