@@ -400,7 +400,9 @@ def parts_of(part: AssistantPart, thoughts: bool) -> list[dict[str, Any]]:
     if isinstance(part, Text | Refusal):
         return [{"text": part.text}]
     if isinstance(part, ToolCall):
-        call = {"id": part.id, "name": part.name, "args": msgspec.Raw(verify_arguments(part.arguments).encode())}
+        # Line ends between JSON's tokens would end a server-sent event.
+        arguments = verify_arguments(part.arguments).replace("\n", " ").replace("\r", " ")
+        call = {"id": part.id, "name": part.name, "args": msgspec.Raw(arguments.encode())}
         return [{"functionCall": call, "thoughtSignature": part.signature} if part.signature else {"functionCall": call}]
     if isinstance(part, Image):
         if part.data:
