@@ -325,5 +325,8 @@ def _numbers(value: Any, path: Path) -> Iterator[tuple[Path, float]]:
     elif isinstance(value, dict):
         for name, item in value.items():
             yield from _numbers(item, (*path, name))
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from _numbers(item, (*path, index))
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield path, value
