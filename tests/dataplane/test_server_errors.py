@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from cliproxy.dataplane.errors import encode_error
+from cliproxy.dataplane.errors import Shape, anthropic_type, encode_error, rpc_name
 from cliproxy.errors import (
     ClientError,
     CliproxyError,
@@ -68,3 +68,77 @@ def test_what_is_not_meant_for_a_client_tells_it_nothing(error: CliproxyError) -
     status, _, body = encode_error(error, "req_1")
     assert status == 500
     assert json.loads(body)["error"] == {"message": "The gateway failed to answer.", "type": "internal_error", "param": None, "code": "internal_error"}
+
+
+# --- Anthropic's and Google's shapes -----------------------------------------------------------------------------------
+
+# By status: what Anthropic's SDK has a class for (`anthropic.types.shared`), and google.rpc.Code's name.
+TYPES = {
+    400: ("invalid_request_error", "INVALID_ARGUMENT"),
+    401: ("authentication_error", "UNAUTHENTICATED"),
+    402: ("billing_error", "INVALID_ARGUMENT"),
+    403: ("permission_error", "PERMISSION_DENIED"),
+    404: ("not_found_error", "NOT_FOUND"),
+    405: ("invalid_request_error", "INVALID_ARGUMENT"),
+    408: ("invalid_request_error", "DEADLINE_EXCEEDED"),
+    409: ("invalid_request_error", "ABORTED"),
+    413: ("request_too_large", "INVALID_ARGUMENT"),
+    415: ("invalid_request_error", "INVALID_ARGUMENT"),
+    429: ("rate_limit_error", "RESOURCE_EXHAUSTED"),
+    431: ("invalid_request_error", "INVALID_ARGUMENT"),
+    500: ("api_error", "INTERNAL"),
+    502: ("api_error", "UNAVAILABLE"),
+    503: ("overloaded_error", "UNAVAILABLE"),
+    504: ("timeout_error", "DEADLINE_EXCEEDED"),
+    599: ("api_error", "INTERNAL"),
+}
+
+
+@pytest.mark.parametrize("status", TYPES)
+def test_the_kind_of_an_error_follows_from_its_status(status: int) -> None:
+    assert (anthropic_type(status), rpc_name(status)) == TYPES[status]
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("shape", Shape)
+def test_status_wait_and_challenge_are_the_same_in_every_shape(name: str, shape: Shape) -> None:
+    error, expected, _, _ = CASES[name]
+    status, headers, _ = encode_error(error, "req_1", shape)
+    _, openai, _ = encode_error(error, "req_1")
+    assert status == expected
+    assert headers.replace(b"request-id: req_1\r\nrequest-id: req_1\r\n", b"request-id: req_1\r\n") == openai
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_anthropics_shape_has_the_request_id_in_body_and_header(name: str) -> None:
+    error, status, _, _ = CASES[name]
+    _, headers, body = encode_error(error, "req_1", Shape.ANTHROPIC)
+    message = str(error) if name != "schema" else f"messages[0].content: {error}"
+    assert json.loads(body) == {"type": "error", "error": {"type": TYPES[status][0], "message": message}, "request_id": "req_1"}
+    assert b"\r\nrequest-id: req_1\r\n" in headers
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_geminis_shape_is_a_google_rpc_status(name: str) -> None:
+    error, status, _, code = CASES[name]
+    document = json.loads(encode_error(error, "req_1", Shape.GEMINI)[2])["error"]
+    assert (document["code"], document["status"]) == (status, TYPES[status][1])
+    kinds = {detail["@type"].rpartition(".")[2]: detail for detail in document["details"]}
+    assert kinds["ErrorInfo"]["reason"] == code.upper() and kinds["ErrorInfo"]["domain"] == "cliproxy"
+    assert ("RetryInfo" in kinds) is (name in ("rate", "ours"))
+    if name == "schema":
+        assert kinds["BadRequest"]["fieldViolations"] == [{"field": "messages[0].content", "description": str(error)}]
+        assert document["message"] == f"messages[0].content: {error}"
+    else:
+        assert "BadRequest" not in kinds
+
+
+def test_a_message_that_names_its_field_does_not_name_it_twice() -> None:
+    error = SchemaError("Expected a text (messages[0].content).", param="messages[0].content")
+    assert json.loads(encode_error(error, "req_1", Shape.ANTHROPIC)[2])["error"]["message"] == error.message
+
+
+@pytest.mark.parametrize("shape", Shape)
+def test_what_is_not_meant_for_a_client_tells_it_nothing_in_any_shape(shape: Shape) -> None:
+    status, _, body = encode_error(VaultError("row 7 of /auths/vault.db"), "req_1", shape)
+    assert status == 500 and b"auths" not in body and b"The gateway failed to answer." in body

@@ -135,7 +135,7 @@ def test_an_unknown_route_is_404(gateway: Gateway) -> None:
         "//v1/chat/completions",
         "/v1/../v1/models",
         "/V1/models",
-        "/v1/models/echo",
+        "/v1/model/echo",
         "/metrics",
     ):
         answer = ask(gateway, "GET", path, key=gateway.key)
