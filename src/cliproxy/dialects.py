@@ -77,3 +77,4 @@ class Quirks(IntFlag):
     VERTEX = 16  # Anthropic: the model is in the path, the body says `anthropic_version`
     STATELESS = 32  # OpenAI responses: keeps nothing, so `previous_response_id` and `conversation` cannot work
     CLAUDE = 64  # Bedrock Converse: the model is Anthropic's, whose `thinking` and `top_k` go beside what all models have
+    BUDGET_THINKING = 128  # Anthropic: the model is older than 4.6, thinks by a budget of tokens and knows no effort

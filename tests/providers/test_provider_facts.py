@@ -301,12 +301,37 @@ def test_vertex_has_the_endpoints_of_the_models_own_vendor(model: str, endpoints
 
 
 @pytest.mark.parametrize(
+    ("model", "by_budget"),
+    [
+        ("claude-3-7-sonnet-20250219", True),
+        ("claude-sonnet-4-20250514", True),
+        ("claude-opus-4@20250514", True),
+        ("claude-opus-4-5", True),
+        ("claude-haiku-4-5-20251001", True),
+        ("claude-opus-4-6", False),
+        ("claude-sonnet-4-6", False),
+        ("claude-opus-4-7-20260401", False),
+        ("claude-sonnet-5", False),
+        ("claude-next", False),
+        ("my-own-name", False),
+    ],
+)
+def test_models_before_4_6_think_by_budget(model: str, by_budget: bool) -> None:
+    quirks = PROVIDERS["anthropic"].endpoints_for(model)[Endpoint.MESSAGES].quirks
+    assert bool(quirks & Quirks.BUDGET_THINKING) is by_budget
+    if model.startswith("claude"):
+        assert PROVIDERS["vertex"].endpoints_for(model)[Endpoint.MESSAGES].quirks == quirks | Quirks.VERTEX
+
+
+@pytest.mark.parametrize(
     ("model", "quirks"),
     [
-        ("anthropic.claude-sonnet-4-20250514-v1:0", Quirks.CLAUDE),
-        ("us.anthropic.claude-sonnet-4-20250514-v1:0", Quirks.CLAUDE),
-        ("global.anthropic.claude-opus-4-5-20251101-v1:0", Quirks.CLAUDE),
-        ("arn:aws:bedrock:us-east-1:123456789012:inference-profile/us.anthropic.claude-sonnet-4-20250514-v1:0", Quirks.CLAUDE),
+        ("anthropic.claude-sonnet-4-20250514-v1:0", Quirks.CLAUDE | Quirks.BUDGET_THINKING),
+        ("us.anthropic.claude-sonnet-4-20250514-v1:0", Quirks.CLAUDE | Quirks.BUDGET_THINKING),
+        ("global.anthropic.claude-opus-4-5-20251101-v1:0", Quirks.CLAUDE | Quirks.BUDGET_THINKING),
+        ("arn:aws:bedrock:us-east-1:123456789012:inference-profile/us.anthropic.claude-sonnet-4-20250514-v1:0", Quirks.CLAUDE | Quirks.BUDGET_THINKING),
+        ("eu.anthropic.claude-opus-4-7-v1", Quirks.CLAUDE),
+        ("anthropic.claude-next", Quirks.CLAUDE),
         ("amazon.nova-pro-v1:0", Quirks.NONE),
         ("arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/abc123", Quirks.NONE),
         ("meta.anthropic-like", Quirks.NONE),
@@ -328,8 +353,8 @@ def test_quirks_belong_to_the_dialect_of_their_endpoint(kind: str) -> None:
     belongs = {
         Dialect.OPENAI_CHAT: Quirks.OLD_TOKEN_CAP | Quirks.NEW_TOKEN_CAP | Quirks.NO_STREAM_OPTIONS | Quirks.NO_DEVELOPER_ROLE,
         Dialect.OPENAI_RESPONSES: Quirks.STATELESS,
-        Dialect.ANTHROPIC_MESSAGES: Quirks.VERTEX,
-        Dialect.BEDROCK_CONVERSE: Quirks.CLAUDE,
+        Dialect.ANTHROPIC_MESSAGES: Quirks.VERTEX | Quirks.BUDGET_THINKING,
+        Dialect.BEDROCK_CONVERSE: Quirks.CLAUDE | Quirks.BUDGET_THINKING,
     }
     facts = PROVIDERS[kind]
     for endpoint, entry in [*facts.endpoints.items(), *(row for _, family in facts.families for row in family.items())]:

@@ -332,28 +332,36 @@ def test_of_tools_that_may_not_be_called_none_is_shown() -> None:
     assert body["tool_choice"] == {"type": "auto"}
 
 
-EFFORTS: dict[str, tuple[Thinking, Any, Any]] = {
-    "none": (Thinking("none"), {"type": "disabled"}, None),
-    "minimal": (Thinking("minimal"), {"type": "adaptive"}, {"effort": "low"}),
-    "low": (Thinking("low"), {"type": "adaptive"}, {"effort": "low"}),
-    "xhigh": (Thinking("xhigh", show=True), {"type": "adaptive", "display": "summarized"}, {"effort": "xhigh"}),
-    "budget": (Thinking(budget=2000), {"type": "enabled", "budget_tokens": 2000}, None),
-    "a small budget": (Thinking(budget=1, show=False), {"type": "enabled", "budget_tokens": 1024, "display": "omitted"}, None),
-    "a large budget": (Thinking(budget=10**6), {"type": "enabled", "budget_tokens": 4095}, None),
-    "no budget": (Thinking(budget=0), {"type": "disabled"}, None),
-    "as it likes": (Thinking(budget=-1), {"type": "adaptive"}, None),
-    "only to see": (Thinking(show=True), {"type": "adaptive", "display": "summarized"}, None),
-    "not to see": (Thinking(show=False), None, None),
+def older(budget: int) -> dict[str, Any]:
+    return {"type": "enabled", "budget_tokens": budget}
+
+
+# wish; `thinking` and `output_config`; `thinking` of a model before 4.6, whose budgets are below the 4,096 tokens of the cap
+EFFORTS: dict[str, tuple[Thinking, Any, Any, Any]] = {
+    "none": (Thinking("none"), {"type": "disabled"}, None, {"type": "disabled"}),
+    "minimal": (Thinking("minimal"), {"type": "adaptive"}, {"effort": "low"}, older(1024)),
+    "low": (Thinking("low"), {"type": "adaptive"}, {"effort": "low"}, older(2048)),
+    "xhigh": (Thinking("xhigh", show=True), {"type": "adaptive", "display": "summarized"}, {"effort": "xhigh"}, older(4095)),
+    "budget": (Thinking(budget=2000), {"type": "adaptive"}, {"effort": "low"}, older(2000)),
+    "a small budget": (Thinking(budget=1, show=False), {"type": "adaptive", "display": "omitted"}, {"effort": "low"}, older(1024)),
+    "a middling budget": (Thinking(budget=8192), {"type": "adaptive"}, {"effort": "medium"}, older(4095)),
+    "a large budget": (Thinking(budget=10**6), {"type": "adaptive"}, {"effort": "high"}, older(4095)),
+    "no budget": (Thinking(budget=0), {"type": "disabled"}, None, {"type": "disabled"}),
+    "as it likes": (Thinking(budget=-1), {"type": "adaptive"}, None, older(2048)),
+    "only to see": (Thinking(show=True), {"type": "adaptive", "display": "summarized"}, None, older(2048)),
+    "not to see": (Thinking(show=False), None, None, None),
 }
 
 
 @pytest.mark.parametrize("name", EFFORTS)
 def test_how_much_to_think(name: str) -> None:
-    wanted, thinking, config = EFFORTS[name]
-    body = written(asked(thinking=wanted))
-    assert (body.get("thinking"), body.get("output_config")) == (thinking, config)
-    assert dropped(asked(thinking=wanted)) == ()
-    vendor_anthropic.read(body)
+    wanted, thinking, config, by_budget = EFFORTS[name]
+    for quirks, expected in ((Quirks.NONE, (thinking, config)), (Quirks.BUDGET_THINKING, (by_budget, None))):
+        encoded = encode_conversation(asked(thinking=wanted), quirks)
+        body = json.loads(encoded.prefix + b'"m"' + encoded.suffix)
+        assert (body.get("thinking"), body.get("output_config")) == expected
+        assert encoded.dropped == ()
+        vendor_anthropic.read(body)
 
 
 CALLED = (HI, Message("assistant", (ToolCall("a", "ping", "{}"),)), Message("user", (ToolResult("a", "ping", (Text("1"),)),)))
@@ -369,15 +377,17 @@ THOUGHTLESS: dict[str, ConversationRequest] = {
 
 @pytest.mark.parametrize("name", THOUGHTLESS)
 def test_thinking_that_would_be_refused_is_left_out_and_reported(name: str) -> None:
-    body = written(THOUGHTLESS[name])
-    assert "thinking" not in body and dropped(THOUGHTLESS[name]) == ("thinking",)
+    encoded = encode_conversation(THOUGHTLESS[name], Quirks.BUDGET_THINKING)
+    body = json.loads(encoded.prefix + b'"m"' + encoded.suffix)
+    assert "thinking" not in body and encoded.dropped == ("thinking",)
     vendor_anthropic.read(body)
 
 
 def test_thinking_goes_on_where_the_calls_have_their_thoughts() -> None:
     signed = Reasoning("Hm.", "c2ln", signer=OURS)
     messages = (HI, Message("assistant", (signed, ToolCall("a", "ping", "{}"))), CALLED[2])
-    assert written(asked(*messages, tools=(PING,), thinking=BUDGET))["thinking"] == {"type": "enabled", "budget_tokens": 2000}
+    encoded = encode_conversation(asked(*messages, tools=(PING,), thinking=BUDGET), Quirks.BUDGET_THINKING)
+    assert json.loads(encoded.prefix + b'"m"' + encoded.suffix)["thinking"] == {"type": "enabled", "budget_tokens": 2000}
     assert written(asked(*CALLED, tools=(PING,), thinking=Thinking("low")))["thinking"] == {"type": "adaptive"}
 
 

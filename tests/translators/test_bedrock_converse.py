@@ -263,7 +263,7 @@ def test_structured_output_is_a_schema_as_text() -> None:
     assert made["structure"]["jsonSchema"] == {"name": "place", "description": "A place."}
 
 
-CLAUDE, ANY = Quirks.CLAUDE, Quirks.NONE
+CLAUDE, OLDER, ANY = Quirks.CLAUDE, Quirks.CLAUDE | Quirks.BUDGET_THINKING, Quirks.NONE
 THINKING: dict[str, tuple[Thinking, Quirks, Any, Any, bool]] = {  # wish, model: `thinking`, `effort`, whether it is reported as left out
     "an effort": (Thinking(effort="high"), ANY, None, "high", False),
     "an effort of Claude": (Thinking(effort="minimal"), CLAUDE, {"type": "adaptive"}, "low", False),
@@ -271,9 +271,11 @@ THINKING: dict[str, tuple[Thinking, Quirks, Any, Any, bool]] = {  # wish, model:
     "none of Claude": (Thinking(effort="none"), CLAUDE, {"type": "disabled"}, None, False),
     "no budget of Claude": (Thinking(budget=0), CLAUDE, {"type": "disabled"}, None, False),
     "a budget": (Thinking(budget=2000), ANY, None, None, True),
-    "a budget of Claude": (Thinking(budget=2000, show=True), CLAUDE, {"type": "enabled", "budget_tokens": 2000, "display": "summarized"}, None, False),
-    "a budget that is too small": (Thinking(budget=5), CLAUDE, {"type": "enabled", "budget_tokens": 1024}, None, False),
-    "a budget that is too large": (Thinking(budget=9999), CLAUDE, {"type": "enabled", "budget_tokens": 3999}, None, False),
+    "a budget of Claude": (Thinking(budget=2000, show=True), CLAUDE, {"type": "adaptive", "display": "summarized"}, "low", False),
+    "a budget of an older Claude": (Thinking(budget=2000, show=True), OLDER, {"type": "enabled", "budget_tokens": 2000}, None, False),
+    "an effort of an older Claude": (Thinking(effort="low"), OLDER, {"type": "enabled", "budget_tokens": 2048}, None, False),
+    "a budget that is too small": (Thinking(budget=5), OLDER, {"type": "enabled", "budget_tokens": 1024}, None, False),
+    "a budget that is too large": (Thinking(budget=9999), OLDER, {"type": "enabled", "budget_tokens": 3999}, None, False),
     "shown": (Thinking(show=True), CLAUDE, {"type": "adaptive", "display": "summarized"}, None, False),
     "not shown": (Thinking(show=False), CLAUDE, None, None, False),
 }
@@ -300,8 +302,8 @@ def test_no_thoughts_are_asked_for_where_claude_would_refuse_the_request() -> No
         asked(thinking=Thinking(budget=2000), max_tokens=4000, messages=loop, tools=(Tool("f"),)),
         asked(thinking=Thinking(budget=2000), max_tokens=4000, tools=(Tool("f"),), tool_choice=ToolChoice("required")),
     ):
-        assert "additionalModelRequestFields" not in written(request, CLAUDE)
-        assert "thinking" in encode_conversation(request, CLAUDE).dropped
+        assert "additionalModelRequestFields" not in written(request, OLDER)
+        assert "thinking" in encode_conversation(request, OLDER).dropped
     signed = (loop[0], Message("assistant", (Reasoning("x", "c2ln", signer=OURS), *loop[1].parts)), loop[2])
     assert (
         "thinking"

@@ -9,10 +9,13 @@ from __future__ import annotations
 import re
 
 from cliproxy.dialects import Endpoint, Quirks
+from cliproxy.providers.anthropic import BY_BUDGET
 from cliproxy.providers.facts import Auth, EndpointFacts, Framing, ProviderFacts, Setting
 
+_ANTHROPIC = r"(?:arn:[^/]*/)?(?:[a-z]{2,6}\.)?anthropic\."
 _PATH, _STREAM_PATH = "/model/{model}/converse", "/model/{model}/converse-stream"
 _ANY = {Endpoint.CONVERSE: EndpointFacts(path=_PATH, stream_path=_STREAM_PATH)}
+_BY_BUDGET = {Endpoint.CONVERSE: EndpointFacts(path=_PATH, stream_path=_STREAM_PATH, quirks=Quirks.CLAUDE | Quirks.BUDGET_THINKING)}
 _CLAUDE = {Endpoint.CONVERSE: EndpointFacts(path=_PATH, stream_path=_STREAM_PATH, quirks=Quirks.CLAUDE)}
 
 FACTS = ProviderFacts(
@@ -23,6 +26,6 @@ FACTS = ProviderFacts(
     auths=frozenset({Auth.SIGV4, Auth.BEARER}),
     framing=Framing.AWS_EVENT_STREAM,
     settings={"region": Setting(pattern=r"[a-z]{2}(-[a-z]{2,10}){1,3}-[0-9]", cure="write the region's id, like us-east-1")},
-    families=((re.compile(r"(?:arn:[^/]*/)?(?:[a-z]{2,6}\.)?anthropic\."), _CLAUDE), (re.compile(""), _ANY)),
+    families=((re.compile(_ANTHROPIC + BY_BUDGET.pattern), _BY_BUDGET), (re.compile(_ANTHROPIC), _CLAUDE), (re.compile(""), _ANY)),
     endpoints=_ANY,
 )

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 
 from cliproxy.dialects import Endpoint, Quirks
+from cliproxy.providers.anthropic import BY_BUDGET
 from cliproxy.providers.facts import EndpointFacts, ProviderFacts, Setting
 
 _GEMINI = {
@@ -18,14 +19,21 @@ _GEMINI = {
     ),
     Endpoint.COUNT_CONTENT_TOKENS: EndpointFacts(path="/publishers/google/models/{model}:countTokens"),
 }
-_CLAUDE = {
-    Endpoint.MESSAGES: EndpointFacts(
-        path="/publishers/anthropic/models/{model}:rawPredict",
-        stream_path="/publishers/anthropic/models/{model}:streamRawPredict",
-        quirks=Quirks.VERTEX,
-    ),
-    Endpoint.COUNT_MESSAGE_TOKENS: EndpointFacts(path="/publishers/anthropic/models/count-tokens:rawPredict", quirks=Quirks.VERTEX),
-}
+
+
+def _claude(quirks: Quirks) -> Mapping[Endpoint, EndpointFacts]:
+    return {
+        Endpoint.MESSAGES: EndpointFacts(
+            path="/publishers/anthropic/models/{model}:rawPredict",
+            stream_path="/publishers/anthropic/models/{model}:streamRawPredict",
+            quirks=quirks,
+        ),
+        Endpoint.COUNT_MESSAGE_TOKENS: EndpointFacts(path="/publishers/anthropic/models/count-tokens:rawPredict", quirks=quirks),
+    }
+
+
+_CLAUDE = _claude(Quirks.VERTEX)
+_BY_BUDGET = _claude(Quirks.VERTEX | Quirks.BUDGET_THINKING)
 _HOSTS = {  # the locations that are no region
     "global": "aiplatform.googleapis.com",
     "us": "aiplatform.us.rep.googleapis.com",
@@ -47,6 +55,6 @@ FACTS = ProviderFacts(
         "location": Setting(pattern=r"global|us|eu|[a-z]{2,20}-[a-z]{4,20}[0-9]{1,2}", cure="write global, us, eu or a region, like us-east5"),
     },
     derived=_host,
-    families=((re.compile(r"claude"), _CLAUDE), (re.compile(r"gemini|gemma|learnlm"), _GEMINI)),
+    families=((BY_BUDGET, _BY_BUDGET), (re.compile(r"claude"), _CLAUDE), (re.compile(r"gemini|gemma|learnlm"), _GEMINI)),
     endpoints={**_GEMINI, **_CLAUDE},
 )

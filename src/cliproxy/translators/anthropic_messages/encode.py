@@ -4,19 +4,7 @@ What always holds: what leaves has a cap on output tokens; turns alternate and t
 those; thoughts go back only if this vendor signed them. On Vertex AI the model is in the path and the body says `anthropic_version`, except when it is asked
 for tokens: then the body names the model as well.
 
-How much to think, from the hub to the vendor (`Thinking`):
-
-| hub | `thinking` | `output_config.effort` |
-|---|---|---|
-| effort `none`, or budget 0 | `disabled` | the effort, unless `none` |
-| effort `minimal`, `low` | `adaptive` | `low` |
-| effort `medium`, `high`, `xhigh` | `adaptive` | the same |
-| a budget | `enabled`, at least 1,024 and below `max_tokens` | the effort, if any |
-| neither, but `show` is not false | `adaptive` | |
-
-`show` becomes `display`. Thinking is left out and reported in `dropped` where Anthropic refuses the request with it (adaptive thinking with a forced tool is
-taken by newer models only). That is so when a tool is forced, and with a budget also when a turn that calls tools, or that the answer goes on from, does not
-begin with thoughts that it signed, or when no 1,024 tokens have room below `max_tokens`.
+How much to think: `translators.claude_thinking`.
 """
 
 from __future__ import annotations
@@ -29,15 +17,14 @@ from cliproxy.dialects import Quirks
 from cliproxy.errors import UnsupportedFeature
 from cliproxy.translators.anthropic_messages.blocks import TOOL_NAME, begin_with_thoughts, called_names, refuse, system_blocks, turns
 from cliproxy.translators.anthropic_messages.wire import MessagesRequest
-from cliproxy.translators.conversation import ConversationRequest, Encoded, Thinking, Tool
+from cliproxy.translators.claude_thinking import effort_of, thinking_of
+from cliproxy.translators.conversation import ConversationRequest, Encoded, Tool
 from cliproxy.translators.json_bounds import encode_json
 
 PREFIX = b'{"model":'
 VERTEX_VERSION = b'{"anthropic_version":"vertex-2023-10-16",'
 VERTEX_COUNT_PREFIX = VERTEX_VERSION + b'"model":'
-MIN_BUDGET_TOKENS = 1024
 MAX_USER_ID_CHARS = 256  # Anthropic: `metadata.user_id`
-_EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh"}
 _TIERS = {"auto": "auto", "default": "standard_only"}
 _encoder = msgspec.json.Encoder()
 
@@ -58,7 +45,7 @@ def encode_conversation(request: ConversationRequest, quirks: Quirks) -> Encoded
     """
     dropped: list[str] = []
     body: dict[str, Any] = {"max_tokens": request.max_tokens}
-    body |= common_fields(request, dropped)
+    body |= common_fields(request, dropped, by_budget=bool(quirks & Quirks.BUDGET_THINKING))
     body |= _settings(request, dropped, thinks=_is_thinking(body))
     if request.stream:
         body["stream"] = True
@@ -69,7 +56,7 @@ def encode_conversation(request: ConversationRequest, quirks: Quirks) -> Encoded
 def encode_count(request: ConversationRequest, quirks: Quirks) -> Encoded:
     """Return the question for the tokens of `request`. What only steers an answer is left out: it has no tokens. Raises as `encode_conversation` does."""
     dropped: list[str] = []
-    rest = _json(common_fields(request, dropped))
+    rest = _json(common_fields(request, dropped, by_budget=bool(quirks & Quirks.BUDGET_THINKING)))
     return Encoded(VERTEX_COUNT_PREFIX if quirks & Quirks.VERTEX else PREFIX, b"," + rest, tuple(dict.fromkeys(dropped)))
 
 
@@ -88,10 +75,10 @@ def _json(body: dict[str, Any]) -> bytes:
 # --- what counts as prompt -------------------------------------------------------------------------------------------
 
 
-def common_fields(request: ConversationRequest, dropped: list[str]) -> dict[str, Any]:
-    """Return the fields that a request and a question for its tokens have in common."""
+def common_fields(request: ConversationRequest, dropped: list[str], *, by_budget: bool) -> dict[str, Any]:
+    """Return the fields that a request and a question for its tokens have in common. `by_budget`: the model thinks by budgets and knows no effort."""
     fields: dict[str, Any] = {}
-    thinking = _thinking_of(request, dropped)
+    thinking = thinking_of(request, dropped, by_budget=by_budget, begin_with_thoughts=lambda: begin_with_thoughts(request.messages))
     fields["messages"] = turns(request.messages, dropped)
     system = system_blocks(request.system)
     if system:
@@ -103,7 +90,7 @@ def common_fields(request: ConversationRequest, dropped: list[str]) -> dict[str,
         fields["tool_choice"] = choice
     if thinking is not None:
         fields["thinking"] = thinking
-    output = _output_config(request, dropped)
+    output = _output_config(request, dropped, by_budget=by_budget)
     if output:
         fields["output_config"] = output
     return fields
@@ -164,10 +151,11 @@ def _tool(tool: Tool) -> dict[str, Any]:
     return made
 
 
-def _output_config(request: ConversationRequest, dropped: list[str]) -> dict[str, Any]:
+def _output_config(request: ConversationRequest, dropped: list[str], *, by_budget: bool) -> dict[str, Any]:
     config: dict[str, Any] = {}
-    if request.thinking is not None and request.thinking.effort in _EFFORTS:
-        config["effort"] = _EFFORTS[request.thinking.effort]
+    effort = effort_of(request.thinking, by_budget=by_budget)
+    if effort:
+        config["effort"] = effort
     output = request.output
     if output is not None:
         if output.kind != "schema" or output.schema is None:
@@ -176,38 +164,6 @@ def _output_config(request: ConversationRequest, dropped: list[str]) -> dict[str
         if output.description:
             dropped.append("output")
     return config
-
-
-# --- thinking --------------------------------------------------------------------------------------------------------
-
-
-def _thinking_of(request: ConversationRequest, dropped: list[str]) -> dict[str, Any] | None:
-    wanted = request.thinking
-    if wanted is None:
-        return None
-    if wanted.effort and wanted.effort != "none" and wanted.effort not in _EFFORTS:
-        refuse("thinking")
-    if wanted.budget == 0 or wanted.effort == "none":
-        return {"type": "disabled"}
-    if not wanted.effort and wanted.budget is None and wanted.show is False:
-        return None  # no wish to think, and none to see thoughts
-    made = _configured(wanted, request)
-    if made is None:
-        dropped.append("thinking")
-    elif wanted.show is not None:
-        made["display"] = "summarized" if wanted.show else "omitted"
-    return made
-
-
-def _configured(wanted: Thinking, request: ConversationRequest) -> dict[str, Any] | None:
-    """Return the configuration, or None if Anthropic would refuse the request with it."""
-    if request.tool_choice is not None and request.tool_choice.mode in ("required", "named"):
-        return None
-    if wanted.budget is None or wanted.budget < 0:
-        return {"type": "adaptive"}
-    if request.max_tokens <= MIN_BUDGET_TOKENS or not begin_with_thoughts(request.messages):
-        return None
-    return {"type": "enabled", "budget_tokens": min(max(wanted.budget, MIN_BUDGET_TOKENS), request.max_tokens - 1)}
 
 
 def _is_thinking(body: dict[str, Any]) -> bool:

@@ -4,9 +4,8 @@ What always holds: what leaves has a cap on output tokens; turns alternate and t
 signed them; every field is one of `usage.py`, which egress reads again.
 
 Converse has no word for thinking and `top_k`: where the model is Anthropic's (`Quirks.CLAUDE`) they go into `additionalModelRequestFields`
-(https://docs.aws.amazon.com/bedrock/latest/userguide/claude-messages-extended-thinking.html); for other models `top_k` is refused, and how much to think is
-`outputConfig.effort` at most. What cannot be said of it is left out and reported as `thinking`, also where Anthropic would refuse the request with it: a
-tool is forced; or there is a budget, and a turn that calls tools does not begin with thoughts that were signed there, or no 1,024 tokens have room.
+(https://docs.aws.amazon.com/bedrock/latest/userguide/claude-messages-extended-thinking.html), as `translators.claude_thinking` says; for other models `top_k`
+is refused, and how much to think is `outputConfig.effort` at most. What cannot be said of it is left out and reported as `thinking`.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ import msgspec
 from cliproxy.dialects import Quirks
 from cliproxy.errors import SchemaError, UnsupportedFeature
 from cliproxy.translators.bedrock_converse.blocks import CACHE_POINT, TOOL_NAME, Turns, begin_with_thoughts, called_names, refuse, system_blocks
-from cliproxy.translators.conversation import ConversationRequest, Encoded, Thinking, Tool
+from cliproxy.translators.claude_thinking import effort_of, thinking_of
+from cliproxy.translators.conversation import ConversationRequest, Encoded, Tool
 from cliproxy.translators.json_bounds import encode_json
 
-MIN_BUDGET_TOKENS = 1024  # Anthropic: `budget_tokens`
 MAX_STOP_SEQUENCES = 2500  # InferenceConfigurationStopSequencesList
 _EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh"}
 _TIERS = frozenset(("default", "flex", "priority"))
@@ -37,7 +36,7 @@ def encode_conversation(request: ConversationRequest, quirks: Quirks) -> Encoded
     _refuse_what_changes_answers(request)
     dropped: list[str] = []
     claude = bool(quirks & Quirks.CLAUDE)
-    thinking = _thinking_of(request, dropped, claude=claude)
+    thinking = _thinking_of(request, dropped, quirks)
     thinks = thinking is not None and thinking["type"] != "disabled"
     body: dict[str, Any] = {"messages": Turns(dropped).write(request.messages), "inferenceConfig": _inference(request, claude=claude, thinks=thinks)}
     system = system_blocks(request.system)
@@ -46,7 +45,7 @@ def encode_conversation(request: ConversationRequest, quirks: Quirks) -> Encoded
     tools = _tool_config(request)
     if tools:
         body["toolConfig"] = tools
-    output = _output_config(request, dropped)
+    output = _output_config(request, dropped, quirks)
     if output:
         body["outputConfig"] = output
     more: dict[str, Any] = {}
@@ -151,11 +150,15 @@ def _tool(tool: Tool) -> dict[str, Any]:
 # --- output and thinking ---------------------------------------------------------------------------------------------
 
 
-def _output_config(request: ConversationRequest, dropped: list[str]) -> dict[str, Any]:
+def _output_config(request: ConversationRequest, dropped: list[str], quirks: Quirks) -> dict[str, Any]:
     config: dict[str, Any] = {}
     wanted = request.thinking
-    if wanted is not None and wanted.effort in _EFFORTS:
-        config["effort"] = _EFFORTS[wanted.effort]
+    if quirks & Quirks.CLAUDE:
+        effort = effort_of(wanted, by_budget=bool(quirks & Quirks.BUDGET_THINKING))
+    else:
+        effort = "" if wanted is None else _EFFORTS.get(wanted.effort, "")
+    if effort:
+        config["effort"] = effort
     output = request.output
     if output is not None:
         if output.kind != "schema" or output.schema is None:
@@ -172,35 +175,15 @@ def _output_config(request: ConversationRequest, dropped: list[str]) -> dict[str
     return config
 
 
-def _thinking_of(request: ConversationRequest, dropped: list[str], *, claude: bool) -> dict[str, Any] | None:
+def _thinking_of(request: ConversationRequest, dropped: list[str], quirks: Quirks) -> dict[str, Any] | None:
     """Return what an Anthropic model is told of thinking; None for nothing."""
+    if quirks & Quirks.CLAUDE:
+        by_budget = bool(quirks & Quirks.BUDGET_THINKING)
+        return thinking_of(request, dropped, by_budget=by_budget, begin_with_thoughts=lambda: begin_with_thoughts(request.messages))
     wanted = request.thinking
-    if wanted is None:
-        return None
-    if wanted.effort and wanted.effort != "none" and wanted.effort not in _EFFORTS:
-        refuse("thinking")
-    if not claude:
+    if wanted is not None:
+        if wanted.effort and wanted.effort != "none" and wanted.effort not in _EFFORTS:
+            refuse("thinking")
         if wanted.effort not in _EFFORTS:
             dropped.append("thinking")
-        return None
-    if wanted.budget == 0 or wanted.effort == "none":
-        return {"type": "disabled"}
-    if not wanted.effort and wanted.budget is None and wanted.show is False:
-        return None  # no wish to think, and none to see thoughts
-    made = _configured(wanted, request)
-    if made is None:
-        dropped.append("thinking")
-    elif wanted.show is not None:
-        made["display"] = "summarized" if wanted.show else "omitted"
-    return made
-
-
-def _configured(wanted: Thinking, request: ConversationRequest) -> dict[str, Any] | None:
-    """Return the configuration, or None if Anthropic would refuse the request with it."""
-    if request.tool_choice is not None and request.tool_choice.mode in ("required", "named"):
-        return None
-    if wanted.budget is None or wanted.budget < 0:
-        return {"type": "adaptive"}
-    if request.max_tokens <= MIN_BUDGET_TOKENS or not begin_with_thoughts(request.messages):
-        return None
-    return {"type": "enabled", "budget_tokens": min(max(wanted.budget, MIN_BUDGET_TOKENS), request.max_tokens - 1)}
+    return None
