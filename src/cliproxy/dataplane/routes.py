@@ -84,12 +84,18 @@ def route_of(request: RawRequest) -> ClientRoute | None:
     path = request.path
     route = EXACT.get(path)
     if route is not None:
-        if route.row is None and request.anthropic_version is not None and path == b"/v1/models":
-            return _ANTHROPIC_MODELS
+        if route.row is None and path == b"/v1/models":
+            if request.anthropic_version is not None:
+                return _ANTHROPIC_MODELS
+            if request.goog_api_key is not None:
+                return EXACT[b"/v1beta/models"]
         return route
     if path.startswith(_GEMINI_PREFIX):
         return _gemini(path[len(_GEMINI_PREFIX) :], request.query)
     if path.startswith(_MODEL_PREFIX):
+        # Google's SDKs since 3.0 say /v1 where they said /v1beta.
+        if request.goog_api_key is not None or path.rpartition(b":")[2] in _VERBS:
+            return _gemini(path[len(_MODEL_PREFIX) :], request.query)
         shape = Shape.OPENAI if request.anthropic_version is None else Shape.ANTHROPIC
         return ClientRoute(shape, b"GET", Page.MODEL, model=_model_name(path[len(_MODEL_PREFIX) :]))
     return None

@@ -54,7 +54,7 @@ class AnthropicClient:
             stop_sequences=list(prompt.stop),
             max_tokens=prompt.max_tokens or 1024,
             extra_body=without_none(temperature=prompt.temperature, top_p=prompt.top_p, top_k=prompt.top_k),  # which the newer SDKs have no names for
-            thinking={"type": "enabled", "budget_tokens": BUDGETS[prompt.effort]} if thinks else None,
+            thinking={"type": "enabled", "budget_tokens": BUDGETS[prompt.effort], "display": "summarized"} if thinks else None,
             **prompt.extra,
         )
 

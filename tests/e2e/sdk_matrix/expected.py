@@ -43,8 +43,8 @@ REFUSED: dict[tuple[str, str], dict[str, str]] = {
 # Targets that have no word for a tool's failure: its text goes, and a `Warning` says the rest.
 WITHOUT_TOOL_ERRORS = {"openai_chat", "openai_responses"}
 
-# Thoughts that are not shown, since one side shows none.
-DROPPED_THOUGHTS: set[tuple[str, str]] = set()
+# Thoughts that are not shown: a chat completion cannot ask for them, and these vendors show them only to who asks.
+DROPPED_THOUGHTS = {("openai_chat", "openai_responses"), ("openai_chat", "gemini_generate")}
 
 _ENDS = ("[[refuse]]", "[[filter]]", "[[stop]]", "[[long]]")
 
