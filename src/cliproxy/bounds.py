@@ -29,6 +29,7 @@ MAX_QUERY_PARAMETERS = 32  # of Gemini's paths; its SDKs send two
 MAX_SESSION_CHARS = 256  # of `x-session-id`; longer ones are no session
 MAX_HEADER_VALUE_CHARS = 256  # of what we put into an answer's header; MAX_MODEL_NAME_CHARS
 MAX_WARNINGS = 16  # `Warning` headers of one answer, one for each field that was left out
+MAX_KEPT_REQUEST_BYTES = 128 * MIB  # bodies of requests that a worker keeps decoded, for a reroute or until their answer is translated; 503 above
 MAX_COLLECTED_BYTES = 128 * MIB  # whole answers that a worker holds until it can translate them; 4 of the largest
 MAX_TALLY_ENTRIES = 256  # addresses that a worker's authentication tally tells apart in one second
 
@@ -80,7 +81,7 @@ MAX_GEMINI_FUNCTIONS = 512  # Gemini: `functionDeclarations` of one request
 MAX_GEMINI_STOP_SEQUENCES = 5  # Gemini: `stopSequences`
 MAX_CITATIONS = 1024  # sources of one choice; answers with web searches have some dozens
 MAX_CITED_TEXT_BYTES = 256 * KIB  # of a text whose sources' places are counted over from bytes to characters; each count reads it
-MAX_HELD_ARGUMENTS_CHARS = 4 * MIB  # of tool calls under way in one stream, for a client whose dialect tells them whole
+MAX_HELD_CHARS = 4 * MIB  # of tool calls and signed thoughts under way in one stream, for a client whose dialect tells them whole
 MAX_EMBEDDING_INPUTS = 2048  # OpenAI: `input`
 MAX_EMBEDDING_DIMENSIONS = 65_536  # no model has more than 12,288
 MAX_FORM_PARTS = 64  # fields of a form; a transcription has 14 kinds, some of them repeated

@@ -568,6 +568,65 @@ def test_a_reroute_without_a_channel_is_503() -> None:
     assert (client.status, client.json["error"]["type"]) == (503, "overloaded_error")
 
 
+# --- what is kept ------------------------------------------------------------------------------------------------------
+
+KEPT: dict[str, tuple[str, Any]] = {
+    "translated": ("/v1/messages", MESSAGES),
+    "translated stream": ("/v1/messages", MESSAGES | {"stream": True}),
+    "of two profiles": ("/v1/messages", MESSAGES | {"model": "pool"}),
+    "of two profiles, streamed": ("/v1/messages", MESSAGES | {"model": "pool", "stream": True}),
+    "batch": ("/v1beta/models/gemini:batchEmbedContents", {"requests": [{"content": {"parts": [{"text": "a"}]}}]}),
+}
+
+
+@pytest.mark.parametrize("how", ["answered", "broken", "left", "nonsense", "bad reroute"])
+@pytest.mark.parametrize("name", KEPT)
+def test_what_is_kept_of_a_request_is_counted_and_let_go_at_its_end(name: str, how: str) -> None:
+    worker = rig()
+    path, body = KEPT[name]
+    stream = "stream" in name
+    client = worker.post(path, body)
+    assert worker.exchange.keeping == len(json.dumps(body))
+    if how == "answered":
+        own = "two profiles" in name
+        worker.answer(
+            client, OWN["messages"][0] if own and stream else b"" if stream else message_body() if own else chat_body("m"), sse=stream, final=not stream
+        )
+        if stream and not own:
+            worker.data(client, *chat_events("m", WORDS))
+            assert worker.exchange.keeping == len(json.dumps(body))
+        if stream:
+            worker.end(client)
+    elif how == "broken":
+        worker.abort(client)
+    elif how == "left":
+        worker.exchange.on_client_gone(client)  # type: ignore[arg-type]
+    elif how == "nonsense":
+        worker.answer(client, b"{}", sse=not stream, final=False)
+    else:
+        worker.reroute(client, 99)
+    assert worker.exchange.keeping == 0 and worker.faults == []
+
+
+def test_a_same_dialect_call_of_one_profile_keeps_nothing() -> None:
+    worker = rig()
+    worker.post("/v1/chat/completions", CHAT)
+    worker.post("/v1/chat/completions", CHAT | {"stream": True})
+    assert worker.exchange.keeping == 0
+
+
+def test_what_is_kept_of_all_requests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = len(json.dumps(MESSAGES))
+    monkeypatch.setattr("cliproxy.dataplane.calls.MAX_KEPT_REQUEST_BYTES", 2 * size)
+    worker = rig()
+    clients = [worker.post("/v1/messages", MESSAGES) for _ in range(3)]
+    assert [client.status for client in clients] == [0, 0, 503]
+    assert worker.post("/v1/chat/completions", CHAT).status == 0
+    worker.answer(clients[0], chat_body("m"))
+    assert worker.post("/v1/messages", MESSAGES).status == 0
+    assert len(worker.calls) == 4
+
+
 # --- sessions ----------------------------------------------------------------------------------------------------------
 
 

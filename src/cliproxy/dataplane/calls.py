@@ -13,7 +13,7 @@ import time
 from collections import deque
 from typing import Protocol
 
-from cliproxy.bounds import MAX_COLLECTED_BYTES, MAX_DATA_FRAME_BYTES, MAX_REROUTES, MAX_WHOLE_ANSWER_BYTES, STREAM_GRANT_BYTES
+from cliproxy.bounds import MAX_COLLECTED_BYTES, MAX_DATA_FRAME_BYTES, MAX_KEPT_REQUEST_BYTES, MAX_REROUTES, MAX_WHOLE_ANSWER_BYTES, STREAM_GRANT_BYTES
 from cliproxy.dataplane.answers import JSON_HEADERS, Stream, WholeAnswer, content_type, same_stream, translated_stream, warning_headers
 from cliproxy.dataplane.errors import Shape
 from cliproxy.dataplane.server import Connection
@@ -37,6 +37,7 @@ class Owner(Protocol):
     """Who sends calls, and keeps account of them."""
 
     collected: int  # bytes of whole answers that wait for their end, of all calls
+    keeping: int  # bytes of request bodies that are kept decoded, of all calls
 
     def refuse(self, connection: Connection, error: CliproxyError, request_id: str, shape: Shape) -> None:
         """Answer with `error`, in the client's dialect."""
@@ -69,6 +70,7 @@ class PendingCall:
         "_array",
         "_dropped",
         "_ended",
+        "_keeps",
         "_owed",
         "_owner",
         "_row",
@@ -94,6 +96,7 @@ class PendingCall:
         self._array = array
         self._owed = 0  # bytes used and not yet granted anew
         self._ended = False
+        self._keeps = 0  # bytes of the body that is kept decoded
         self.kept: AdmittedRequest | None = None
         self.reroutes = 0
         self.started = False
@@ -101,7 +104,10 @@ class PendingCall:
         self.heard_at = 0.0
 
     def expect(self, outbound: OutboundRequest) -> None:
-        """What leaves for egress is `outbound`: read the answer accordingly. Its bytes are not held on to."""
+        """What leaves for egress is `outbound`: read the answer accordingly. Its bytes are not held on to; its decoded value is where that is needed.
+
+        Raises `Unavailable` when too much is kept already.
+        """
         admitted = outbound.admitted
         decoded = admitted.decoded
         self._row: ClientRow = decoded.row
@@ -117,6 +123,8 @@ class PendingCall:
             self._stream = same_stream(decoded.row, decoded.body, array=self._array)
         elif decoded.row.same_answer is not None:
             self._whole = WholeAnswer(decoded.row, None, decoded.body, id=self.request_id, model=decoded.figures.model)
+        if self.kept is not None or self._whole is not None or self._waiting is not None:
+            self._keep(decoded.size)
 
     def _expect_another_dialect(self, outbound: OutboundRequest) -> None:
         decoded = outbound.admitted.decoded
@@ -131,7 +139,10 @@ class PendingCall:
     # --- what egress sends ---
 
     def on_answer(self, answer: Answer) -> None:
-        self.kept = None
+        if self.kept is not None:
+            self.kept = None
+            if self._whole is None and self._waiting is None:
+                self._keep(0)
         if answer.sse is not self._streams or (answer.media and not self._row.media):
             self._give_up(BAD_ANSWER)
         elif self._streams:
@@ -206,6 +217,7 @@ class PendingCall:
             self._owner.reroute(self, reroute)
         except CliproxyError as error:
             self._owner.finished(self)
+            self._forget()
             self._owner.refuse(self.connection, error, self.request_id, self._shape)
 
     # --- what the client does ---
@@ -319,12 +331,22 @@ class PendingCall:
             self._owner.grant(self, owed)
 
     def _forget(self) -> None:
-        """Let go of what was collected or waits."""
+        """Let go of what was collected, is kept or waits."""
         if self._whole is not None:
             self._owner.collected -= self._whole.size
             self._whole = None
         self._waiting = None
         self.kept = None
+        if self._keeps:
+            self._keep(0)
+
+    def _keep(self, count: int) -> None:
+        """Account for `count` bytes of a body that is kept decoded."""
+        owner = self._owner
+        owner.keeping += count - self._keeps
+        self._keeps = count
+        if count and owner.keeping > MAX_KEPT_REQUEST_BYTES:
+            raise Unavailable("The gateway keeps more requests than it may; try again in a moment.", code="overloaded")
 
 
 def frame_of(outbound: OutboundRequest, call: PendingCall, session: str, tried: tuple[str, ...]) -> Call:

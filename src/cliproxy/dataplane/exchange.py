@@ -63,6 +63,7 @@ class Exchange:
         self._streams: set[PendingCall] = set()
         self.clock = time.monotonic()  # coarse: advanced by `sweep`; good enough for keep-alive comments
         self.collected = 0
+        self.keeping = 0
         self.origin_headers: Callable[[Answer], bytes] = Origins().headers
         self._keep_alive_after = settings.server.limits.keepalive_comment_seconds
         self._pages: dict[Page, Callable[[Connection, RawRequest, str, ClientRoute], None]] = {
@@ -169,8 +170,13 @@ class Exchange:
         if not admitted.profiles:
             self._estimate(connection, request_id, route, row, admitted)
             return
+        outbound = encode(admitted)
         call = PendingCall(self, connection, request_id, route.shape, array=route.array)
-        self._send(call, encode(admitted), ())
+        try:
+            self._send(call, outbound, ())
+        except CliproxyError:
+            call.cancelled()
+            raise
         connection.call = call
 
     def _estimate(self, connection: Connection, request_id: str, route: ClientRoute, row: ClientRow, admitted: AdmittedRequest) -> None:

@@ -35,7 +35,7 @@ class IdentifiedRequest(msgspec.Struct, frozen=True, gc=False):
 
 
 class DecodedRequest(msgspec.Struct, frozen=True, gc=False):
-    """A request whose body is what the schema says. `body` is what the row's `decode` made of it; `session` what the client calls its session."""
+    """A request whose body is what the schema says. `body` is what the row's `decode` made of its `size` bytes; `session` what the client calls its own."""
 
     principal: Principal
     proof: bytes
@@ -43,6 +43,7 @@ class DecodedRequest(msgspec.Struct, frozen=True, gc=False):
     body: Any
     figures: Figures
     session: bytes | None
+    size: int
 
 
 class AdmittedRequest(msgspec.Struct, frozen=True, gc=False):
@@ -85,7 +86,7 @@ def decode(request: IdentifiedRequest, row: ClientRow, given: Given) -> DecodedR
     """Step 5. Raises `SchemaError` naming the field."""
     raw = request.raw
     body = row.decode(raw.body, given, raw.content_type)
-    return DecodedRequest(request.principal, request.proof, row, body, body if row.figures is None else row.figures(body), raw.session)
+    return DecodedRequest(request.principal, request.proof, row, body, body if row.figures is None else row.figures(body), raw.session, len(raw.body))
 
 
 def admit(request: DecodedRequest, table: RouteTable) -> AdmittedRequest:
