@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from hub_strategies import Feature, answers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cliproxy.dialects import Dialect
-from cliproxy.errors import UpstreamError
+from cliproxy.dialects import Dialect, Quirks
+from cliproxy.errors import SchemaError, UpstreamError
 from cliproxy.translators.conversation import Choice, Citation, ConversationAnswer, Image, Reasoning, Refusal, StopReason, Text, ToolCall
 from cliproxy.translators.gemini_generate.answer import decode_answer, encode_answer
-from cliproxy.translators.gemini_generate.count import decode_count_answer
-from cliproxy.translators.gemini_generate.decode import decode_gemini
+from cliproxy.translators.gemini_generate.count import decode_count, decode_count_answer, encode_same
+from cliproxy.translators.gemini_generate.decode import conversation_of, decode_gemini
+from cliproxy.translators.gemini_generate.encode import FOREIGN_SIGNATURE, encode_with_hole
+from cliproxy.translators.gemini_generate.marks import MARK
 from cliproxy.translators.gemini_generate.usage import usage_of_answer, verify_count_answer
 from cliproxy.translators.usage import Usage
 
@@ -240,7 +243,7 @@ def written(answer: ConversationAnswer, *, thoughts: bool = True) -> dict[str, A
 
 def test_an_answer_of_another_vendor_for_a_client_of_gemini() -> None:
     parts = (
-        Reasoning("Hm.", "sig", signer=Dialect.ANTHROPIC_MESSAGES),
+        Reasoning("Hm.", signer=Dialect.ANTHROPIC_MESSAGES),
         Text("é text", (Citation("https://a.example", "A", start=2, end=6),)),
         ToolCall("a", "f", '{"x": 1}'),
     )
@@ -269,10 +272,58 @@ def test_an_answer_of_another_vendor_for_a_client_of_gemini() -> None:
 
 
 def test_thoughts_are_shown_only_to_who_asked_but_googles_signatures_stay() -> None:
-    parts = (Reasoning("Hm.", "c2ln", signer=G), Reasoning("Hm."), Reasoning(redacted="x", signer=Dialect.ANTHROPIC_MESSAGES), Text("Yes."))
+    parts = (Reasoning("Hm.", "c2ln", signer=G), Reasoning("Hm."), Text("Yes."))
     made = written(ConversationAnswer("i", "m", (Choice(0, parts, StopReason.END),), None), thoughts=False)
     assert made["candidates"][0]["content"]["parts"] == [{"text": "", "thoughtSignature": "c2ln"}, {"text": "Yes."}]
     assert "usageMetadata" not in made
+
+
+FOREIGN = (
+    Reasoning("Hm.", "sig", signer=Dialect.ANTHROPIC_MESSAGES),
+    Reasoning(redacted="cipher", signer=Dialect.ANTHROPIC_MESSAGES),
+    Reasoning("é\n", redacted="cipher", signer=Dialect.OPENAI_RESPONSES, id="rs_1"),
+)
+
+
+@pytest.mark.parametrize("thoughts", [True, False])
+@pytest.mark.parametrize("thought", FOREIGN)
+def test_what_another_vendor_signed_comes_back_to_that_vendor_and_never_to_google(thought: Reasoning, thoughts: bool) -> None:
+    call = ToolCall("a", "f", "{}")
+    made = written(ConversationAnswer("i", "m", (Choice(0, (thought, call), StopReason.TOOL_CALLS),), None), thoughts=thoughts)
+    turn = made["candidates"][0]["content"]
+    assert ("thought" in turn["parts"][0]) is (thoughts and bool(thought.text))
+    response = {"functionResponse": {"name": "f", "response": {"output": "x"}}}
+    body = {"contents": [{"parts": [{"text": "?"}]}, turn, {"role": "user", "parts": [response]}]}
+    request = decode_gemini(json.dumps(body).encode(), model="m", stream=False, max_tokens_cap=10, on_excess="reject")
+    came, called = conversation_of(request).messages[1].parts
+    assert came == thought
+    assert isinstance(called, ToolCall) and called.signature == ""
+    same = encode_with_hole(request, Quirks.NONE)
+    assert same.dropped == ("thinking",)
+    assert json.loads(same.prefix)["contents"][1]["parts"] == [{"functionCall": {"id": "a", "name": "f", "args": {}}, "thoughtSignature": FOREIGN_SIGNATURE}]
+    count = encode_same(decode_count(json.dumps({"contents": body["contents"]}).encode(), model="m"), Quirks.NONE)
+    assert b"cliproxy" not in count.prefix and MARK.encode() not in count.prefix
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "AAAA",
+        base64.b64encode(b"[]").decode(),
+        base64.b64encode(b'["gemini_generate","","x","",""]').decode(),
+        base64.b64encode(b'["no","","x","",""]').decode(),
+        "é",
+    ],
+)
+def test_a_mark_that_was_altered_is_refused(said: str) -> None:
+    body = {"contents": [{"role": "model", "parts": [{"text": "", "thoughtSignature": MARK + said}]}]}
+    request = decode_gemini(json.dumps(body, ensure_ascii=False).encode(), model="m", stream=False, max_tokens_cap=10, on_excess="reject")
+    with pytest.raises(SchemaError) as caught:
+        conversation_of(request)
+    assert caught.value.param == "contents[0].parts[0].thoughtSignature"
+    with pytest.raises(SchemaError):  # nothing is left for Google
+        encode_with_hole(request, Quirks.NONE)
 
 
 def test_arguments_that_are_no_object_are_the_providers_fault() -> None:

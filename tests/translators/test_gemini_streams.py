@@ -12,8 +12,8 @@ from hub_strategies import Feature, answers, fold, streams
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cliproxy.bounds import MAX_EVENT_BYTES, MAX_HELD_ARGUMENTS_CHARS
-from cliproxy.dialects import Dialect
+from cliproxy.bounds import MAX_EVENT_BYTES, MAX_HELD_CHARS
+from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import UpstreamError
 from cliproxy.translators.conversation import (
     ArgumentsDelta,
@@ -35,7 +35,9 @@ from cliproxy.translators.conversation import (
     TextDelta,
     ToolCall,
 )
-from cliproxy.translators.gemini_generate.decode import decode_gemini
+from cliproxy.translators.gemini_generate.decode import conversation_of, decode_gemini
+from cliproxy.translators.gemini_generate.encode import encode_with_hole
+from cliproxy.translators.gemini_generate.marks import mark_of
 from cliproxy.translators.gemini_generate.stream import KEEP_ALIVE, Pass, Reader, Writer, error_event
 from cliproxy.translators.gemini_generate.usage import StreamUsage
 from cliproxy.translators.sse import EventSplitter
@@ -262,7 +264,7 @@ def test_a_call_that_never_becomes_json_is_the_providers_fault() -> None:
 def test_a_call_that_never_ends_is_not_held_for_ever() -> None:
     writer = Writer(request=None, id="", model="", created=0)
     writer.write([Started("a", "m"), PartStarted(0, 0, ToolCall("c", "f", ""))])
-    writer.write([ArgumentsDelta(0, 0, "x" * MAX_HELD_ARGUMENTS_CHARS)])
+    writer.write([ArgumentsDelta(0, 0, "x" * MAX_HELD_CHARS)])
     with pytest.raises(UpstreamError):
         writer.write([ArgumentsDelta(0, 0, "x")])
 
@@ -271,11 +273,29 @@ def test_thoughts_are_shown_only_to_who_asked_but_googles_signatures_stay() -> N
     events: list[StreamEvent] = [Started("a", "m")]
     for index, signer in enumerate((G, Dialect.ANTHROPIC_MESSAGES)):
         events += [PartStarted(0, index, Reasoning(signer=signer)), TextDelta(0, index, "Hm."), SignatureDelta(0, index, "c2ln", signer), PartEnded(0, index)]
-    thought, proof = {"thought": True, "text": "Hm."}, {"text": "", "thoughtSignature": "c2ln"}
+    foreign = Reasoning("Hm.", "c2ln", signer=Dialect.ANTHROPIC_MESSAGES)
+    thought, proof, mark = {"thought": True, "text": "Hm."}, {"text": "", "thoughtSignature": "c2ln"}, {"text": "", "thoughtSignature": mark_of(foreign)}
     shown = [piece["candidates"][0]["content"]["parts"][0] for piece in elements(write(events, thoughts=True))]
-    assert shown == [thought, proof, thought]
+    assert shown == [thought, proof, thought, mark]
     hidden = [piece["candidates"][0]["content"]["parts"][0] for piece in elements(write(events, thoughts=False))]
-    assert hidden == [proof]
+    assert hidden == [proof, mark]
+    # A client gives back all parts as it got them, or not the thoughts.
+    for turn in (shown, hidden):
+        body = {"contents": [{"role": "model", "parts": turn}]}
+        request = decode_gemini(json.dumps(body).encode(), model="m", stream=True, max_tokens_cap=10, on_excess="reject")
+        assert foreign in conversation_of(request).messages[0].parts
+        assert Reasoning(signature="c2ln", signer=G) in conversation_of(request).messages[0].parts
+        assert b"Y2xpcHJveHk6" not in encode_with_hole(request, Quirks.NONE).prefix
+    redacted = Reasoning(redacted="cipher", signer=Dialect.ANTHROPIC_MESSAGES)
+    (piece,) = elements(write([Started("a", "m"), PartStarted(0, 0, redacted), PartEnded(0, 0)]))
+    assert piece["candidates"][0]["content"]["parts"] == [{"text": "", "thoughtSignature": mark_of(redacted)}]
+
+
+def test_a_signed_thought_that_never_ends_is_not_held_for_ever() -> None:
+    writer = Writer(request=None, id="", model="", created=0)
+    writer.write([Started("a", "m"), PartStarted(0, 0, Reasoning(signer=Dialect.ANTHROPIC_MESSAGES)), TextDelta(0, 0, "x" * MAX_HELD_CHARS)])
+    with pytest.raises(UpstreamError):
+        writer.write([TextDelta(0, 0, "x")])
 
 
 SAID: frozenset[Feature] = frozenset({"tools", "reasoning"})

@@ -1,7 +1,6 @@
 """A whole `GenerateContentResponse`, both ways, and what its parts and reasons mean, which streams need too.
 
-Going to a client, thoughts are shown only if it asked for them (`includeThoughts`), as Google does it. Signatures of other vendors' and thoughts that only
-they can read are left out: a client of this dialect could only send them back to Google.
+Going to a client, thoughts are shown only if it asked for them (`includeThoughts`), as Google does it. What other vendors signed goes behind a mark (`marks`).
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from cliproxy.translators.conversation import (
     verify_arguments,
 )
 from cliproxy.translators.gemini_generate.decode import GeminiRequest
+from cliproxy.translators.gemini_generate.marks import mark_of
 from cliproxy.translators.gemini_generate.media import standard_base64
 from cliproxy.translators.gemini_generate.usage import usage_in
 from cliproxy.translators.usage import Usage
@@ -408,7 +408,7 @@ def parts_of(part: AssistantPart, thoughts: bool) -> list[dict[str, Any]]:
         if part.data:
             return [{"inlineData": {"mimeType": part.media_type, "data": part.data}}]
         return [{"fileData": {"mimeType": part.media_type or "image/png", "fileUri": part.url}}]
-    signature = part.signature if part.signer is Dialect.GEMINI_GENERATE else ""
+    signature = part.signature if part.signer is Dialect.GEMINI_GENERATE else mark_of(part)
     if part.text and thoughts:
         made: dict[str, Any] = {"text": part.text, "thought": True}
     elif signature:

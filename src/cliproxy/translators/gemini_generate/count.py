@@ -17,7 +17,7 @@ from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import SchemaError, UpstreamError
 from cliproxy.translators.conversation import ConversationRequest, Encoded
 from cliproxy.translators.gemini_generate.decode import checked, estimate, verify_model, verify_request
-from cliproxy.translators.gemini_generate.encode import contents_of, functions_of
+from cliproxy.translators.gemini_generate.encode import contents_of, functions_of, without_marks
 from cliproxy.translators.gemini_generate.hub import messages_of, system_of, tools_of
 from cliproxy.translators.gemini_generate.spelling import may_be_misspelt, shape_of, verify_names
 from cliproxy.translators.gemini_generate.wire import CountBody, GenerateBody
@@ -83,7 +83,7 @@ def encode_same(request: CountRequest, quirks: Quirks) -> Encoded:
     """Return the body for an upstream of the same dialect. Raises `SchemaError` if it is nested more deeply than the encoder goes."""
     body = request.rest
     instruction = body.get("systemInstruction")
-    return _body(instruction["parts"] if instruction else [], body.get("tools") or [], body["contents"], ())
+    return _body(instruction["parts"] if instruction else [], body.get("tools") or [], without_marks(body["contents"]), ())
 
 
 def encode_count(request: ConversationRequest, quirks: Quirks) -> Encoded:

@@ -14,6 +14,7 @@ from cliproxy.bounds import MAX_CHAT_VALUES, MAX_MODEL_NAME_CHARS
 from cliproxy.errors import SchemaError
 from cliproxy.translators.estimate import AUDIO_CHARS_PER_TOKEN, FILE_CHARS_PER_TOKEN, IMAGE_TOKENS, tokens_of_text
 from cliproxy.translators.gemini_generate.hub import conversation_of
+from cliproxy.translators.gemini_generate.marks import MARK
 from cliproxy.translators.gemini_generate.spelling import Shape, may_be_misspelt, normalise, shape_of, verify_names
 from cliproxy.translators.gemini_generate.wire import PART_KINDS, Content, GenerateBody, GenerationConfig, Tool
 from cliproxy.translators.json_bounds import decode_json
@@ -50,7 +51,8 @@ FIELD_NAMES: dict[str, str] = {
 
 class GeminiRequest(msgspec.Struct, frozen=True):
     """A checked request. `model` and `stream` are the path's. `max_tokens` is the most output tokens of one of its `n` candidates, so `estimate + n *
-    max_tokens` is what to reserve. `rest` is everything that leaves, `wire` the same as types."""
+    max_tokens` is what to reserve. `rest` is everything that leaves, `wire` the same as types. `marked`: its history has thoughts of other vendors', which
+    must not leave (`marks`)."""
 
     model: str
     stream: bool
@@ -59,6 +61,7 @@ class GeminiRequest(msgspec.Struct, frozen=True):
     estimate: int
     rest: dict[str, Any]
     wire: GenerateBody
+    marked: bool = False
 
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -89,6 +92,7 @@ def decode_gemini(body: bytes, *, model: str, stream: bool, max_tokens_cap: int,
         estimate=estimate(len(body), wire.contents),
         rest=document,
         wire=wire,
+        marked=body.find(MARK.encode()) >= 0,
     )
 
 

@@ -28,6 +28,7 @@ from cliproxy.translators.conversation import (
     ToolResult,
 )
 from cliproxy.translators.gemini_generate.decode import GeminiRequest
+from cliproxy.translators.gemini_generate.marks import is_marked
 from cliproxy.translators.gemini_generate.media import blob_of
 from cliproxy.translators.json_bounds import encode_json
 
@@ -44,7 +45,39 @@ def encode_with_hole(request: GeminiRequest, quirks: Quirks) -> Encoded:
 
     Raises `SchemaError` if the request is nested more deeply than the encoder goes.
     """
-    return Encoded(encode_json(request.rest), b"")
+    if not request.marked:
+        return Encoded(encode_json(request.rest), b"")
+    contents = without_marks(request.rest["contents"])
+    return Encoded(encode_json({**request.rest, "contents": contents}), b"", () if contents == request.rest["contents"] else ("thinking",))
+
+
+def without_marks(contents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the turns without what other vendors signed, and the words of their thoughts. Raises `UnsupportedFeature` if none is left."""
+    left = []
+    for content in contents:
+        parts = []
+        for part in content["parts"]:
+            if not is_marked(part.get("thoughtSignature")):
+                parts.append(part)
+                continue
+            while parts and parts[-1].get("thought") is True and not parts[-1].get("thoughtSignature"):
+                parts.pop()
+            if part.get("thought") is not True and part.get("text") != "":
+                parts.append({name: value for name, value in part.items() if name != "thoughtSignature"})
+        if parts != content["parts"]:
+            content = {**content, "parts": [dict(part) for part in parts]}
+            _sign_first_call(content["parts"])
+        if parts:
+            left.append(content)
+    if not left:
+        raise UnsupportedFeature("Nothing of the conversation can be said to Gemini.", param="contents")
+    return left
+
+
+def _sign_first_call(parts: list[dict[str, Any]]) -> None:
+    first = next((part for part in parts if "functionCall" in part), None)
+    if first is not None:
+        first.setdefault("thoughtSignature", FOREIGN_SIGNATURE)
 
 
 def encode_conversation(request: ConversationRequest, quirks: Quirks) -> Encoded:
@@ -91,9 +124,7 @@ def contents_of(messages: tuple[Message, ...], dropped: list[str]) -> list[dict[
     if not contents:
         raise UnsupportedFeature("Nothing of the conversation can be said to Gemini.", param="messages")
     for content in contents:
-        first = next((part for part in content["parts"] if "functionCall" in part), None)
-        if first is not None:
-            first.setdefault("thoughtSignature", FOREIGN_SIGNATURE)
+        _sign_first_call(content["parts"])
     return contents
 
 

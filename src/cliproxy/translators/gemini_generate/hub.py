@@ -42,6 +42,7 @@ from cliproxy.translators.conversation import (
     ToolResult,
 )
 from cliproxy.translators.gemini_generate import wire
+from cliproxy.translators.gemini_generate.marks import is_marked, thought_in
 from cliproxy.translators.gemini_generate.media import media_of_blob, media_of_file
 from cliproxy.translators.gemini_generate.schemas import json_schema_of
 
@@ -149,6 +150,9 @@ def messages_of(said: list[dict[str, Any]], contents: list[wire.Content]) -> tup
         assistant = content.role == "model"
         parts: list[Part] = []
         for number, part in enumerate(content.parts):
+            if is_marked(part.thought_signature):  # it repeats the words of the thoughts before it
+                while parts and isinstance(parts[-1], Reasoning) and parts[-1].signer is Dialect.GEMINI_GENERATE and not parts[-1].signature:
+                    parts.pop()
             parts += _parts(said[index]["parts"][number], part, f"{path}.parts[{number}]", f"{index}_{number}", assistant, history)
         messages.append(Message("assistant" if assistant else "user", tuple(parts)))
     return tuple(messages)
@@ -182,7 +186,10 @@ def _parts(said: dict[str, Any], part: wire.Part, at: str, place: str, assistant
 
 
 def _model_parts(said: dict[str, Any], part: wire.Part, at: str, place: str, signature: str, history: _History) -> list[Part]:
+    marked = thought_in(signature, at) if is_marked(signature) else None
     if part.function_call is not None:
+        if marked is not None:
+            raise SchemaError("This signature is not of a function call.", param=f"{at}.thoughtSignature", code="invalid_value")
         call = part.function_call
         _verify_said(said["functionCall"], _CALL, at + ".functionCall.")
         arguments = msgspec.json.encode(call.args or {}).decode()
@@ -192,8 +199,8 @@ def _model_parts(said: dict[str, Any], part: wire.Part, at: str, place: str, sig
     if part.thought:
         if part.text is None:
             raise UnsupportedFeature("Only thoughts in words can be translated.", param=at)
-        return [Reasoning(part.text, signature, signer=Dialect.GEMINI_GENERATE)]
-    proof: list[Part] = [Reasoning(signature=signature, signer=Dialect.GEMINI_GENERATE)] if signature else []
+        return [marked or Reasoning(part.text, signature, signer=Dialect.GEMINI_GENERATE)]
+    proof: list[Part] = [marked or Reasoning(signature=signature, signer=Dialect.GEMINI_GENERATE)] if signature else []
     if part.text is not None or proof:
         return [Text(part.text), *proof] if part.text else proof or [Text("")]
     if part.function_response is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_CITATIONS, MAX_HELD_ARGUMENTS_CHARS, SMALL_JSON_BYTES
+from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_CITATIONS, MAX_HELD_CHARS, SMALL_JSON_BYTES
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
 from cliproxy.translators.conversation import (
@@ -284,10 +284,11 @@ class _Form:
 class Writer:
     """The hub's events to a client's bytes: server-sent events, or with `sse=False` an array. An array's last byte comes with `Ended`.
 
-    `write` raises `UpstreamError` for a tool call whose arguments are no JSON object, and for calls under way that are larger than `MAX_HELD_ARGUMENTS_CHARS`.
+    `write` raises `UpstreamError` for a tool call whose arguments are no JSON object, and for calls and signed thoughts under way that are larger than
+    `MAX_HELD_CHARS`.
     """
 
-    __slots__ = ("_affixes", "_calls", "_finished", "_form", "_held", "_id", "_model", "_sources", "_tail", "_thoughts", "_usage")
+    __slots__ = ("_affixes", "_calls", "_finished", "_foreign", "_form", "_held", "_id", "_model", "_sources", "_tail", "_thoughts", "_usage")
 
     def __init__(self, *, request: GeminiRequest | None, id: str, model: str, created: int, sse: bool = True) -> None:
         self._form = _Form(sse)
@@ -297,6 +298,7 @@ class Writer:
         self._tail = b""
         self._affixes: dict[int, tuple[bytes, bytes]] = {}  # of the text parts that are open, by choice; a hidden thought has none
         self._calls: dict[int, tuple[ToolCall, list[str], str]] = {}
+        self._foreign: dict[int, tuple[Reasoning, list[str]]] = {}
         self._held = 0
         self._sources: dict[int, list[dict[str, Any]]] = {}
         self._finished: list[Finished] = []
@@ -312,6 +314,8 @@ class Writer:
                 affixes = self._affixes.get(event.choice)  # type: ignore[union-attr]
                 if affixes is not None:
                     pieces.append(affixes[0] + _encode(event.text) + affixes[1])  # type: ignore[union-attr]
+                if self._foreign:
+                    self._keep(event)  # type: ignore[arg-type]
             elif isinstance(event, PartStarted):
                 self._start(event, pieces)
             elif isinstance(event, PartEnded):
@@ -359,7 +363,12 @@ class Writer:
         if isinstance(part, ToolCall):
             self._calls[choice] = (part, [part.arguments], part.signature)
         elif isinstance(part, Reasoning):
-            if self._thoughts and not part.redacted:
+            if part.redacted:
+                self._whole(choice, parts_of(part, False), pieces)
+                return
+            if part.signer is not _SIGNER:
+                self._foreign[choice] = (part, [])
+            if self._thoughts:
                 self._affixes[choice] = self._around(choice, b'{"thought":true,"text":', b"}")
         elif isinstance(part, Image):
             self._whole(choice, parts_of(part, True), pieces)
@@ -368,15 +377,28 @@ class Writer:
 
     def _arguments(self, event: ArgumentsDelta) -> None:
         call = self._calls.get(event.choice)
-        if call is None:
-            return
-        self._held += len(event.json)
-        if self._held > MAX_HELD_ARGUMENTS_CHARS:
-            raise UpstreamError("The provider sent a tool call that is larger than the gateway takes.", code="upstream_too_large")
-        call[1].append(event.json)
+        if call is not None:
+            self._hold(event.json)
+            call[1].append(event.json)
+
+    def _keep(self, event: TextDelta) -> None:
+        """Keep the words of a thought that another vendor may sign at its end."""
+        thought = self._foreign.get(event.choice)
+        if thought is not None:
+            self._hold(event.text)
+            thought[1].append(event.text)
+
+    def _hold(self, text: str) -> None:
+        self._held += len(text)
+        if self._held > MAX_HELD_CHARS:
+            raise UpstreamError("The provider sent a part that is larger than the gateway takes.", code="upstream_too_large")
 
     def _signature(self, event: SignatureDelta, pieces: list[bytes]) -> None:
         if event.signer is not _SIGNER:
+            thought = self._foreign.get(event.choice)
+            if thought is not None:
+                signed = Reasoning("".join(thought[1]), event.signature, signer=event.signer, id=thought[0].id)
+                self._whole(event.choice, parts_of(signed, False), pieces)
             return
         call = self._calls.get(event.choice)
         if call is not None:
@@ -386,6 +408,9 @@ class Writer:
 
     def _end_part(self, event: PartEnded, pieces: list[bytes]) -> None:
         self._affixes.pop(event.choice, None)
+        thought = self._foreign.pop(event.choice, None)
+        if thought is not None:
+            self._held -= sum(map(len, thought[1]))
         call = self._calls.pop(event.choice, None)
         if call is not None:
             arguments = "".join(call[1])
