@@ -236,7 +236,7 @@ def test_routes_shows_where_a_model_goes(cliproxy: Run, tmp_path: Path) -> None:
     (step,) = done.json
     assert step == step | {"model": "cheap", "order": 1, "provider": "up", "kind": "openai_compatible", "base_url": "https://api.example.com/v1"}
     assert step == step | {"provider_model": "small-1", "tier": 0, "priority": 0, "weight": 1, "strategy": "round_robin", "state": "not known"}
-    assert step["dialects"][0] == "openai_chat" and step["credentials"] == step["cooldowns"] == []
+    assert step["endpoints"][0] == "chat_completions" and step["credentials"] == step["cooldowns"] == []
     assert "no gateway runs here" in cliproxy("routes", "cheap", "--home", str(tmp_path)).err
     missing = cliproxy("routes", "other", "--home", str(tmp_path))
     assert (missing.code, missing.out) == (1, "there is no model other: a call is answered 404\n")

@@ -430,7 +430,7 @@ def test_a_providers_trouble_is_the_right_error(client: openai.OpenAI, model: st
 def test_a_providers_wait_is_passed_on(client: openai.OpenAI) -> None:
     with pytest.raises(openai.RateLimitError) as caught:
         ask(client, model="fault-status-429")
-    assert caught.value.response.headers["retry-after"] == "7"
+    assert 1 <= int(caught.value.response.headers["retry-after"]) <= 7  # what is left of it, if another test was told before
 
 
 def test_the_sdk_retries_by_itself_and_every_attempt_is_a_call_of_its_own(gateway: Gateway, provider: FakeProvider) -> None:

@@ -250,7 +250,7 @@ def test_after_the_first_byte_nothing_is_tried_again_and_the_body_is_gone() -> N
         case.fail(UpstreamError("x", status=504, code="provider_idle_timeout"))
         assert case.tried() == "a"
         assert [kind for kind, _, _ in case.frames] == [Kind.ANSWER, Kind.ABORT]
-        assert Key("a", "", "at-a") in case.authoriser.cooldowns.table
+        assert Key("a", "", "at-a", 1) in case.authoriser.cooldowns.table
 
     in_a_loop(test)
 
@@ -337,7 +337,7 @@ def test_a_round_waits_for_the_first_cooldown_to_end_and_goes_there() -> None:
         assert case.started[-1].request.probe
         case.succeed()
         assert case.told(Kind.ANSWER, Answer).attempts == 4
-        assert Key("b", "", "at-b") not in case.authoriser.cooldowns.table
+        assert Key("b", "", "at-b", 1) not in case.authoriser.cooldowns.table
 
     in_a_loop(test)
 

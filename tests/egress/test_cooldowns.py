@@ -20,7 +20,7 @@ from cliproxy.errors import (
 )
 
 MINUTE, HOUR = 60.0, 3600.0
-KEY = Key("p", "cred_1", "m")
+KEY = Key("p", "cred_1", "m", 1)
 
 
 def refusal(status: int, retry_after: float | None = None) -> ProviderRefusal:
@@ -181,10 +181,10 @@ def test_a_client_that_finds_nothing_else_is_told_when_and_in_our_words(status: 
 def test_the_table_is_bounded_and_what_cools_longest_makes_room() -> None:
     cooldowns = Cooldowns(transient_seconds=60.0)
     for number in range(MAX_COOLDOWNS - 1):
-        cooldowns.failed(Key("p", "c", f"made-up-{number}"), fault(404), started=0.0, now=float(number))
+        cooldowns.failed(Key("p", "c", f"made-up-{number}", 1), fault(404), started=0.0, now=float(number))
     cooldowns.failed(KEY, fault(500), started=0.0, now=0.0)
     for number in range(3 * MAX_COOLDOWNS):
-        cooldowns.failed(Key("p", "c", f"more-{number}"), fault(404), started=0.0, now=5000.0 + number)
+        cooldowns.failed(Key("p", "c", f"more-{number}", 1), fault(404), started=0.0, now=5000.0 + number)
     assert len(cooldowns.table) == MAX_COOLDOWNS
     assert KEY in cooldowns.table
     told = 0
@@ -195,7 +195,7 @@ def test_the_table_is_bounded_and_what_cools_longest_makes_room() -> None:
 
 def test_what_the_vault_is_told_survives_a_restart() -> None:
     before = Cooldowns(transient_seconds=60.0)
-    limited, ended = Key("p", "cred_2", "m"), Key("q", "", "n")
+    limited, ended = Key("p", "cred_2", "m", 2), Key("q", "", "n", 1)
     before.failed(KEY, fault(401), started=0.0, now=1000.0)
     for now in (1000.0, 1001.0, 1003.0):
         before.failed(limited, fault(429), started=now, now=now)
@@ -220,7 +220,7 @@ def test_an_end_is_told_too_and_everything_anew_to_a_vault_that_lost_it() -> Non
     assert again.until == 1900.0
     cooldowns.succeeded(KEY, started=1800.0)
     (gone,) = cooldowns.take_changes(now=0.0, wall=0.0, most=64)
-    assert (gone.provider, gone.credential, gone.model, gone.until) == (*KEY, 0.0)
+    assert (gone.provider, gone.credential, gone.model, gone.endpoint, gone.until) == (*KEY[:3], "chat_completions", 0.0)
 
 
 def test_what_was_found_out_since_the_start_is_not_overwritten() -> None:

@@ -43,7 +43,7 @@ class Case:
         return self._credentials[target.provider]
 
     def choose(self, *, tried: Tried | None = None, session: str = "", now: float = 0.0) -> tuple[str, str] | None:
-        found = self.router.choose(self.groups, credentials=self.credentials, tried=tried, disabled=self.disabled, session=session, now=now)
+        found = self.router.choose(self.groups, CHAT[0], credentials=self.credentials, tried=tried, disabled=self.disabled, session=session, now=now)
         return None if found is None else (found[0].provider, found[1].id)
 
     def providers(self, count: int, **more: Any) -> str:
@@ -51,7 +51,7 @@ class Case:
 
     def cool(self, *providers: str, now: float = 0.0, credential: str = "") -> None:
         for name in providers:
-            self.cooldowns.failed(Key(name, credential or f"cred_{name}", "m"), LIMITED, started=now, now=now)
+            self.cooldowns.failed(Key(name, credential or f"cred_{name}", "m", CHAT[0]), LIMITED, started=now, now=now)
 
 
 STRATEGIES = {
@@ -161,19 +161,19 @@ def test_without_a_session_or_without_affinity_the_strategy_decides() -> None:
 def test_asking_whether_somebody_can_takes_nobodys_turn() -> None:
     case = Case(pool(("a",), ("b",)))
     for _ in range(3):
-        assert case.router.can(case.groups, credentials=case.credentials, tried=None, disabled=(), now=0.0)
+        assert case.router.can(case.groups, CHAT[0], credentials=case.credentials, tried=None, disabled=(), now=0.0)
     assert case.providers(4) == "abab"
     case.cool("a", "b")
-    assert not case.router.can(case.groups, credentials=case.credentials, tried=None, disabled=(), now=0.0)
+    assert not case.router.can(case.groups, CHAT[0], credentials=case.credentials, tried=None, disabled=(), now=0.0)
 
 
 def test_the_cooldown_that_ends_first_is_found() -> None:
     case = Case(pool(("a",), ("b",)))
     case.cool("a", now=5.0)
     case.cool("b", now=3.0)
-    found = case.router.soonest([case.groups], credentials=case.credentials, disabled=(), now=0.0)
+    found = case.router.soonest([(CHAT[0], case.groups)], credentials=case.credentials, disabled=(), now=0.0)
     assert found is not None and found.until == 4.0
-    assert case.router.soonest([case.groups], credentials=case.credentials, disabled=("a", "b"), now=0.0) is None
+    assert case.router.soonest([(CHAT[0], case.groups)], credentials=case.credentials, disabled=("a", "b"), now=0.0) is None
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=5))
@@ -189,3 +189,12 @@ def test_whoever_can_take_it_gets_it_and_nobody_else(able: set[str], strategy: s
     case.cool(*(set("abcde") - able))
     assert set(case.providers(6, session=session)) <= able
     assert case.choose(session=session) is not None
+
+
+def test_what_cools_at_one_endpoint_is_used_at_another() -> None:
+    case = Case(pool(("a",)))
+    case.cool("a")
+    assert case.choose() is None
+    case.groups = case.route.groups_for((Endpoint.EMBEDDINGS, 0))
+    found = case.router.choose(case.groups, Endpoint.EMBEDDINGS, credentials=case.credentials, tried=None, disabled=(), session="", now=0.0)
+    assert found is not None

@@ -22,7 +22,15 @@ NOW = 1_700_000_000.0
 
 
 def record(name: str = "p", **changes: Any) -> CooldownRecord:
-    fields = {"provider": name, "credential": "cred_1", "model": "m", "until": NOW + 60, "status": 500, "code": "provider_error"}
+    fields = {
+        "provider": name,
+        "credential": "cred_1",
+        "model": "m",
+        "endpoint": "chat_completions",
+        "until": NOW + 60,
+        "status": 500,
+        "code": "provider_error",
+    }
     return CooldownRecord(**{**fields, **changes})
 
 
@@ -104,7 +112,7 @@ def test_what_egress_can_make_the_vault_hold_is_bounded(scene: Scene) -> None:
     for start in range(0, 3 * MAX_COOLDOWNS, COOLDOWNS_PER_PACKET):
         cooldowns.note([record(f"p{number}") for number in range(start, start + COOLDOWNS_PER_PACKET)], afresh=False)
     assert len(cooldowns.records()) == MAX_COOLDOWNS
-    longest = [record("p" * 128, credential=f"{number:0128d}", model="m" * 256, code="c" * 128) for number in range(COOLDOWNS_PER_PACKET)]
+    longest = [record("p" * 128, credential=f"{number:0128d}", model="m" * 256, endpoint="e" * 128, code="c" * 128) for number in range(COOLDOWNS_PER_PACKET)]
     assert len(msgspec.msgpack.encode(messages.CooldownsChanged(cooldowns=tuple(longest)))) < 64 * 1024
     cooldowns.note([], afresh=True)
     for start in range(0, MAX_COOLDOWNS, COOLDOWNS_PER_PACKET):

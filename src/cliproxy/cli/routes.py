@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from cliproxy.config.routes import Route, RouteTable, Target
     from cliproxy.ipc.messages import CooldownRecord
 
-_HEADINGS = ("model", "order", "provider", "its name there", "dialects", "tier", "priority", "weight", "strategy", "credentials", "state")
+_HEADINGS = ("model", "order", "provider", "its name there", "endpoints", "tier", "priority", "weight", "strategy", "credentials", "state")
 
 
 class _Live(NamedTuple):
     """What the running gateway says: credential ids by provider, cooldowns by what cools, providers that are switched off."""
 
     credentials: dict[str, list[str]]
-    cooldowns: dict[tuple[str, str, str], CooldownRecord]
+    cooldowns: dict[tuple[str, str, str], list[CooldownRecord]]
     disabled: frozenset[str]
 
 
@@ -87,12 +87,13 @@ def _ask(session: Session) -> _Live:
             credentials.setdefault(item.provider, []).append(item.id)
             last = item.id
         more = page.more and bool(page.credentials)
-    cooldowns: dict[tuple[str, str, str], CooldownRecord] = {}
+    cooldowns: dict[tuple[str, str, str], list[CooldownRecord]] = {}
     told, more = 0, True
     while more:
         cooling = session.ask(commands.ListCooldowns(after=told), commands.CooldownPage)
         told += len(cooling.cooldowns)
-        cooldowns.update({(item.provider, item.credential, item.model): item for item in cooling.cooldowns})
+        for found in cooling.cooldowns:
+            cooldowns.setdefault((found.provider, found.credential, found.model), []).append(found)
         more = cooling.more and bool(cooling.cooldowns)
     rules = session.ask(commands.GetRules(), commands.Rules).rules
     return _Live(credentials, cooldowns, frozenset(rules.disabled_providers))
@@ -111,7 +112,7 @@ def _steps(name: str, route: Route, live: _Live | None) -> list[dict[str, Any]]:
                     "kind": target.facts.kind,
                     "base_url": target.settings.base_url,
                     "provider_model": target.model,
-                    "dialects": _dialects(target),
+                    "endpoints": _conversations(target),
                     "tier": target.tier,
                     "priority": target.priority,
                     "weight": target.weight,
@@ -122,11 +123,12 @@ def _steps(name: str, route: Route, live: _Live | None) -> list[dict[str, Any]]:
     return steps
 
 
-def _dialects(target: Target) -> list[str]:
-    """The dialects of conversations there, in the order of preference; what else it can do is not shown."""
+def _conversations(target: Target) -> list[str]:
+    """The endpoints for conversations there, in the order of preference; all that it has, where it has none for conversations."""
     from cliproxy.dialects import ENDPOINTS, Operation
 
-    return [dialect.value for operation, dialect in (ENDPOINTS[endpoint] for endpoint in target.endpoints) if operation is Operation.GENERATE]
+    names = [endpoint.name.lower() for endpoint in target.endpoints if ENDPOINTS[endpoint][0] is Operation.GENERATE]
+    return names or [endpoint.name.lower() for endpoint in target.endpoints]
 
 
 def _state(target: Target, live: _Live | None) -> dict[str, Any]:
@@ -136,16 +138,19 @@ def _state(target: Target, live: _Live | None) -> dict[str, Any]:
         return {"state": "not known", "credentials": [], "cooldowns": []}
     ids = [""] if wants_none else live.credentials.get(target.provider, [])
     now = time.time()
-    cooling = [found for id in ids if (found := live.cooldowns.get((target.provider, id, target.model))) is not None and found.until > now]
+    cooling = [item for id in ids for item in live.cooldowns.get((target.provider, id, target.model), []) if item.until > now]
+    pairs = {(item.credential, item.endpoint) for item in cooling}
     if target.provider in live.disabled:
         state = "switched off"
     elif not ids:
         state = "no credential"
-    elif len(cooling) == len(ids):
+    elif cooling and pairs >= {(id, endpoint) for id in ids for endpoint in _conversations(target)}:
         state = f"cooling for {_seconds(min(item.until for item in cooling) - now)}"
     else:
         state = "ready"
-    told = [{"credential": item.credential, "until": round(item.until, 1), "status": item.status, "code": item.code} for item in cooling]
+    told = [
+        {"credential": item.credential, "endpoint": item.endpoint, "until": round(item.until, 1), "status": item.status, "code": item.code} for item in cooling
+    ]
     return {"state": state, "credentials": [id for id in ids if id], "cooldowns": told}
 
 
@@ -155,14 +160,14 @@ def _row(step: dict[str, Any]) -> tuple[str, ...]:
     for item in step["cooldowns"]:
         whose = f"{item['credential']} " if item["credential"] else ""
         status = f" ({item['status']})" if item["status"] else ""
-        reasons.append(f"{whose}{item['code']}{status} for {_seconds(item['until'] - now)}")
+        reasons.append(f"{whose}{item['endpoint']}: {item['code']}{status} for {_seconds(item['until'] - now)}")
     state = "; ".join([step["state"], *reasons])
     return (
         step["model"],
         str(step["order"]),
         step["provider"],
         step["provider_model"],
-        ",".join(step["dialects"]) or "-",
+        ",".join(step["endpoints"]),
         str(step["tier"]),
         str(step["priority"]),
         str(step["weight"]),

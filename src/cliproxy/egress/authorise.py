@@ -116,7 +116,7 @@ class AuthorizedRequest(msgspec.Struct, gc=False):
     @property
     def key(self) -> Key:
         """What cools when this fails."""
-        return Key(self.target.provider, "" if self.credential is None else self.credential.id, self.target.model)
+        return Key(self.target.provider, "" if self.credential is None else self.credential.id, self.target.model, int(self.order.endpoint))
 
     def take_body(self) -> bytes:
         """Return the final bytes, once: whoever sends them has them."""
@@ -220,7 +220,13 @@ class Authoriser:
         limited: ProviderLimited | None = None
         while order.attempts < self._max_attempts:
             chosen = self._only_one(order) or self._router.choose(
-                order.groups, credentials=self._credentials, tried=order.tried, disabled=rules.disabled_providers, session=order.session, now=now
+                order.groups,
+                order.endpoint,
+                credentials=self._credentials,
+                tried=order.tried,
+                disabled=rules.disabled_providers,
+                session=order.session,
+                now=now,
             )
             if chosen is None:
                 return self._otherwise(order, limited, now)
@@ -290,10 +296,15 @@ class Authoriser:
         for profile, groups in others:
             if groups is order.groups or order.reroutes >= MAX_REROUTES:
                 continue
-            if self._router.can(groups, credentials=self._credentials, tried=order.tried, disabled=disabled, now=now):
+            if self._router.can(groups, profile.endpoint, credentials=self._credentials, tried=order.tried, disabled=disabled, now=now):
                 order.reroutes += 1
                 return _reroute_to(profile, order)
-        cooldown = self._router.soonest([order.groups, *(groups for _, groups in others)], credentials=self._credentials, disabled=disabled, now=now)
+        cooldown = self._router.soonest(
+            [(order.endpoint, order.groups), *((profile.endpoint, groups) for profile, groups in others)],
+            credentials=self._credentials,
+            disabled=disabled,
+            now=now,
+        )
         if cooldown is not None and order.rounds < self._routing.retry_rounds and cooldown.wait(now) <= self._routing.max_wait_seconds:
             order.rounds += 1
             order.tried = None  # what has cooled down is tried again; what failed without cooling has had its turn

@@ -1,5 +1,7 @@
 """Which credential is not used for which model until when, and what a failure says about that. Pure: the caller passes the time.
 
+Each endpoint cools by itself: a model that has no embeddings (404, or 403 at some) still talks.
+
     the provider answered          not used for                                                                tried elsewhere
     401, 402, 403                  30 minutes                                                                  yes
     404                            12 hours                                                                    yes
@@ -27,9 +29,11 @@ from cliproxy.bounds import (
     RATE_COOLDOWN_FIRST_SECONDS,
     RATE_COOLDOWN_LONGEST_SECONDS,
 )
+from cliproxy.dialects import Endpoint
 from cliproxy.errors import ClientError, CliproxyError, ProviderRefusal, RateLimited, Unavailable, UpstreamError
 from cliproxy.ipc.messages import CooldownRecord
 
+_ENDPOINTS = {endpoint.name.lower(): endpoint for endpoint in Endpoint}
 PROBE_AGAIN_SECONDS = 1.0  # what a client is told to wait for the verdict of a probe under way
 
 
@@ -39,6 +43,7 @@ class Key(NamedTuple):
     provider: str
     credential: str
     model: str
+    endpoint: int
 
 
 class Rule(Enum):
@@ -218,19 +223,16 @@ class Cooldowns:
             key = next(iter(self._changed))
             del self._changed[key]
             found = self.table.get(key)
-            if found is None:
-                record = CooldownRecord(provider=key.provider, credential=key.credential, model=key.model, until=0.0, status=0, code="")
-            else:
-                until = wall + found.until - now
-                record = CooldownRecord(
-                    provider=key.provider,
-                    credential=key.credential,
-                    model=key.model,
-                    until=until,
-                    status=found.status,
-                    code=found.code,
-                    strikes=found.strikes,
-                )
+            record = CooldownRecord(
+                provider=key.provider,
+                credential=key.credential,
+                model=key.model,
+                endpoint=Endpoint(key.endpoint).name.lower(),
+                until=0.0 if found is None else wall + found.until - now,
+                status=0 if found is None else found.status,
+                code="" if found is None else found.code,
+                strikes=0 if found is None else found.strikes,
+            )
             records.append(record)
         return tuple(records)
 
@@ -241,7 +243,10 @@ class Cooldowns:
     def load(self, records: Iterable[CooldownRecord], *, now: float, wall: float) -> None:
         """Take what was known before a restart. What we have found out since stays; an entry whose time is over is half open."""
         for record in records:
-            key = Key(record.provider, record.credential, record.model)
+            endpoint = _ENDPOINTS.get(record.endpoint)
+            if endpoint is None:
+                continue
+            key = Key(record.provider, record.credential, record.model, int(endpoint))
             if key in self.table or len(self.table) >= MAX_COOLDOWNS:
                 continue
             seconds = min(record.until - wall, MODEL_COOLDOWN_SECONDS)

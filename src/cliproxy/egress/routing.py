@@ -65,15 +65,23 @@ class Router:
         self._last_pick.clear()
 
     def choose(
-        self, groups: tuple[Group, ...], *, credentials: Credentials[C], tried: Tried | None, disabled: Collection[str], session: str, now: float
+        self,
+        groups: tuple[Group, ...],
+        endpoint: int,
+        *,
+        credentials: Credentials[C],
+        tried: Tried | None,
+        disabled: Collection[str],
+        session: str,
+        now: float,
     ) -> tuple[Target, C] | None:
-        """Return the next target and credential for a call; `None` when none of `groups` can take it now."""
+        """Return the next target and credential for a call of `endpoint`; `None` when none of `groups` can take it now."""
         for group in groups:
             usable: list[tuple[Target, Sequence[C]]] = []
             for target in group.targets:
                 if target.provider in disabled or (tried is not None and tried.covers(target)):
                     continue
-                allowed = self._allowed(target, credentials(target), tried, now)
+                allowed = self._allowed(target, endpoint, credentials(target), tried, now)
                 if allowed:
                     usable.append((target, allowed))
                     if group.strategy == "fill_first" and not (group.affinity and session):
@@ -85,16 +93,18 @@ class Router:
                 return target, self._in_turn(target, allowed, session if group.affinity else "")
         return None
 
-    def can(self, groups: tuple[Group, ...], *, credentials: Credentials[C], tried: Tried | None, disabled: Collection[str], now: float) -> bool:
+    def can(self, groups: tuple[Group, ...], endpoint: int, *, credentials: Credentials[C], tried: Tried | None, disabled: Collection[str], now: float) -> bool:
         """Return whether `choose` would find something. Takes nobody's turn."""
         return any(
-            target.provider not in disabled and (tried is None or not tried.covers(target)) and self._allowed(target, credentials(target), tried, now)
+            target.provider not in disabled and (tried is None or not tried.covers(target)) and self._allowed(target, endpoint, credentials(target), tried, now)
             for group in groups
             for target in group.targets
         )
 
-    def soonest(self, groups: Iterable[tuple[Group, ...]], *, credentials: Credentials[C], disabled: Collection[str], now: float) -> Cooldown | None:
-        """Return the cooldown among all `groups` that ends first; `None` when nothing of them cools."""
+    def soonest(
+        self, groups: Iterable[tuple[int, tuple[Group, ...]]], *, credentials: Credentials[C], disabled: Collection[str], now: float
+    ) -> Cooldown | None:
+        """Return the cooldown among all `groups`, each for its endpoint, that ends first; `None` when nothing of them cools."""
         found: Cooldown | None = None
         for cooldown in self._cooling(groups, credentials, disabled):
             if found is None or cooldown.wait(now) < found.wait(now):
@@ -115,7 +125,7 @@ class Router:
 
     # --- inside ---
 
-    def _allowed(self, target: Target, credentials: Sequence[C], tried: Tried | None, now: float) -> Sequence[C]:
+    def _allowed(self, target: Target, endpoint: int, credentials: Sequence[C], tried: Tried | None, now: float) -> Sequence[C]:
         table = self._cooldowns.table
         if not table and tried is None:
             return credentials
@@ -124,17 +134,19 @@ class Router:
             id = "" if credential is None else credential.id
             if tried is not None and (target.id, id) in tried.pairs:
                 continue
-            cooldown = table.get(Key(target.provider, id, target.model))
+            cooldown = table.get(Key(target.provider, id, target.model, endpoint))
             if cooldown is None or cooldown.allows(now):
                 allowed.append(credential)
         return allowed
 
-    def _cooling(self, groups: Iterable[tuple[Group, ...]], credentials: Credentials[C], disabled: Collection[str]) -> Iterator[Cooldown]:
-        for target in (target for some in groups for group in some for target in group.targets if target.provider not in disabled):
-            for credential in credentials(target):
-                cooldown = self._cooldowns.table.get(Key(target.provider, "" if credential is None else credential.id, target.model))
-                if cooldown is not None:
-                    yield cooldown
+    def _cooling(self, groups: Iterable[tuple[int, tuple[Group, ...]]], credentials: Credentials[C], disabled: Collection[str]) -> Iterator[Cooldown]:
+        for endpoint, some in groups:
+            for target in (target for group in some for target in group.targets if target.provider not in disabled):
+                for credential in credentials(target):
+                    id = "" if credential is None else credential.id
+                    cooldown = self._cooldowns.table.get(Key(target.provider, id, target.model, endpoint))
+                    if cooldown is not None:
+                        yield cooldown
 
     def _pick(self, group: Group, usable: list[tuple[Target, Sequence[C]]], session: str) -> tuple[Target, Sequence[C]]:
         if group.affinity and session:

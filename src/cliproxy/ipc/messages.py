@@ -128,7 +128,7 @@ class LastUse(_Message, frozen=True):
 
 
 class CooldownRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A credential (empty: the provider wants none) that is not used for a model until `until`, seconds since the epoch; 0: it is again.
+    """A credential (empty: the provider wants none) that is not used for a model at an endpoint until `until`, seconds since the epoch; 0: it is again.
 
     `status` is the provider's (0: it did not answer), `code` our word for it, `strikes` how often in a row its rate was limited.
     """
@@ -136,6 +136,7 @@ class CooldownRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     provider: str
     credential: str
     model: str
+    endpoint: str
     until: float
     status: int
     code: str

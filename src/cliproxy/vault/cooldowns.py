@@ -20,7 +20,7 @@ _FORGOTTEN_AFTER: Final = 3600.0  # seconds after its end: how often a rate was 
 _CLOCK_STEP: Final = 60.0  # seconds by which egress's reading of the clock may be ahead of ours
 _MAX_STRIKES: Final = 1_000_000
 
-_Key = tuple[str, str, str]
+_Key = tuple[str, str, str, str]
 
 
 class Cooldowns:
@@ -75,13 +75,15 @@ class Cooldowns:
 
 
 def _key_of(record: CooldownRecord) -> _Key:
-    return record.provider, record.credential, record.model
+    return record.provider, record.credential, record.model, record.endpoint
 
 
 def _is_sound(record: CooldownRecord, latest: float) -> bool:
-    texts = ((record.provider, MAX_LABEL_CHARS), (record.credential, MAX_LABEL_CHARS), (record.model, MAX_MODEL_NAME_CHARS), (record.code, MAX_LABEL_CHARS))
+    labels = (record.provider, record.credential, record.endpoint, record.code)
     return (
-        all(len(text) <= most and (not text or text.isprintable()) for text, most in texts)
+        all(len(text) <= MAX_LABEL_CHARS and text.isprintable() for text in labels)
+        and len(record.model) <= MAX_MODEL_NAME_CHARS
+        and record.model.isprintable()
         and 0.0 <= record.until <= latest
         and 0 <= record.status <= 599
         and 0 <= record.strikes <= _MAX_STRIKES
