@@ -206,7 +206,13 @@ def test_the_answers_own_id_model_and_time_come_first() -> None:
 
 
 def test_what_the_client_set_comes_back_but_not_what_it_said() -> None:
-    body = {"model": "m", "input": "secret words", "instructions": "secret words", "temperature": 0.5, "tools": [{"type": "function", "name": "f", "parameters": {}, "strict": True}]}
+    body = {
+        "model": "m",
+        "input": "secret words",
+        "instructions": "secret words",
+        "temperature": 0.5,
+        "tools": [{"type": "function", "name": "f", "parameters": {}, "strict": True}],
+    }
     request = decode_responses(json.dumps(body).encode(), max_tokens_cap=99, on_excess="reject", allow_provider_state=False)
     document = encode(said(Text("x")), request)
     assert (document["temperature"], document["tools"], document["max_output_tokens"], document["store"]) == (0.5, body["tools"], 99, False)

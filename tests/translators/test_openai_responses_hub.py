@@ -75,7 +75,12 @@ def test_items_keep_their_order_and_neighbours_of_one_side_are_one_message() -> 
             {"role": "developer", "content": "no lists"},
             {"role": "user", "content": "a"},
             {"role": "user", "content": [{"type": "input_text", "text": "b"}, {"type": "input_image", "image_url": PNG, "detail": "high"}]},
-            {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "s"}, {"type": "summary_text", "text": "t"}], "encrypted_content": "gA"},
+            {
+                "type": "reasoning",
+                "id": "rs_1",
+                "summary": [{"type": "summary_text", "text": "s"}, {"type": "summary_text", "text": "t"}],
+                "encrypted_content": "gA",
+            },
             {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "c"}]},
             {"type": "function_call", "call_id": "k", "name": "f", "arguments": '{"x": 1}'},
             {"type": "function_call_output", "call_id": "k", "output": "d"},
@@ -169,7 +174,9 @@ def test_a_signature_of_another_vendor_comes_back_to_its_thought_or_call() -> No
     )
 
 
-@pytest.mark.parametrize("text", ["cliproxy:", "cliproxy:x:signature:a", "cliproxy:anthropic_messages:new:a", "cliproxy:anthropic_messages:signature:", "cliproxy:a"])
+@pytest.mark.parametrize(
+    "text", ["cliproxy:", "cliproxy:x:signature:a", "cliproxy:anthropic_messages:new:a", "cliproxy:anthropic_messages:signature:", "cliproxy:a"]
+)
 def test_a_mark_that_is_none_of_ours_is_refused(text: str) -> None:
     with pytest.raises(SchemaError) as caught:
         hub(input=[{"type": "reasoning", "summary": [], "encrypted_content": text}])
@@ -300,9 +307,7 @@ def _without_place(part: Any) -> Any:
     return type(part), fields
 
 
-FEATURES = frozenset(
-    {"system", "tools", "tool_result_images", "images_base64", "images_url", "documents_base64", "documents_url", "reasoning", "redacted"}
-)
+FEATURES = frozenset({"system", "tools", "tool_result_images", "images_base64", "images_url", "documents_base64", "documents_url", "reasoning", "redacted"})
 SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "parallel_tool_calls": st.booleans(),
     "temperature": st.floats(0, 2),
@@ -339,7 +344,11 @@ def test_any_request_is_encoded_or_unsupported(request: ConversationRequest) -> 
     json.loads(encoded.prefix + b'"m"' + encoded.suffix)
 
 
-@given(st.lists(visible_texts().map(Refusal) | visible_texts().map(Text) | st.builds(ToolCall, id=st.just("c"), name=st.just("f"), arguments=arguments()), min_size=1))
+@given(
+    st.lists(
+        visible_texts().map(Refusal) | visible_texts().map(Text) | st.builds(ToolCall, id=st.just("c"), name=st.just("f"), arguments=arguments()), min_size=1
+    )
+)
 def test_an_assistants_parts_come_back_in_any_order(parts: list[Any]) -> None:
     request = plain(Message("user", (Text("x"),)), Message("assistant", tuple(parts)))
     assert without_places(again(request)) == without_places(request)

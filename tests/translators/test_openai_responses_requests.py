@@ -211,7 +211,10 @@ def test_thoughts_that_would_be_looked_up_or_are_another_vendors_are_left_out_an
     [
         ("tools[0]", {"tools": [{"type": "mcp", "server_label": "x", "server_url": "https://x.example", "headers": {"authorization": "x"}}]}),
         ("tools[1]", {"tools": [{"type": "web_search"}, {"type": "mcp", "server_label": "x", "connector_id": "connector_gmail", "authorization": "x"}]}),
-        ("tools[0].container.network_policy", {"tools": [{"type": "code_interpreter", "container": {"type": "auto", "network_policy": {"type": "allowlist"}}}]}),
+        (
+            "tools[0].container.network_policy",
+            {"tools": [{"type": "code_interpreter", "container": {"type": "auto", "network_policy": {"type": "allowlist"}}}]},
+        ),
         ("background", {"background": True}),
         ("tools[0].type", {"tools": [{"type": "computer_use_preview", "display_width": 1}]}),
         ("tools[0].type", {"tools": [{"type": "shell", "environment": {}}]}),
@@ -290,7 +293,9 @@ def test_pictures_and_files_are_not_counted_as_text() -> None:
     assert text > 24_000
 
 
-json_texts = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=8), inner))
+json_texts = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=8), inner)
+)
 
 
 @given(st.binary(max_size=200) | json_texts.map(lambda value: json.dumps(value).encode()))

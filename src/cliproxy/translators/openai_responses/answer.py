@@ -26,10 +26,9 @@ from cliproxy.translators.conversation import (
 )
 from cliproxy.translators.openai_responses import items
 from cliproxy.translators.openai_responses.request import ResponsesRequest
-from cliproxy.translators.openai_responses.usage import read_usage, verify_finished
+from cliproxy.translators.openai_responses.usage import usage_of_answer
 from cliproxy.translators.usage import Usage
 
-_ABSENT = msgspec.Raw(b"null")
 Seconds = Annotated[float, Meta(ge=0, le=2**53)]
 
 
@@ -42,9 +41,7 @@ class _Response(msgspec.Struct, gc=False):
     id: str | None = None
     model: str | None = None
     status: str | None = None
-    error: msgspec.Raw = _ABSENT
     incomplete_details: Incomplete | None = None
-    usage: msgspec.Raw = _ABSENT
     created_at: Seconds | None = None
 
 
@@ -54,20 +51,17 @@ _encode = msgspec.json.Encoder().encode
 
 def decode_answer(body: bytes) -> ConversationAnswer:
     """Return a provider's response. Raises `UpstreamError` if it is none, failed, is not finished, or holds what the hub has no place for."""
-    items.verify_object_count(body)
+    usage = usage_of_answer(body)  # which makes sure that it is a finished response of not too many items, all of them objects
     try:
-        if not body.isascii():
-            body.decode()
         response = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise UpstreamError("The provider's answer is not a response.", code="bad_upstream_answer") from None
-    verify_finished(response.status, response.error)
     parts: list[AssistantPart] = []
     for raw in response.output:
         parts += items.parts_of(items.read_item(raw))
     reason = response.incomplete_details.reason if response.incomplete_details is not None else None
     choice = Choice(0, tuple(parts), items.stop_of(response.status, reason, parts))
-    return ConversationAnswer(response.id or "", response.model or "", (choice,), read_usage(response.usage), int(response.created_at or 0))
+    return ConversationAnswer(response.id or "", response.model or "", (choice,), usage, int(response.created_at or 0))
 
 
 def encode_answer(answer: ConversationAnswer, *, request: ResponsesRequest | None, id: str, model: str, created: int) -> bytes:

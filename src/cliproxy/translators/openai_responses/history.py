@@ -37,6 +37,7 @@ from cliproxy.translators.openai_responses.state import HOW_TO
 from cliproxy.translators.openai_responses.wire import (
     KNOWN_FIELDS,
     AllowedToolsChoice,
+    Annotation,
     FunctionCallItem,
     FunctionCallOutputItem,
     FunctionChoice,
@@ -287,23 +288,17 @@ def _said(part: Any, at: str) -> Text | Refusal:
     _unsupported(at)
 
 
-def citation_of(raw: Mapping[str, Any]) -> Citation | None:
-    """Return what the annotation `raw` says; `None` if it is one that names no source (`file_path`)."""
-    if raw.get("type") == "url_citation":
-        return Citation(_text(raw, "url"), _text(raw, "title"), start=_index(raw, "start_index"), end=_index(raw, "end_index"))
-    if raw.get("type") == "file_citation":
-        return Citation(title=_text(raw, "filename"), document=_index(raw, "index"))
+def citation_of(annotation: Annotation) -> Citation | None:
+    """Return what `annotation` says; `None` if it is one that names no source (`file_path`)."""
+    if annotation.type == "url_citation":
+        return Citation(annotation.url or "", annotation.title or "", start=_index(annotation.start_index), end=_index(annotation.end_index))
+    if annotation.type == "file_citation":
+        return Citation(title=annotation.filename or "", document=_index(annotation.index))
     return None
 
 
-def _text(raw: Mapping[str, Any], name: str) -> str:
-    value = raw.get(name)
-    return value if isinstance(value, str) else ""
-
-
-def _index(raw: Mapping[str, Any], name: str) -> int:
-    value = raw.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else -1
+def _index(value: int | None) -> int:
+    return value if value is not None and 0 <= value < 2**53 else -1
 
 
 def _input_parts(content: Any, at: str) -> tuple[Text | Image | Document | Audio, ...]:

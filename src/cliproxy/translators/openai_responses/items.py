@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from cliproxy.bounds import MAX_ANSWER_OBJECTS
+from cliproxy.bounds import EVENT_PIECES_PER_JOIN, MAX_ANSWER_OBJECTS
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
 from cliproxy.translators.conversation import (
@@ -27,6 +27,7 @@ from cliproxy.translators.conversation import (
 )
 from cliproxy.translators.openai_responses.history import PARAGRAPH, citation_of
 from cliproxy.translators.openai_responses.marks import Kind, mark
+from cliproxy.translators.openai_responses.wire import Annotation
 
 RECORDS = frozenset({"web_search_call", "file_search_call", "code_interpreter_call"})
 MANY_BYTES = 64 * 1024  # JSON shorter than this may hold as many objects as it likes
@@ -41,7 +42,7 @@ class _Typed(msgspec.Struct, gc=False, tag_field="type"):
 
 class OutputText(_Typed, gc=False, tag="output_text"):
     text: str = ""
-    annotations: list[dict[str, Any]] | None = None
+    annotations: list[Annotation] | None = None
 
 
 class OutputRefusal(_Typed, gc=False, tag="refusal"):
@@ -81,6 +82,14 @@ class _Kind(msgspec.Struct, gc=False):
 OutputItem = MessageItem | FunctionCallItem | ReasoningItem | ImageItem
 _item_decoder = msgspec.json.Decoder(OutputItem)
 _kind_decoder = msgspec.json.Decoder(_Kind)
+
+
+def join_lots(pieces: list[str], joined: int) -> int:
+    """Join the pieces behind the first `joined` ones, which are lots, into one more lot if they are many. Return how many lots there are."""
+    if len(pieces) - joined < EVENT_PIECES_PER_JOIN:
+        return joined
+    pieces[joined:] = ["".join(pieces[joined:])]
+    return joined + 1
 
 
 def verify_object_count(data: bytes) -> None:

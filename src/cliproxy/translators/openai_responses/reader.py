@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from cliproxy.bounds import EVENT_PIECES_PER_JOIN, MAX_RESPONSES_EVENT_BYTES
+from cliproxy.bounds import MAX_RESPONSES_EVENT_BYTES
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
 from cliproxy.translators.conversation import (
@@ -35,132 +35,38 @@ from cliproxy.translators.conversation import (
     verify_arguments,
 )
 from cliproxy.translators.openai_responses import items
-from cliproxy.translators.openai_responses.answer import Incomplete, Seconds
+from cliproxy.translators.openai_responses.events import (
+    KNOWN_KINDS,
+    AnnotationAdded,
+    CallArgumentsDelta,
+    Created,
+    EndedEarly,
+    EndedWell,
+    ErrorReported,
+    Failed,
+    ItemAdded,
+    ItemDone,
+    OutputTextDelta,
+    PartAdded,
+    RefusalDelta,
+    StreamedResponse,
+    SummaryDelta,
+    ThoughtDelta,
+    decode,
+    decode_other,
+)
 from cliproxy.translators.openai_responses.history import PARAGRAPH, citation_of
 from cliproxy.translators.openai_responses.usage import read_usage
 from cliproxy.translators.sse import EventSplitter
 
-_ABSENT = msgspec.Raw(b"null")
-
-
-class _Event(msgspec.Struct, gc=False, tag_field="type"):
-    pass
-
-
-class _TextDelta(_Event, gc=False, tag="response.output_text.delta"):
-    delta: str
-    output_index: int = 0
-    content_index: int = 0
-
-
-class _RefusalDelta(_Event, gc=False, tag="response.refusal.delta"):
-    delta: str
-    output_index: int = 0
-    content_index: int = 0
-
-
-class _ArgumentsDelta(_Event, gc=False, tag="response.function_call_arguments.delta"):
-    delta: str
-    output_index: int = 0
-
-
-class _SummaryDelta(_Event, gc=False, tag="response.reasoning_summary_text.delta"):
-    delta: str
-    output_index: int = 0
-    summary_index: int = 0
-
-
-class _ThoughtDelta(_Event, gc=False, tag="response.reasoning_text.delta"):
-    delta: str
-    output_index: int = 0
-    content_index: int = 0
-
-
-class _Annotation(_Event, gc=False, tag="response.output_text.annotation.added"):
-    annotation: dict[str, Any]
-    output_index: int = 0
-    content_index: int = 0
-
-
-class _PartAdded(_Event, gc=False, tag="response.content_part.added"):
-    part: msgspec.Raw
-    output_index: int = 0
-    content_index: int = 0
-
-
-class _ItemAdded(_Event, gc=False, tag="response.output_item.added"):
-    item: msgspec.Raw
-    output_index: int = 0
-
-
-class _ItemDone(_Event, gc=False, tag="response.output_item.done"):
-    item: msgspec.Raw
-    output_index: int = 0
-
-
-class _Response(msgspec.Struct, gc=False):
-    id: str | None = None
-    model: str | None = None
-    status: str | None = None
-    incomplete_details: Incomplete | None = None
-    usage: msgspec.Raw = _ABSENT
-    created_at: Seconds | None = None
-
-
-class _Created(_Event, gc=False, tag="response.created"):
-    response: _Response
-
-
-class _Completed(_Event, gc=False, tag="response.completed"):
-    response: _Response
-
-
-class _Incomplete(_Event, gc=False, tag="response.incomplete"):
-    response: _Response
-
-
-class _Failed(_Event, gc=False, tag="response.failed"):
-    pass
-
-
-class _Error(_Event, gc=False, tag="error"):
-    pass
-
-
-class _Other(msgspec.Struct, gc=False):
-    """An event of another kind."""
-
-    type: str = ""
-    error: msgspec.Raw = _ABSENT
-
-
-_Known = (
-    _TextDelta
-    | _RefusalDelta
-    | _ArgumentsDelta
-    | _SummaryDelta
-    | _ThoughtDelta
-    | _Annotation
-    | _PartAdded
-    | _ItemAdded
-    | _ItemDone
-    | _Created
-    | _Completed
-    | _Incomplete
-    | _Failed
-    | _Error
-)
-_decode = msgspec.json.Decoder(_Known).decode
-_decode_other = msgspec.json.Decoder(_Other).decode
-_KNOWN_KINDS = frozenset(kind.__struct_config__.tag for kind in _Known.__args__)
 _THOUGHT = -1  # content index of a thought under way: it has its item for itself
-_NOWHERE = (-1, -1)
+_NOWHERE = (-1, 2**63)  # before the first place there is
 
 
 class Reader:
     """Reads a stream in any pieces."""
 
-    __slots__ = ("_at", "_begun", "_ended", "_error", "_index", "_open", "_parts", "_pieces", "_section", "_splitter", "_started", "_thought_id")
+    __slots__ = ("_at", "_begun", "_ended", "_error", "_index", "_lots", "_open", "_parts", "_pieces", "_section", "_splitter", "_started", "_thought_id")
 
     def __init__(self) -> None:
         self._splitter = EventSplitter(MAX_RESPONSES_EVENT_BYTES)
@@ -171,6 +77,7 @@ class Reader:
         self._index = -1  # the hub's, of the same
         self._begun = -1  # the last output index of which something was told
         self._pieces: list[str] = []  # arguments of the call under way
+        self._lots = 0  # that many of the pieces are joined lots
         self._thought_id = ""  # of the last item of thoughts that was announced
         self._section: tuple[type[Any], int] | None = None  # which part of a summary was told last
         self._parts: list[AssistantPart] = []  # one of each kind that was told
@@ -215,69 +122,69 @@ class Reader:
         if not data or data == b"[DONE]":
             return
         try:
-            read = _decode(data)
+            read = decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             _verify_other(data)
             return
         kind = type(read)
-        if kind is _TextDelta:
+        if kind is OutputTextDelta:
             at = (read.output_index, read.content_index)
             if at != self._at or type(self._open) is not Text:
                 self._begin(at, Text(""), out)
             out.append(TextDelta(0, self._index, read.delta))
-        elif kind is _ArgumentsDelta:
+        elif kind is CallArgumentsDelta:
             self._arguments(read.delta, read.output_index, out)
         else:
             self._read_rare(read, data, out)
 
     def _read_rare(self, read: Any, data: bytes, out: list[StreamEvent]) -> None:
-        if not self._started and not isinstance(read, _Created):
-            if isinstance(read, _Failed | _Error):
+        if not self._started and not isinstance(read, Created):
+            if isinstance(read, Failed | ErrorReported):
                 raise _reported()
             raise _another_dialect()
-        if isinstance(read, _SummaryDelta):
-            self._think(read.delta, read.output_index, (_SummaryDelta, read.summary_index), out)
-        elif isinstance(read, _ThoughtDelta):
-            self._think(read.delta, read.output_index, (_ThoughtDelta, read.content_index), out)
-        elif isinstance(read, _RefusalDelta):
+        if isinstance(read, SummaryDelta):
+            self._think(read.delta, read.output_index, (SummaryDelta, read.summary_index), out)
+        elif isinstance(read, ThoughtDelta):
+            self._think(read.delta, read.output_index, (ThoughtDelta, read.content_index), out)
+        elif isinstance(read, RefusalDelta):
             at = (read.output_index, read.content_index)
             if at != self._at or not isinstance(self._open, Refusal):
                 self._begin(at, Refusal(""), out)
             out.append(TextDelta(0, self._index, read.delta))
-        elif isinstance(read, _PartAdded):
+        elif isinstance(read, PartAdded):
             self._part_added(read, out)
-        elif isinstance(read, _ItemAdded):
+        elif isinstance(read, ItemAdded):
+            items.verify_object_count(data)
             self._item_added(read, out)
-        elif isinstance(read, _ItemDone):
+        elif isinstance(read, ItemDone):
             items.verify_object_count(data)
             self._item_done(items.read_item(read.item), read.output_index, out)
-        elif isinstance(read, _Annotation):
-            items.verify_object_count(data)
+        elif isinstance(read, AnnotationAdded):
             citation = citation_of(read.annotation)
             if (read.output_index, read.content_index) != self._at or not isinstance(self._open, Text):
                 raise _mixed_up()
             if citation is not None:
                 out.append(CitationAdded(0, self._index, citation))
-        elif isinstance(read, _Created):
+        elif isinstance(read, Created):
             self._start(read.response, out)
-        elif isinstance(read, _Completed | _Incomplete):
+        elif isinstance(read, EndedWell | EndedEarly):
             self._end(read, out)
         else:
             raise _reported()
 
     # --- the whole ---
 
-    def _start(self, response: _Response, out: list[StreamEvent]) -> None:
+    def _start(self, response: StreamedResponse, out: list[StreamEvent]) -> None:
         if self._started:
             raise _mixed_up()
         self._started = True
         out.append(Started(response.id or "", response.model or "", created=int(response.created_at or 0)))
 
-    def _end(self, read: _Completed | _Incomplete, out: list[StreamEvent]) -> None:
+    def _end(self, read: EndedWell | EndedEarly, out: list[StreamEvent]) -> None:
         self._close(out)
         response = read.response
         reason = response.incomplete_details.reason if response.incomplete_details is not None else None
-        out.append(Finished(0, items.stop_of("incomplete" if isinstance(read, _Incomplete) else "completed", reason, self._parts)))
+        out.append(Finished(0, items.stop_of("incomplete" if isinstance(read, EndedEarly) else "completed", reason, self._parts)))
         usage = read_usage(response.usage)
         if usage is not None:
             out.append(Counted(usage))
@@ -298,7 +205,7 @@ class Reader:
         self._index += 1
         self._open = part
         self._section = None
-        self._pieces = []
+        self._pieces, self._lots = [], 0
         if all(type(part) is not type(known) for known in self._parts):
             self._parts.append(part)
         out.append(PartStarted(0, self._index, part))
@@ -315,9 +222,9 @@ class Reader:
         self._open = None
         out.append(PartEnded(0, self._index))
 
-    def _part_added(self, read: _PartAdded, out: list[StreamEvent]) -> None:
+    def _part_added(self, read: PartAdded, out: list[StreamEvent]) -> None:
         try:
-            kind = _decode_other(read.part).type
+            kind = decode_other(read.part).type
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise _another_dialect() from None
         if kind == "output_text":
@@ -327,7 +234,7 @@ class Reader:
         elif kind != "reasoning_text":  # a thought begins with its first words
             raise UpstreamError("The provider's answer holds a part that this gateway cannot translate.", code="bad_upstream_answer")
 
-    def _item_added(self, read: _ItemAdded, out: list[StreamEvent]) -> None:
+    def _item_added(self, read: ItemAdded, out: list[StreamEvent]) -> None:
         item = items.read_item(read.item)
         if isinstance(item, items.FunctionCallItem):
             self._begin((read.output_index, 0), ToolCall(item.call_id, item.name, ""), out)
@@ -339,8 +246,7 @@ class Reader:
             raise _mixed_up()
         if delta:
             self._pieces.append(delta)
-            if len(self._pieces) > EVENT_PIECES_PER_JOIN:
-                self._pieces = ["".join(self._pieces)]
+            self._lots = items.join_lots(self._pieces, self._lots)
             out.append(ArgumentsDelta(0, self._index, delta))
 
     def _think(self, delta: str, output_index: int, section: tuple[type[Any], int], out: list[StreamEvent]) -> None:
@@ -402,12 +308,12 @@ def _data_of(event: bytes) -> bytes:
 def _verify_other(data: bytes) -> None:
     """Raise `UpstreamError` unless `data` is an event of another kind, which says nothing to the hub."""
     try:
-        other = _decode_other(data)
+        other = decode_other(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise _another_dialect() from None
     if bytes(other.error) != b"null":
         raise _reported()
-    if not other.type or other.type in _KNOWN_KINDS:
+    if not other.type or other.type in KNOWN_KINDS:
         raise _another_dialect()
 
 

@@ -84,6 +84,9 @@ class Writer:
         "_id",
         "_item_id",
         "_items",
+        "_length",
+        "_lots",
+        "_measured",
         "_message_id",
         "_model",
         "_number",
@@ -111,6 +114,7 @@ class Writer:
         self._part: AssistantPart | None = None  # the one under way, as it began
         self._item_id = ""
         self._pieces: list[str] = []  # its text or arguments
+        self._lots = self._measured = self._length = 0  # pieces that are joined lots; that were measured; their characters
         self._annotations: list[dict[str, Any]] = []
         self._encrypted = ""
         self._summary_begun = False
@@ -137,9 +141,17 @@ class Writer:
                 self._write_other(event, out)
         if self._size > MAX_WRITTEN_RESPONSE_BYTES:
             raise UpstreamError("The provider's answer is larger than the gateway takes.", code="upstream_too_large")
-        if len(self._pieces) > EVENT_PIECES_PER_JOIN:
-            self._pieces = ["".join(self._pieces)]
+        if len(self._pieces) - self._lots >= EVENT_PIECES_PER_JOIN:
+            self._measure()
+            self._lots = items.join_lots(self._pieces, self._lots)
+            self._measured = len(self._pieces)
         return b"".join(out)
+
+    def _measure(self) -> int:
+        """Return the characters of the part so far. Each piece is looked at once."""
+        self._length += sum(map(len, self._pieces[self._measured :]))
+        self._measured = len(self._pieces)
+        return self._length
 
     def _write_other(self, event: StreamEvent, out: list[bytes]) -> None:
         if isinstance(event, PartStarted):
@@ -183,6 +195,7 @@ class Writer:
     def _begin(self, part: AssistantPart, out: list[bytes]) -> None:
         self._part = part
         self._pieces = []
+        self._lots = self._measured = self._length = 0
         self._annotations = []
         self._encrypted = ""
         self._summary_begun = True
@@ -240,7 +253,7 @@ class Writer:
         return {"item_id": self._item_id, "output_index": len(self._items), "summary_index": 0}
 
     def _annotate(self, event: CitationAdded, out: list[bytes]) -> None:
-        annotation = items.annotation_of(event.citation, sum(map(len, self._pieces)))
+        annotation = items.annotation_of(event.citation, self._measure())
         place = {**self._place(), "annotation_index": len(self._annotations)}
         self._annotations.append(annotation)
         before = len(out)

@@ -190,6 +190,8 @@ class StreamUsage:
         start = 0
         while start < len(events):
             end = events.find(b"\n\n", start) + 2
+            if end == 1:  # what is left is one more line end
+                return events
             event = events[start:end]
             if any(word in event for word in _LAST):
                 read = _parse(event)

@@ -79,9 +79,21 @@ class InputAudio(_Typed, frozen=True, gc=False, tag="input_audio"):
     input_audio: Sound
 
 
+class Annotation(_Object, frozen=True, gc=False):
+    """Where a text comes from; which fields there are depends on `type`, and a new type has others."""
+
+    type: Keyword
+    url: str | None = None
+    title: str | None = None
+    filename: str | None = None
+    index: int | None = None
+    start_index: int | None = None
+    end_index: int | None = None
+
+
 class OutputText(_Typed, frozen=True, gc=False, tag="output_text"):
     text: str
-    annotations: list[dict[str, Any]] | None = None
+    annotations: list[Annotation] | None = None
 
 
 class OutputRefusal(_Typed, frozen=True, gc=False, tag="refusal"):
