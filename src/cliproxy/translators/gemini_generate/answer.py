@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 
-from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_CHOICES, MAX_CITATIONS, MAX_CITED_TEXT_BYTES, MAX_IDENTIFIER_CHARS
+from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_CITATIONS, MAX_CITED_TEXT_BYTES, MAX_IDENTIFIER_CHARS
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
 from cliproxy.translators.conversation import (
@@ -28,117 +27,23 @@ from cliproxy.translators.conversation import (
     ToolCall,
     verify_arguments,
 )
+from cliproxy.translators.gemini_generate.answer_wire import (
+    ABSENT,
+    Answer,
+    AnswerPart,
+    BlobPart,
+    CallPart,
+    Candidate,
+    Segment,
+    answer_decoder,
+    citations_decoder,
+    grounding_decoder,
+)
 from cliproxy.translators.gemini_generate.decode import GeminiRequest
 from cliproxy.translators.gemini_generate.marks import mark_of
 from cliproxy.translators.gemini_generate.media import standard_base64
 from cliproxy.translators.gemini_generate.usage import usage_in
 from cliproxy.translators.usage import Usage
-
-ABSENT = msgspec.Raw(b"null")  # compared by identity: what the decoder puts where a field is not there
-
-
-# --- what Google answers -----------------------------------------------------------------------------------------------
-
-
-class _Object(msgspec.Struct, gc=False, rename="camel"):
-    """An object of an answer. Only what is translated is decoded."""
-
-
-class CallPart(_Object, gc=False):
-    name: str
-    args: msgspec.Raw = ABSENT
-    id: str | None = None
-    partial_args: msgspec.Raw = ABSENT  # only for clients that ask for it, in Google's own dialect
-
-
-class BlobPart(_Object, gc=False):
-    mime_type: str
-    data: str
-
-
-class AnswerPart(_Object, gc=False):
-    text: str | None = None
-    thought: bool | None = None
-    thought_signature: str | None = None
-    function_call: CallPart | None = None
-    inline_data: BlobPart | None = None
-    executable_code: msgspec.Raw = ABSENT
-    code_execution_result: msgspec.Raw = ABSENT
-    file_data: msgspec.Raw = ABSENT
-    tool_call: msgspec.Raw = ABSENT
-    tool_response: msgspec.Raw = ABSENT
-
-
-class AnswerContent(_Object, gc=False):
-    parts: list[AnswerPart] | None = None
-
-
-class Candidate(_Object, gc=False):
-    content: AnswerContent | None = None
-    finish_reason: str | None = None
-    index: Annotated[int, Meta(ge=0, lt=MAX_CHOICES)] | None = None
-    citation_metadata: msgspec.Raw = ABSENT
-    grounding_metadata: msgspec.Raw = ABSENT
-
-
-class Feedback(_Object, gc=False):
-    block_reason: str | None = None
-
-
-class Answer(_Object, gc=False):
-    """A whole answer, or one event of a stream."""
-
-    candidates: list[Candidate] | None = None
-    usage_metadata: msgspec.Raw = ABSENT
-    model_version: str | None = None
-    response_id: str | None = None
-    prompt_feedback: Feedback | None = None
-    error: msgspec.Raw = ABSENT
-
-
-class _Source(_Object, gc=False):
-    uri: str | None = None
-    title: str | None = None
-    start_index: int | None = None
-    end_index: int | None = None
-
-
-class _CitationMetadata(_Object, gc=False):
-    """The Gemini API says `citationSources`, Vertex AI `citations`."""
-
-    citation_sources: list[_Source] | None = None
-    citations: list[_Source] | None = None
-
-
-class _Web(_Object, gc=False):
-    uri: str | None = None
-    title: str | None = None
-
-
-class _Chunk(_Object, gc=False):
-    web: _Web | None = None
-    retrieved_context: _Web | None = None
-
-
-class _Segment(_Object, gc=False):
-    start_index: int | None = None
-    end_index: int | None = None
-
-
-class _Support(_Object, gc=False):
-    segment: _Segment | None = None
-    grounding_chunk_indices: list[int] | None = None
-
-
-class _Grounding(_Object, gc=False):
-    grounding_chunks: list[_Chunk] | None = None
-    grounding_supports: list[_Support] | None = None
-
-
-answer_decoder = msgspec.json.Decoder(Answer)
-_citations_decoder = msgspec.json.Decoder(_CitationMetadata)
-_grounding_decoder = msgspec.json.Decoder(_Grounding)
-
 
 # --- reasons to stop ---------------------------------------------------------------------------------------------------
 
@@ -237,14 +142,14 @@ def citations_of(candidate: Candidate, text: str | int) -> tuple[Citation, ...]:
     encoded = len(text) if isinstance(text, str) and text.isascii() else text if isinstance(text, int) else text.encode()
     try:
         if bytes(candidate.citation_metadata) != b"null":
-            metadata = _citations_decoder.decode(candidate.citation_metadata)
+            metadata = citations_decoder.decode(candidate.citation_metadata)
             for source in (metadata.citation_sources or metadata.citations or [])[:MAX_CITATIONS]:
                 made.append(_citation(source.uri, source.title, source.start_index, source.end_index, encoded))
         if bytes(candidate.grounding_metadata) != b"null":
-            grounding = _grounding_decoder.decode(candidate.grounding_metadata)
+            grounding = grounding_decoder.decode(candidate.grounding_metadata)
             chunks = grounding.grounding_chunks or []
             for support in (grounding.grounding_supports or [])[:MAX_CITATIONS]:
-                segment = support.segment or _Segment()
+                segment = support.segment or Segment()
                 for index in (support.grounding_chunk_indices or [])[: MAX_CITATIONS - len(made)]:
                     web = (chunks[index].web or chunks[index].retrieved_context) if 0 <= index < len(chunks) else None
                     if web is not None:
