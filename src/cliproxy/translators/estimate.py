@@ -1,7 +1,7 @@
 """How many prompt tokens a request will have, guessed from its size, for the reservation that real usage replaces.
 
 Four bytes of JSON count as a token, the vendors' rule of thumb for English. Measured as guess : count with OpenAI's o200k_base (and cl100k_base where it
-differs): English prose and source code 0.9 to 1.3, German 1.25 (1.0), French 1.6 (1.2), Chinese and Japanese 1.4 (0.9), Russian and Arabic 2.3 to 2.6
+differs): English prose 0.9 to 1.3, source code 0.7 to 1.3, German 1.25 (1.0), French 1.6 (1.2), Chinese and Japanese 1.4 (0.9), Russian and Arabic 2.3 to 2.6
 (0.9 to 1.2), JSON data 0.8, digits and hexadecimal 0.45 to 0.65. Where a client writes non-ASCII text as `\\u` escapes the guess is two to three times
 that. What a picture or sound costs hangs on its content, not its bytes: the constants are middle values of what the vendors document and may be off by a factor
 of three.
