@@ -107,13 +107,27 @@ def _verify_known(typed: Any, raw: Any, path: str) -> None:
                 _verify_known(item, plain, f"{path}[{index}]")
         return
     kind = type(typed)
+    names = _KNOWN.get(kind) or _names_of(kind)
     for name, value in raw.items():
-        if name in kind.__struct_fields__:
+        if type(value) in _PLAIN:
+            if name not in names:
+                _refuse(f"{path}.{name}" if path else name)
+        elif value is not None:
+            if name not in names:
+                _refuse(f"{path}.{name}" if path else name)
             known = getattr(typed, name)
-            if isinstance(known, list | msgspec.Struct) and value is not None:
+            if isinstance(known, list | msgspec.Struct):
                 _verify_known(known, value, f"{path}.{name}" if path else name)
-        elif value is not None and name != kind.__struct_config__.tag_field:
-            _refuse(f"{path}.{name}" if path else name)
+
+
+_PLAIN = frozenset({str, int, float, bool})  # values that hold no names
+_KNOWN: dict[type, frozenset[str]] = {}
+
+
+def _names_of(kind: type[msgspec.Struct]) -> frozenset[str]:
+    tag = kind.__struct_config__.tag_field
+    names = _KNOWN[kind] = frozenset((*kind.__struct_fields__, tag) if tag is not None else kind.__struct_fields__)
+    return names
 
 
 # --- messages ----------------------------------------------------------------------------------------------------------
