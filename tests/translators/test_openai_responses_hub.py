@@ -215,10 +215,12 @@ def test_encrypted_thoughts_are_asked_for_only_where_there_may_be_any() -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "effort"), [(0, "none"), (1, "low"), (4096, "low"), (4097, "medium"), (16384, "medium"), (16385, "high"), (None, None), (-1, None)]
+    ("budget", "effort"), [(0, None), (1, "low"), (4096, "low"), (4097, "medium"), (16384, "medium"), (16385, "high"), (None, None), (-1, None)]
 )
 def test_a_budget_becomes_an_effort(budget: int | None, effort: str | None) -> None:
-    assert sent(plain(thinking=Thinking(budget=budget))).get("reasoning", {}).get("effort") == effort
+    request = plain(thinking=Thinking(budget=budget))
+    assert sent(request).get("reasoning", {}).get("effort") == effort
+    assert encode_conversation(request, Quirks.NONE).dropped == (() if budget is None else ("thinking",))
 
 
 @pytest.mark.parametrize(

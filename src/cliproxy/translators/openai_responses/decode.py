@@ -80,13 +80,14 @@ _convert = msgspec.convert
 def _with_types(document: Any) -> Any:
     """Return `document` with the `type` of those items that may go without: messages and references."""
     items = document.get("input") if isinstance(document, dict) else None
-    if not isinstance(items, list) or all(isinstance(item, dict) and item.get("type") is not None for item in items):
+    if not isinstance(items, list):
         return document
-    return {**document, "input": [_with_type(item) for item in items]}
+    typed = [item if isinstance(item, dict) and item.get("type") is not None else _with_type(item) for item in items]
+    return {**document, "input": typed}
 
 
 def _with_type(item: Any) -> Any:
-    if not isinstance(item, dict) or item.get("type") is not None:
+    if not isinstance(item, dict):
         return item
     return {**item, "type": "message" if "role" in item else "item_reference"}
 
@@ -115,6 +116,8 @@ def _estimate(length: int, wire: ResponsesBody) -> int:
     for item in wire.input if isinstance(wire.input, list) else ():
         if isinstance(item, MessageItem):
             content: Any = item.content
+            if type(content) is str:
+                continue
         elif isinstance(item, FunctionCallOutputItem | CustomCallOutputItem):
             content = item.output
         elif isinstance(item, ImageGenerationCallItem):

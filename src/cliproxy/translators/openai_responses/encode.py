@@ -203,6 +203,8 @@ class _Encoder:
         reasoning: dict[str, Any] = {}
         if thinking is not None:
             effort = thinking.effort or _effort(thinking.budget)
+            if thinking.budget is not None and not thinking.effort:
+                self.dropped.append("thinking")  # an effort is the nearest to it
             if effort:
                 reasoning["effort"] = effort
             if thinking.show:
@@ -271,10 +273,9 @@ def _format(output: OutputFormat) -> dict[str, Any]:
 
 
 def _effort(budget: int | None) -> str:
-    if budget is None:
+    """Return the effort nearest to `budget`; empty for none, which models that never think refuse to hear, and for -1, Gemini's "as much as it takes"."""
+    if budget is None or budget <= 0:
         return ""
-    if budget <= 0:
-        return "none" if budget == 0 else ""  # -1: Gemini's "as much as it takes"
     return "low" if budget <= _LOW_BUDGET else "medium" if budget <= _MEDIUM_BUDGET else "high"
 
 

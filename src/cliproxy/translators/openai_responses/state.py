@@ -50,8 +50,13 @@ def verify_credentials(wire: ResponsesBody) -> None:
 
 def state_field(wire: ResponsesBody) -> str:
     """Return the path of the first field that names something the provider keeps; empty if there is none."""
-    for name in ("previous_response_id", "conversation", "prompt", "background_options"):
-        if getattr(wire, name) is not None:
+    for name, value in (
+        ("previous_response_id", wire.previous_response_id),
+        ("conversation", wire.conversation),
+        ("prompt", wire.prompt),
+        ("background_options", wire.background_options),
+    ):
+        if value is not None:
             return name
     if wire.prompt_cache_options is not None and wire.prompt_cache_options.comparison_response_id is not None:
         return "prompt_cache_options.comparison_response_id"
@@ -62,14 +67,17 @@ def state_field(wire: ResponsesBody) -> str:
             return f"tools[{index}].container"
         if isinstance(tool, ImageGeneration) and (tool.input_image_mask or {}).get("file_id") is not None:
             return f"tools[{index}].input_image_mask.file_id"
-    if isinstance(wire.tool_choice, FileSearchChoice):
-        return "tool_choice"
-    if isinstance(wire.tool_choice, CodeInterpreter) and wire.tool_choice.container is not None:
-        return "tool_choice.container"
-    if isinstance(wire.tool_choice, ImageGeneration) and wire.tool_choice.input_image_mask is not None:
-        return "tool_choice.input_image_mask"
+    if wire.tool_choice is not None and not isinstance(wire.tool_choice, str):
+        if isinstance(wire.tool_choice, FileSearchChoice):
+            return "tool_choice"
+        if isinstance(wire.tool_choice, CodeInterpreter) and wire.tool_choice.container is not None:
+            return "tool_choice.container"
+        if isinstance(wire.tool_choice, ImageGeneration) and wire.tool_choice.input_image_mask is not None:
+            return "tool_choice.input_image_mask"
     if isinstance(wire.input, list):
         for index, item in enumerate(wire.input):
+            if type(item) is MessageItem and type(item.content) is str:
+                continue
             inside = _state_in_item(item)
             if inside is not None:
                 return f"input[{index}]{inside}"
@@ -114,13 +122,14 @@ def forget(document: dict[str, Any], wire: ResponsesBody) -> bool:
     """Make what leaves ask the provider to store nothing, and its thoughts to be self-contained. Return whether thoughts of the history were left out."""
     document["store"] = False
     thinks = wire.reasoning is not None and wire.reasoning.effort != "none" and bool(wire.reasoning.effort or wire.reasoning.summary)
-    if (thinks or _has_thoughts(wire)) and ENCRYPTED_REASONING not in (wire.include or ()):
+    has_thoughts = _has_thoughts(wire)
+    if (thinks or has_thoughts) and ENCRYPTED_REASONING not in (wire.include or ()):
         document["include"] = [*(wire.include or ()), ENCRYPTED_REASONING]  # models that do not reason refuse it: never unasked
-    return leave_out_thoughts(document, wire, lookups=True)
+    return has_thoughts and leave_out_thoughts(document, wire, lookups=True)
 
 
 def _has_thoughts(wire: ResponsesBody) -> bool:
-    return isinstance(wire.input, list) and any(isinstance(item, ReasoningItem) for item in wire.input)
+    return isinstance(wire.input, list) and ReasoningItem in map(type, wire.input)
 
 
 def leave_out_thoughts(document: dict[str, Any], wire: ResponsesBody, *, lookups: bool) -> bool:
