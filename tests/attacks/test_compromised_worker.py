@@ -256,7 +256,7 @@ def credit_for_nothing(gateway: WorkerHeld, worker: FallenWorker) -> None:
 
 
 VIOLATIONS: dict[str, Deed] = {
-    "an endpoint that does not exist": asks(endpoint=3),
+    "an endpoint that does not exist": asks(endpoint=99),
     "endpoint nought": asks(endpoint=0),
     "a path instead of an endpoint": asks(endpoint="/v1/files"),
     "a body with more tokens": asks(rest=REST.replace(b"16", b"900")),

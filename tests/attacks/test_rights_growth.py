@@ -83,6 +83,7 @@ EVERY_COMMAND: list[Command] = [
     commands.AddCredential(provider="p", label="l", sealed=b"x"),
     commands.RemoveCredential(id="x"),
     commands.ListCredentials(),
+    commands.ListCooldowns(),
     commands.Block(network="192.0.2.0/24"),
     commands.Unblock(network="192.0.2.0/24"),
     commands.Lockdown(on=False),
