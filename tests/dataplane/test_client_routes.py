@@ -34,6 +34,10 @@ CALLS = {
     "/v1/responses": (Shape.OPENAI, Dialect.OPENAI_RESPONSES, GENERATE),
     "/v1/completions": (Shape.OPENAI, Dialect.OPENAI_COMPLETIONS, GENERATE),
     "/v1/embeddings": (Shape.OPENAI, Dialect.OPENAI_EMBEDDINGS, EMBED),
+    "/v1/images/generations": (Shape.OPENAI, Dialect.OPENAI_MEDIA, Operation.IMAGES),
+    "/v1/audio/speech": (Shape.OPENAI, Dialect.OPENAI_MEDIA, Operation.SPEECH),
+    "/v1/audio/transcriptions": (Shape.OPENAI, Dialect.OPENAI_MEDIA, Operation.TRANSCRIBE),
+    "/v1/audio/translations": (Shape.OPENAI, Dialect.OPENAI_MEDIA, Operation.TRANSLATE_SPEECH),
     "/v1/messages": (Shape.ANTHROPIC, Dialect.ANTHROPIC_MESSAGES, GENERATE),
     "/v1/messages/count_tokens": (Shape.ANTHROPIC, Dialect.ANTHROPIC_MESSAGES, COUNT),
     "/v1beta/models/m:generateContent": (Shape.GEMINI, Dialect.GEMINI_GENERATE, GENERATE),
@@ -130,6 +134,17 @@ def test_what_is_no_verb_is_part_of_a_name(verb: str) -> None:
     assert (route.page, route.row) == (Page.MODEL, None)
 
 
+@pytest.mark.parametrize("path", [path for path in CALLS if path.startswith("/v1beta/")])
+def test_geminis_calls_may_begin_with_v1_as_its_newer_sdks_say(path: str) -> None:
+    assert found(path.replace("/v1beta/", "/v1/")) == found(path)
+    assert shape_of(path.replace("/v1beta/", "/v1/").encode(), anthropic=False, goog=False) is Shape.GEMINI
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/m"])
+def test_geminis_pages_may_begin_with_v1_for_who_shows_googles_key(path: str) -> None:
+    assert found(path, goog_api_key=b"k") == found(path.replace("/v1/", "/v1beta/"))
+
+
 def test_a_verb_without_a_model_is_no_call() -> None:
     assert found("/v1beta/models/:generateContent").page is Page.MODEL
 
@@ -145,6 +160,15 @@ def test_a_query_that_is_not_understood_is_400(query: str) -> None:
     with pytest.raises(ClientError) as refused:
         route_of(request("/v1beta/models/m:streamGenerateContent", query=query))
     assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/m", "/v1/models/m:countTokens", "/v1beta/models", "/v1/messages", "/v1/embeddings", "/healthz"])
+@pytest.mark.parametrize("anthropic", [True, False])
+@pytest.mark.parametrize("goog", [True, False])
+def test_an_error_about_a_route_is_told_in_the_routes_words(path: str, anthropic: bool, goog: bool) -> None:
+    headers = {"anthropic_version": b"x"} if anthropic else {}
+    headers |= {"goog_api_key": b"k"} if goog else {}
+    assert found(path, **headers).shape is (Shape.OPENAI if path == "/healthz" else shape_of(path.encode(), anthropic=anthropic, goog=goog))
 
 
 @given(st.binary(max_size=80), st.binary(max_size=40))

@@ -18,11 +18,13 @@ PROVIDERS = {
     "chat": provider(),
     "other": provider(),
     "claude": provider("anthropic", base_url="http://127.0.0.1:9"),
+    "openai": provider("openai", base_url="http://127.0.0.1:9/v1"),
     "gemini": provider("gemini", base_url="http://127.0.0.1:9/v1beta"),
 }
 MODELS = {
     "chat": ModelRoute(provider="chat", model="m"),
     "claude": ModelRoute(provider="claude", model="claude-m"),
+    "media": ModelRoute(provider="openai", model="media-m"),
     "gemini": ModelRoute(provider="gemini", model="gemini-m"),
     "pool": ModelRoute(pool=(PoolMember(provider="claude", model="claude-m"), PoolMember(provider="chat", model="m")), strategy="fill_first"),
     "sticky": ModelRoute(provider="chat", model="m", affinity=True),
@@ -186,6 +188,55 @@ def test_embeddings_go_between_openai_and_gemini(case: tuple[str, str]) -> None:
     else:
         vectors = [client.json["embedding"]["values"]]
     assert vectors == [[0.25, -0.5, 1.0]] * count
+
+
+FORM = (
+    b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nmedia\r\n'
+    b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\nRIFF\r\n--x--\r\n'
+)
+MEDIA: dict[str, tuple[Any, Endpoint, bytes, str, str]] = {
+    "/v1/images/generations": (
+        {"model": "media", "prompt": "a cat", "n": 2},
+        Endpoint.IMAGES,
+        b'{"created":1,"data":[{"b64_json":"aa"}]}',
+        "",
+        "application/json",
+    ),
+    "/v1/audio/speech": ({"model": "media", "input": "hello", "voice": "alloy"}, Endpoint.SPEECH, b"ID3", "audio/mpeg", "audio/mpeg"),
+    "/v1/audio/transcriptions": (FORM, Endpoint.TRANSCRIPTIONS, b"hello", "text/plain; charset=utf-8", "text/plain; charset=utf-8"),
+    "/v1/audio/translations": (FORM, Endpoint.TRANSLATIONS, b'{"text":"hello"}', "application/json", "application/json"),
+}
+
+
+@pytest.mark.parametrize("path", MEDIA)
+def test_media_pass_with_their_own_type_whole_and_in_pieces(path: str) -> None:
+    worker = rig()
+    body, endpoint, answer, media, told = MEDIA[path]
+    headers = ("Content-Type: multipart/form-data; boundary=x",) if body is FORM else ()
+    whole, pieces = worker.post(path, body, *headers), worker.post(path, body, *headers)
+    call = worker.calls[0]
+    assert (call.endpoint, call.model, call.max_tokens, call.n, call.stream) == (endpoint, "media", 0, 2 if "images" in path else 1, False)
+    worker.answer(whole, answer, media=media)
+    worker.answer(pieces, answer[:2], media=media, final=False)
+    worker.data(pieces, answer[2:])
+    worker.end(pieces)
+    for client in (whole, pieces):
+        assert (client.status, client.headers["content-type"], client.body) == (200, told, answer)
+
+
+@pytest.mark.parametrize("media", ["text/html\r\nSet-Cookie: a=b", "audio", 'audio/mpeg; x="y"', "Audio/MPEG", "a" * 200 + "/b", "audio/ö"])
+def test_a_media_type_that_is_none_is_502(media: str) -> None:
+    worker = rig()
+    client = worker.post("/v1/audio/speech", MEDIA["/v1/audio/speech"][0])
+    worker.answer(client, b"ID3", media=media)
+    assert client.status == 502 and "set-cookie" not in client.headers
+
+
+def test_a_form_without_its_type_is_400_and_a_model_without_media_too() -> None:
+    worker = rig()
+    assert worker.post("/v1/audio/transcriptions", FORM).status == 400
+    refused = worker.post("/v1/audio/speech", MEDIA["/v1/audio/speech"][0] | {"model": "claude"})
+    assert (refused.status, refused.json["error"]["code"]) == (400, "endpoint_not_supported")
 
 
 def test_legacy_completions_are_answered_by_a_chat_provider() -> None:

@@ -27,6 +27,7 @@ PRESENTED = {
     "query of Gemini's": (GEMINI + "?key=k1", (), b"k1"),
     "query of Gemini's, encoded": (GEMINI + "?alt=sse&key=%6b1", (), b"k1"),
     "query of Gemini's list": ("/v1beta/models?key=k1", (), b"k1"),
+    "query of Gemini's with /v1": ("/v1/models/m:countTokens?key=k1", (), b"k1"),
     "all four the same": (GEMINI + "?key=k1", ("Authorization: Bearer k1", "x-api-key: k1", "x-goog-api-key: k1"), b"k1"),
     "the same twice in the query": (GEMINI + "?key=k1&key=k1", (), b"k1"),
 }

@@ -94,7 +94,7 @@ def route_of(request: RawRequest) -> ClientRoute | None:
         return _gemini(path[len(_GEMINI_PREFIX) :], request.query)
     if path.startswith(_MODEL_PREFIX):
         # Google's SDKs since 3.0 say /v1 where they said /v1beta.
-        if request.goog_api_key is not None or path.rpartition(b":")[2] in _VERBS:
+        if is_gemini(path) or (request.goog_api_key is not None and request.anthropic_version is None):
             return _gemini(path[len(_MODEL_PREFIX) :], request.query)
         shape = Shape.OPENAI if request.anthropic_version is None else Shape.ANTHROPIC
         return ClientRoute(shape, b"GET", Page.MODEL, model=_model_name(path[len(_MODEL_PREFIX) :]))
@@ -134,8 +134,8 @@ def _no_such_model() -> NotFound:
 
 
 def is_gemini(path: bytes) -> bool:
-    """Whether `path` is Gemini's: only there may a client key stand in the query."""
-    return path.startswith(_GEMINI_ROOT)
+    """Whether `path` is Gemini's, whoever asks: only there may a client key stand in the query."""
+    return path.startswith(_GEMINI_ROOT) or (path.startswith(_MODEL_PREFIX) and path.rpartition(b":")[2] in _VERBS)
 
 
 def parameters(query: bytes | None, name: bytes) -> list[bytes]:
