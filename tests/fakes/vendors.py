@@ -271,7 +271,7 @@ def broken(fault: str, dialect: ModuleType, asked: Asked, plan: Plan, head: str)
     if fault == "error-event":
         return [stream_head(dialect, head), *map(chunk, stream[:4]), chunk(dialect.error_event("Overloaded, for a test.")), LAST_CHUNK]
     if fault == "cut-ending":  # every event whole, but the last ones never come
-        keep = {vendor_openai_chat: -1, vendor_bedrock: -2}.get(dialect, -1)
+        keep = {vendor_openai_chat: -3, vendor_bedrock: -2}.get(dialect, -1)  # neither why it ended, nor the counts, nor `[DONE]`
         return [stream_head(dialect, head), *map(chunk, stream[:keep]), LAST_CHUNK]
     if fault == "cut-utf8":
         position = everything.find("ü".encode()) + 1
