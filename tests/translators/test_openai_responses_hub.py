@@ -245,7 +245,8 @@ def test_what_changes_answers_and_cannot_be_said_is_refused(field: str, value: A
     ("part", "at"),
     [
         (Audio("audio/wav", "AAAA", at="here"), "here"),
-        (Document(text="plain", at="here"), "here"),
+        (Document(text="plain", citations=True, at="here"), "here"),
+        (Document(at="here"), "here"),
         (Document("application/pdf", "AAAA", citations=True, at="here"), "here"),
         (Audio("audio/wav", "AAAA"), "messages"),
     ],
@@ -254,6 +255,12 @@ def test_a_part_that_cannot_be_said_is_refused_with_its_place(part: Any, at: str
     with pytest.raises(UnsupportedFeature) as caught:
         encode_conversation(plain(Message("user", (part,))), Quirks.NONE)
     assert caught.value.param == at
+
+
+@pytest.mark.parametrize(("title", "name"), [("", "document.txt"), ("notes", "notes.txt"), ("notes.txt", "notes.txt")])
+def test_a_document_of_text_is_a_text_file(title: str, name: str) -> None:
+    back = again(plain(Message("user", (Document("text/plain", text="größer", title=title),))))
+    assert back.messages[0].parts == (Document("text/plain", "Z3LDtsOfZXI=", title=name, at="input[0].content[0]"),)
 
 
 def test_an_assistants_picture_is_refused() -> None:

@@ -5,6 +5,7 @@ A body from the hub asks the provider to store nothing: the gateway's clients sh
 
 from __future__ import annotations
 
+from binascii import b2a_base64
 from typing import Any
 
 from cliproxy.dialects import Dialect, Quirks
@@ -169,6 +170,10 @@ class _Encoder:
             if part.data:
                 data = f"data:{part.media_type};base64,{part.data}"
                 return {"type": "input_file", "filename": part.title or _FILE_NAMES.get(part.media_type, "file"), "file_data": data}
+            if part.text:  # the vendor reads the name's suffix
+                name = part.title if part.title.endswith(".txt") else f"{part.title or 'document'}.txt"
+                data = "data:text/plain;base64," + b2a_base64(part.text.encode(), newline=False).decode()
+                return {"type": "input_file", "filename": name, "file_data": data}
         raise UnsupportedFeature("The provider behind this model takes no such part.", param=_place(part))
 
     # --- tools and settings ---
