@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from fakes.vendor_plan import Answer, Asked, Item, Plan, Tokens, Turn, pieces, verify_signature
+from fakes.vendor_plan import SOURCE_TITLE, Answer, Asked, Item, Plan, Tokens, Turn, pieces, verify_signature
 from fakes.vendor_schema import (
     Check,
     Refused,
@@ -259,7 +259,12 @@ def block_of(item: Item) -> dict[str, Any]:
         return {"type": "thinking", "thinking": item.text, "signature": item.signature}
     if item.kind == "call":
         return {"type": "tool_use", "id": item.id, "name": item.name, "input": json.loads(item.arguments)}
-    return {"type": "text", "text": item.text}
+    return {"type": "text", "text": item.text, "citations": [citation(item)] if item.source else None}
+
+
+def citation(item: Item) -> dict[str, Any]:
+    """Return where a text is from."""
+    return {"type": "web_search_result_location", "url": item.source, "title": SOURCE_TITLE, "cited_text": "Wien ist", "encrypted_index": "Eo8BCioIAhgBIiQyYj"}
 
 
 def message_of(asked: Asked, answer: Answer, tokens: Tokens, content: list[dict[str, Any]], *, over: bool) -> dict[str, Any]:
@@ -307,6 +312,8 @@ def events(asked: Asked, plan: Plan) -> list[bytes]:
             event("content_block_start", index=index, content_block={"type": "text", "text": ""})
             for piece in pieces(item.text, 4):
                 event("content_block_delta", index=index, delta={"type": "text_delta", "text": piece})
+            if item.source:
+                event("content_block_delta", index=index, delta={"type": "citations_delta", "citation": citation(item)})
         event("content_block_stop", index=index)
     details = {"output_tokens_details": {"thinking_tokens": plan.tokens.reasoning}} if plan.tokens.reasoning else {}
     delta = {"stop_reason": STOPS[answer.stop], "stop_sequence": answer.stop_sequence or None}

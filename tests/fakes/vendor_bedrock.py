@@ -15,7 +15,7 @@ from typing import Any
 from botocore.loaders import Loader
 from botocore.model import ServiceModel, Shape
 
-from fakes.vendor_plan import Answer, Asked, Item, Plan, Tokens, Turn, pieces, verify_signature
+from fakes.vendor_plan import SOURCE_TITLE, Answer, Asked, Item, Plan, Tokens, Turn, pieces, verify_signature
 from fakes.vendor_schema import Refused, decoded, mapping, strict_schema, text
 
 ACCESS_KEY = "AKIDFAKE0123456789AB"
@@ -275,7 +275,14 @@ def block_of(item: Item) -> dict[str, Any]:
         return {"reasoningContent": {"reasoningText": {"text": item.text, "signature": item.signature}}}
     if item.kind == "call":
         return {"toolUse": {"toolUseId": item.id, "name": item.name, "input": json.loads(item.arguments)}}
+    if item.source:
+        return {"citationsContent": {"content": [{"text": item.text}], "citations": [citation(item)]}}
     return {"text": item.text}
+
+
+def citation(item: Item) -> dict[str, Any]:
+    """Return where a text is from."""
+    return {"title": SOURCE_TITLE, "sourceContent": [{"text": "Wien ist"}], "location": {"web": {"url": item.source, "domain": "pages.example"}}}
 
 
 def whole(asked: Asked, plan: Plan) -> dict[str, Any]:
@@ -319,6 +326,7 @@ def stream_of(answer: Answer, tokens: Tokens) -> list[bytes]:
             result += [event("contentBlockDelta", {**where, "delta": {"toolUse": {"input": piece}}}) for piece in cut]
         else:
             result += [event("contentBlockDelta", {**where, "delta": {"text": piece}}) for piece in pieces(item.text, 4)]
+            result += [event("contentBlockDelta", {**where, "delta": {"citation": citation(item)}})] if item.source else []
         result.append(event("contentBlockStop", where))
     result.append(event("messageStop", {"stopReason": STOPS[answer.stop]}))
     result.append(event("metadata", {"usage": usage(tokens), "metrics": {"latencyMs": 12}}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from fakes.vendor_plan import Answer, Asked, Item, Plan, Tokens, Turn, pieces, signature_of
+from fakes.vendor_plan import SOURCE_TITLE, Answer, Asked, Item, Plan, Tokens, Turn, pieces, signature_of
 from fakes.vendor_schema import (
     Check,
     Refused,
@@ -360,6 +360,15 @@ def envelope(asked: Asked, candidates: list[dict[str, Any]], counts: dict[str, A
     return {"candidates": candidates, "usageMetadata": counts, "modelVersion": f"{asked.model}-001", "responseId": "resp-fake"}
 
 
+def grounding(answer: Answer) -> dict[str, Any]:
+    """Return where the texts of an answer are from."""
+    for item in answer.items:
+        if item.source:
+            support = {"segment": {"startIndex": 0, "endIndex": len(item.text.encode()), "text": item.text}, "groundingChunkIndices": [0]}
+            return {"groundingMetadata": {"groundingChunks": [{"web": {"uri": item.source, "title": SOURCE_TITLE}}], "groundingSupports": [support]}}
+    return {}
+
+
 def candidate(index: int, parts: list[dict[str, Any]], finish: str | None) -> dict[str, Any]:
     """Return a candidate; index 0 is left out, as the vendor does."""
     content = {"content": {"role": "model", "parts": parts}} if parts else {"content": {"role": "model"}}
@@ -368,7 +377,7 @@ def candidate(index: int, parts: list[dict[str, Any]], finish: str | None) -> di
 
 def whole(asked: Asked, plan: Plan) -> dict[str, Any]:
     """Return a whole answer."""
-    candidates = [candidate(index, parts_of(asked, answer), FINISH[answer.stop]) for index, answer in enumerate(plan.choices)]
+    candidates = [{**candidate(index, parts_of(asked, answer), FINISH[answer.stop]), **grounding(answer)} for index, answer in enumerate(plan.choices)]
     return envelope(asked, candidates, usage(plan.tokens))
 
 
@@ -389,7 +398,8 @@ def events(asked: Asked, plan: Plan) -> list[bytes]:
                     event([candidate(index, [{"text": piece, **more}], None)], first)
             else:
                 event([candidate(index, [part], None)], first)
-        event([candidate(index, [{"text": ""}] if FINISH[answer.stop] == "STOP" else [], FINISH[answer.stop])], usage(plan.tokens))
+        last = candidate(index, [{"text": ""}] if FINISH[answer.stop] == "STOP" else [], FINISH[answer.stop])
+        event([{**last, **grounding(answer)}], usage(plan.tokens))
     return result
 
 

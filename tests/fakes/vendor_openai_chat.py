@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from fakes.vendor_plan import Answer, Asked, Item, Plan, Tokens, Turn, pieces
+from fakes.vendor_plan import SOURCE_TITLE, Answer, Asked, Item, Plan, Tokens, Turn, pieces
 from fakes.vendor_schema import (
     Check,
     Refused,
@@ -264,7 +264,8 @@ def whole(asked: Asked, plan: Plan) -> dict[str, Any]:
     def message(answer: Answer) -> dict[str, Any]:
         said = "".join(item.text for item in answer.items if item.kind == "text")
         refused = "".join(item.text for item in answer.items if item.kind == "refusal")
-        result: dict[str, Any] = {"role": "assistant", "content": said or None, "refusal": refused or None, "annotations": []}
+        sources = [annotation(item) for item in answer.items if item.source]
+        result: dict[str, Any] = {"role": "assistant", "content": said or None, "refusal": refused or None, "annotations": sources}
         calls = [call(item) for item in answer.items if item.kind == "call"]
         if asked.model == OPEN_REASONER:
             result["reasoning_content"] = "".join(item.text for item in answer.items if item.kind == "thought") or None
@@ -275,6 +276,11 @@ def whole(asked: Asked, plan: Plan) -> dict[str, Any]:
     ]
     head = {"id": "chatcmpl-fake", "object": "chat.completion", "created": 1730000000, "model": f"{asked.model}-2026-01-01"}
     return {**head, "choices": choices, "usage": usage(plan.tokens), "service_tier": "default", "system_fingerprint": "fp_fake"}
+
+
+def annotation(item: Item) -> dict[str, Any]:
+    """Return where a text is from."""
+    return {"type": "url_citation", "url_citation": {"url": item.source, "title": SOURCE_TITLE, "start_index": 0, "end_index": len(item.text)}}
 
 
 def call(item: Item) -> dict[str, Any]:
@@ -306,6 +312,7 @@ def events(asked: Asked, plan: Plan) -> list[bytes]:
         for item in answer.items:
             if item.kind in ("text", "refusal"):
                 result += [delta(index, {"content" if item.kind == "text" else "refusal": piece}) for piece in pieces(item.text, 4)]
+                result += [delta(index, {"annotations": [annotation(item)]})] if item.source else []
             elif item.kind == "thought" and asked.model == OPEN_REASONER:
                 result += [delta(index, {"reasoning_content": piece}) for piece in pieces(item.text, 5)]
             elif item.kind == "call":

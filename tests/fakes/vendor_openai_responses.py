@@ -7,7 +7,7 @@ from typing import Any
 
 from fakes.vendor_openai_chat import NAME, chosen, verify_json
 from fakes.vendor_openai_chat import error as error
-from fakes.vendor_plan import Answer, Asked, Item, Plan, Tokens, Turn, pieces, verify_signature
+from fakes.vendor_plan import SOURCE_TITLE, Answer, Asked, Item, Plan, Tokens, Turn, pieces, verify_signature
 from fakes.vendor_schema import (
     Check,
     Refused,
@@ -251,6 +251,11 @@ def usage(tokens: Tokens) -> dict[str, Any]:
     }
 
 
+def annotation(one: Item) -> dict[str, Any]:
+    """Return where a text is from."""
+    return {"type": "url_citation", "url": one.source, "title": SOURCE_TITLE, "start_index": 0, "end_index": len(one.text)}
+
+
 def output_of(asked: Asked, answer: Answer) -> list[dict[str, Any]]:
     """Return the items of an answer."""
     status = "incomplete" if answer.stop in ("length", "filter") else "completed"
@@ -268,7 +273,7 @@ def output_of(asked: Asked, answer: Answer) -> list[dict[str, Any]]:
             part = (
                 {"type": "refusal", "refusal": one.text}
                 if one.kind == "refusal"
-                else {"type": "output_text", "text": one.text, "annotations": [], "logprobs": []}
+                else {"type": "output_text", "text": one.text, "annotations": [annotation(one)] if one.source else [], "logprobs": []}
             )
             result.append({"id": f"msg_fake{place}", "type": "message", "status": status, "role": "assistant", "content": [part]})
     return result
@@ -346,9 +351,12 @@ def events(asked: Asked, plan: Plan) -> list[bytes]:
                 word = "text" if part["type"] == "output_text" else "refusal"
                 kind = "response.output_text" if word == "text" else "response.refusal"
                 more = {"logprobs": []} if word == "text" else {}
-                event("response.content_part.added", **where, content_index=number, part={**part, word: ""})
+                begun_part = {**part, word: "", **({"annotations": []} if word == "text" else {})}
+                event("response.content_part.added", **where, content_index=number, part=begun_part)
                 for piece in pieces(part[word], 4):
                     event(f"{kind}.delta", **where, content_index=number, delta=piece, **more)
+                for place, source in enumerate(part.get("annotations", ())):
+                    event("response.output_text.annotation.added", **where, content_index=number, annotation_index=place, annotation=source)
                 event(f"{kind}.done", **where, content_index=number, **{word: part[word]}, **more)
                 event("response.content_part.done", **where, content_index=number, part=part)
         event("response.output_item.done", output_index=index, item=one)

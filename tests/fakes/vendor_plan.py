@@ -16,6 +16,7 @@ from typing import Any
 from fakes.vendor_schema import Refused
 
 THOUGHT = "Let me think: the Wörthersee is in Kärnten. 🤔"
+SOURCE, SOURCE_TITLE = "https://pages.example/wien", "Wien – Übersicht"
 TAIL = " – grüße 🌍"  # so that every text has characters of two, three and four bytes
 WEATHER = {"city": "Wien", "unit": "°C", "days": 3, "exact": True, "names": ["a", "b"]}
 
@@ -35,6 +36,7 @@ class Item:
     arguments: str = ""
     error: bool = False
     items: tuple[Item, ...] = ()
+    source: str = ""  # a page that the text is from
 
     def told(self) -> str:
         """What an answer says about it."""
@@ -216,6 +218,8 @@ def _answer(asked: Asked, mark: str, said: str) -> Answer:
         return Answer((Item("refusal", text=f"I can't help with that{TAIL}"),), "refusal")
     if mark == "filter":
         return Answer((Item("text", text="Half a sen"),), "filter")
+    if mark == "cite":
+        return Answer((Item("text", text=f"Wien is in Austria{TAIL}", source=SOURCE),))
     if mark == "long":
         return Answer((Item("text", text=f"This would go on and on{TAIL}"),), "length")
     if mark == "stop":

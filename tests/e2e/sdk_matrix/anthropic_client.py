@@ -75,11 +75,13 @@ class AnthropicClient:
     def result(self, answer: Any) -> Result:
         """Return what an answer says."""
         items = []
+        sources: list[tuple[str, str]] = []
         assert (answer.type, answer.role) == ("message", "assistant")
         for block in answer.content:
             native = "native:" + json.dumps(block.model_dump(exclude_unset=True, exclude={"parsed_output"}, mode="json"))
             if block.type == "text":
                 items.append(Item("text", text=block.text))
+                sources += [(one.url, one.title) for one in block.citations or ()]
             elif block.type == "tool_use":
                 items.append(Item("call", id=block.id, name=block.name, arguments=json.dumps(block.input)))
             else:
@@ -94,4 +96,4 @@ class AnthropicClient:
             "reasoning": details.thinking_tokens if details else 0,
         }
         text = "".join(item.text for item in items if item.kind == "text")
-        return Result(tuple(items), answer.stop_reason, counts, (text,), answer.stop_sequence or "", answer.model)
+        return Result(tuple(items), answer.stop_reason, counts, (text,), answer.stop_sequence or "", answer.model, tuple(sources))

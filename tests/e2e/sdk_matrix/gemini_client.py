@@ -92,6 +92,7 @@ class GeminiClient:
         texts: dict[int, str] = {}
         stop = ""
         usage = None
+        sources: list[tuple[str, str]] = []
         for answer in answers:
             usage = answer.usage_metadata or usage
             if answer.prompt_feedback is not None and answer.prompt_feedback.block_reason is not None:
@@ -101,6 +102,9 @@ class GeminiClient:
                 if index == 0 and candidate.finish_reason is not None:
                     assert stop == "", "two ends"
                     stop = candidate.finish_reason.value
+                grounding = candidate.grounding_metadata
+                sources += [(one.web.uri, one.web.title) for one in (grounding and grounding.grounding_chunks) or ()]
+                sources += [(one.uri, one.title) for one in (candidate.citation_metadata and candidate.citation_metadata.citations) or ()]
                 for part in (candidate.content and candidate.content.parts) or ():
                     if part.text is not None and not part.thought:
                         texts[index] = texts.get(index, "") + part.text
@@ -114,7 +118,7 @@ class GeminiClient:
             "cached": usage.cached_content_token_count or 0,
             "reasoning": usage.thoughts_token_count or 0,
         }
-        return Result(tuple(items), stop, counts, tuple(texts[index] for index in sorted(texts)), model=answers[0].model_version or "")
+        return Result(tuple(items), stop, counts, tuple(texts[index] for index in sorted(texts)), model=answers[0].model_version or "", sources=tuple(sources))
 
     def add(self, items: list[Item], part: Any) -> None:
         """Add a part; neighbouring pieces of one text are one."""

@@ -104,12 +104,14 @@ class ChatClient:
         assert answer.object == "chat.completion"
         assert [one.index for one in answer.choices] == list(range(len(answer.choices)))
         texts = tuple(one.message.content or "" for one in answer.choices)
-        return Result(tuple(items), choice.finish_reason, self.usage(answer.usage), texts, model=answer.model)
+        sources = tuple((one.url_citation.url, one.url_citation.title) for one in choice.message.annotations or ())
+        return Result(tuple(items), choice.finish_reason, self.usage(answer.usage), texts, model=answer.model, sources=sources)
 
     def streamed(self, stream: Any) -> Result:
         """Return what a streamed answer says, and insist on the protocol."""
         texts: dict[int, str] = {}
         refusal = thought = ""
+        sources: list[tuple[str, str]] = []
         calls: dict[int, dict[str, str]] = {}
         stops: dict[int, str] = {}
         usage = None
@@ -123,6 +125,7 @@ class ChatClient:
                 if choice.delta.content is not None:
                     texts[choice.index] = texts.get(choice.index, "") + choice.delta.content
                 if choice.index == 0:
+                    sources += [(one["url_citation"]["url"], one["url_citation"]["title"]) for one in (choice.delta.model_extra or {}).get("annotations") or ()]
                     refusal += choice.delta.refusal or ""
                     thought += (choice.delta.model_extra or {}).get("reasoning_content") or ""
                     for one in choice.delta.tool_calls or ():
@@ -139,7 +142,9 @@ class ChatClient:
         items = [Item("thought", text=thought)] if thought else []
         items += ([Item("text", text=texts[0])] if texts.get(0) else []) + ([Item("refusal", text=refusal)] if refusal else [])
         items += [Item("call", **one) for one in calls.values()]
-        return Result(tuple(items), stops[0], self.usage(usage), tuple(texts[index] for index in sorted(texts)), model=next(iter(ids))[1])
+        return Result(
+            tuple(items), stops[0], self.usage(usage), tuple(texts[index] for index in sorted(texts)), model=next(iter(ids))[1], sources=tuple(sources)
+        )
 
     def usage(self, usage: Any) -> dict[str, int]:
         """Return the counts."""
@@ -226,6 +231,7 @@ class ResponsesClient:
     def whole(self, answer: Any) -> Result:
         """Return what a whole answer says."""
         items: list[Item] = []
+        sources: list[tuple[str, str]] = []
         assert answer.object == "response"
         for one in answer.output:
             native = "native:" + one.model_dump_json(exclude_unset=True)
@@ -236,6 +242,7 @@ class ResponsesClient:
             else:
                 first = one.content[0]
                 assert len(one.content) == 1
+                sources += [(source.url, source.title) for source in getattr(first, "annotations", ())]
                 items.append(
                     Item(
                         "text" if first.type == "output_text" else "refusal", text=getattr(first, "text", "") or getattr(first, "refusal", ""), signature=native
@@ -250,7 +257,7 @@ class ResponsesClient:
             "cached": usage.input_tokens_details.cached_tokens,
             "reasoning": usage.output_tokens_details.reasoning_tokens,
         }
-        return Result(tuple(items), stop, counts, (answer.output_text,), model=answer.model)
+        return Result(tuple(items), stop, counts, (answer.output_text,), model=answer.model, sources=tuple(sources))
 
     def streamed(self, stream: Any) -> Result:
         """Return what a streamed answer says; deltas, `done` events and the last event must agree, and numbers must count up."""

@@ -74,6 +74,7 @@ class Result:
     texts: tuple[str, ...] = ()
     stop_sequence: str = ""
     model: str = ""
+    sources: tuple[tuple[str, str], ...] = ()
 
     @property
     def text(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from e2e.sdk_matrix.prompts import ANSWER_SCHEMA, OTHER_TOOL, PDF, PNG, URL, WAV, WEATHER_TOOL, Prompt, Result, ask, result_of
-from fakes.vendor_plan import TAIL, THOUGHT, WEATHER, Item
+from fakes.vendor_plan import SOURCE, SOURCE_TITLE, TAIL, THOUGHT, WEATHER, Item
 
 Send = Callable[[Prompt], Result]
 
@@ -205,6 +205,14 @@ def refusal(send: Send, client: str) -> Result:
     return send(ask("[[refuse]]"))
 
 
+def citations(send: Send, client: str) -> Result:
+    """Where the text is from comes along."""
+    result = send(ask("[[cite]]"))
+    assert result.text == f"Wien is in Austria{TAIL}"
+    assert set(result.sources) == {(SOURCE, SOURCE_TITLE)}
+    return result
+
+
 def sampling(send: Send, client: str) -> Result:
     """Numbers arrive as they were said."""
     result = send(ask("[[settings]]", temperature=0.25, top_p=0.5, max_tokens=777))
@@ -268,6 +276,7 @@ SCENARIOS: dict[str, Any] = {
         stop_sequence,
         safety,
         refusal,
+        citations,
         sampling,
         top_k,
         choices,
