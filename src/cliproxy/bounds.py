@@ -182,7 +182,6 @@ REVOKE_WAIT_SECONDS = 2.0  # egress answers after one second with the workers th
 VAULT_ALIVE_SECONDS = 1.0
 LAST_USE_FLUSH_SECONDS = 60.0  # last-use times are written once a minute, not per call
 COOLDOWN_FLUSH_SECONDS = 10.0  # what kill -9 of everything loses of cooldowns; each writing is two lines in the log
-MAX_COOLDOWN_RECORD_BYTES = 1024  # one cooldown with its names
 ADMIN_REQUESTS_PER_SECOND = 200.0  # the control socket passes at most as many
 EGRESS_MESSAGES_PER_SECOND = 200.0  # hellos, acknowledgements, last use: a handful in normal times
 

@@ -195,7 +195,7 @@ class HostileProvider:
                     time.sleep(0.2)  # so that what is held is read alone
                     connection.sendall(data[MAX_EVENT_BYTES:] + DONE)
                 elif model == "one-word":
-                    connection.sendall(b'data: {"x":[' + b'"error",' * 100_000 + b"1]}\n\n" + event(100) + DONE)
+                    connection.sendall(b'data: {"choices":[],"x":[' + b'"error",' * 100_000 + b"1]}\n\n" + event(100) + DONE)
                 else:
                     connection.sendall(event(100))
                     self.released.wait(30)

@@ -407,7 +407,7 @@ def test_a_key_above_its_rate_is_told_how_long_to_wait(gateway: Gateway) -> None
         ("fault-status-422", 400, "provider_rejected_request", openai.BadRequestError),
         ("fault-status-429", 429, "rate_limit_exceeded", openai.RateLimitError),
         ("fault-status-500", 502, "provider_error", openai.InternalServerError),
-        ("fault-status-503", 502, "provider_error", openai.InternalServerError),
+        ("fault-status-503", 502, "provider_overloaded", openai.InternalServerError),
         ("fault-reset", 502, "provider_broke_off", openai.InternalServerError),
         ("fault-cut-length", 502, "provider_broke_off", openai.InternalServerError),
         ("fault-malformed-json", 502, "bad_upstream_answer", openai.InternalServerError),

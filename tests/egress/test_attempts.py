@@ -246,7 +246,7 @@ def test_after_the_first_byte_nothing_is_tried_again_and_the_body_is_gone() -> N
         case.started[0].on_head(200, {})
         case.started[0].on_data(EVENT)
         order = case.started[0].request.order
-        assert order.body == b"" and case.desk._kept_bytes == 0
+        assert order.body == b"" and case.desk._kept.bytes == 0
         case.fail(UpstreamError("x", status=504, code="provider_idle_timeout"))
         assert case.tried() == "a"
         assert [kind for kind, _, _ in case.frames] == [Kind.ANSWER, Kind.ABORT]
@@ -271,7 +271,7 @@ def test_a_whole_answer_that_is_none_goes_elsewhere_since_the_client_saw_nothing
 
 def test_bodies_without_room_are_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def test() -> None:
-        monkeypatch.setattr("cliproxy.egress.desk.MAX_KEPT_BODY_BYTES", len(BODY) + 5)
+        monkeypatch.setattr("cliproxy.egress.between.MAX_KEPT_BODY_BYTES", len(BODY) + 5)
         case = Case()
         case.submit(1)
         case.submit(2)
@@ -281,7 +281,7 @@ def test_bodies_without_room_are_sent_once(monkeypatch: pytest.MonkeyPatch) -> N
         case.desk.flush()
         assert len(case.started) == 3
         case.succeed()
-        assert case.desk._kept_bytes == 0
+        assert case.desk._kept.bytes == 0
 
     in_a_loop(test)
 
@@ -312,7 +312,7 @@ def test_a_call_that_nobody_waits_for_is_not_tried_again_and_holds_nothing(when:
         case.desk.flush()
         await asyncio.sleep(0)
         assert len(case.started) == before
-        assert case.worker.calls == {} and case.worker.waiting == set() and case.desk._resting == {} and case.desk._kept_bytes == 0
+        assert case.worker.calls == {} and case.worker.waiting == set() and case.desk._resting == {} and case.desk._kept.bytes == 0
         keys, providers = case.meters()
         assert {in_flight for in_flight, _ in (*keys.values(), *providers.values())} == {0}
         if how in ("revoked", "lockdown"):
@@ -432,7 +432,7 @@ def test_a_call_that_no_target_of_its_profile_can_take_is_rerouted_and_goes_on_w
         case.fail(refusal(500))
         reroute = case.told(Kind.REROUTE, Reroute)
         assert (reroute.endpoint, reroute.quirks, reroute.tried) == (int(Endpoint.MESSAGES), 0, ("a/at-a",))
-        assert case.desk._kept_bytes == 0 and case.worker.calls == {} and case.worker.waiting == set()
+        assert case.desk._kept.bytes == 0 and case.worker.calls == {} and case.worker.waiting == set()
         case.frames.clear()
         case.submit(2, body=MESSAGES, endpoint=int(Endpoint.MESSAGES), request_id="req_1", tried=reroute.tried)
         assert case.tried() == "ab" and case.started[-1].request.attempt == 2  # and the key's one request a minute was counted once
@@ -449,12 +449,12 @@ def test_a_reroute_counts_anew_for_another_request_and_after_its_time() -> None:
         case.fail(refusal(500))
         case.submit(2, body=MESSAGES, endpoint=int(Endpoint.MESSAGES), request_id="req_other", tried=("a/at-a",))
         assert case.tried() == "a" and case.told(Kind.ABORT, Abort).status == 429
-        ((order, _),) = case.desk._rerouted.values()
-        case.desk._rerouted[0, "req_1"] = (order, time.monotonic() - 1)
+        ((order, _),) = case.desk._rerouted.orders.values()
+        case.desk._rerouted.orders[0, "req_1"] = (order, time.monotonic() - 1)
         case.frames.clear()
         case.submit(3, body=MESSAGES, endpoint=int(Endpoint.MESSAGES), request_id="req_1", tried=("a/at-a",))
         assert case.tried() == "a" and case.told(Kind.ABORT, Abort).status == 429
-        assert not case.desk._rerouted
+        assert not case.desk._rerouted.orders
 
     in_a_loop(test)
 
@@ -506,6 +506,24 @@ def test_a_worker_that_says_what_no_honest_one_says_is_found_out(changes: dict[s
         assert case.started == []
         keys, _ = case.meters()
         assert not keys
+
+    in_a_loop(test)
+
+
+def test_a_bug_between_two_attempts_does_not_leave_the_call_without_an_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    def test() -> None:
+        case = Case()
+        case.submit()
+
+        def broken(*_: object, **__: object) -> None:
+            raise KeyError("a bug")
+
+        monkeypatch.setattr(case.authoriser, "authorise", broken)
+        with pytest.raises(KeyError):
+            case.fail(refusal(500))
+        assert case.told(Kind.ABORT, Abort).code == "internal_error"
+        keys, providers = case.meters()
+        assert keys["k"][0] == 0 and providers["a"][0] == 0 and case.desk._kept.bytes == 0
 
     in_a_loop(test)
 

@@ -317,7 +317,7 @@ class Connection(asyncio.Protocol):
             write(chunk(whole[cut:]) + LAST_CHUNK)
         elif fault.startswith("status-"):
             status = int(fault.removeprefix("status-"))
-            message = f"Incorrect API key provided: {secret}.\x1b[31m\u0000 <script>alert(1)</script> {'pad ' * 200}"
+            message = f"Not with this key: {secret}.\x1b[31m\u0000 <script>alert(1)</script> {'pad ' * 200}"
             error = {"error": {"message": message, "type": "invalid_request_error", "code": secret}}
             write(answer(json.dumps(error).encode(), status=f"{status} Whatever", extra="Retry-After: 7\r\n" if status in (429, 503) else ""))
         elif fault == "usage-event":

@@ -325,7 +325,6 @@ class Authoriser:
 
     def answered(self, request: AuthorizedRequest) -> None:
         """The provider's answer has begun, and the worker has its first part."""
-        request.order.body = b""
         if self.cooldowns.table:
             self.cooldowns.succeeded(request.key, started=request.started)
 

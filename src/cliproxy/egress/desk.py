@@ -25,13 +25,11 @@ from cliproxy.audit.events import ChannelViolation, ProviderOutcome, ProviderReq
 from cliproxy.bounds import (
     AUDIT_AGAIN_SECONDS,
     MAX_BYTES_AWAITING_AUDIT,
-    MAX_KEPT_BODY_BYTES,
     MAX_OUTCOMES_WAITING,
-    MAX_REROUTED_CALLS,
     POLICY_ACK_SECONDS,
-    REROUTE_SECONDS,
 )
 from cliproxy.egress.authorise import Authoriser, AuthorizedRequest, Order, Rest
+from cliproxy.egress.between import KeptBodies, Rerouted
 from cliproxy.egress.calls import Outcome, ProviderCall, Sending
 from cliproxy.egress.cooldowns import fault_of
 from cliproxy.egress.workers import WorkerChannel
@@ -101,8 +99,8 @@ class Desk:
         self._workers: dict[int, WorkerChannel] = {}
         self._waiting: list[_Turn] = []
         self._resting: dict[tuple[int, int], _Resting] = {}  # by worker's slot and stream
-        self._rerouted: dict[tuple[int, str], tuple[Order, float]] = {}  # by worker's slot and request id; until when
-        self._kept_bytes = 0
+        self._rerouted = Rerouted()
+        self._kept = KeptBodies()
         self._outcomes: deque[ProviderOutcome] = deque()
         self._flush_due = False
         self._looks_again = False
@@ -132,8 +130,7 @@ class Desk:
         for resting in [resting for resting in self._resting.values() if resting.worker is worker]:
             self._wake(resting)
             self._over(resting.order, 0)
-        for key in [key for key in self._rerouted if key[0] == worker.slot]:
-            del self._rerouted[key]
+        self._rerouted.forget(worker.slot)
         if error is not None:
             self.violation(f"worker slot {worker.slot}", error)
         self._acknowledge_if_complete()
@@ -156,8 +153,10 @@ class Desk:
             now = time.monotonic()
             wall = time.time()
             order = self._authoriser.admit(call, body, now=now, wall=wall)
-            if self._rerouted:
-                self._recognise(worker, order, now)
+            if self._rerouted.orders:
+                before = self._rerouted.take(worker.slot, order, now)
+                if before is not None:
+                    self._authoriser.count_once(order, before)
             self._attempt(worker, stream, order, now=now, wall=wall)
         except ChannelError:
             raise
@@ -192,15 +191,13 @@ class Desk:
             self._rest(worker, stream, order, step.seconds)
         else:
             self._over(order, 0)
-            self._remember(worker, order, now)
+            self._rerouted.remember(worker.slot, order, now)
             worker.reroute(stream, cast(Reroute, step))
 
     # --- attempts ---
 
     def answered(self, call: ProviderCall) -> None:
-        order = call.request.order
-        self._kept_bytes -= order.kept
-        order.kept = 0
+        self._kept.let_go(call.request.order)
         self._authoriser.answered(call.request)
 
     def settled(self, call: ProviderCall, outcome: Outcome, error: CliproxyError | None) -> bool:
@@ -243,10 +240,13 @@ class Desk:
             worker.channel.fail(error)
         except CliproxyError as error:
             worker.refuse(stream, error)
+        except Exception:  # a bug: to the loop, which reports it; but the call gets its ending
+            worker.refuse(stream, _FAILED)
+            raise
         return True
 
     def _rest(self, worker: WorkerChannel, stream: int, order: Order, seconds: float) -> None:
-        if not self._keep(order):
+        if not self._kept.keep(order):
             self._over(order, 0)
             raise order.error or Unavailable("The gateway holds more calls than it can let wait.", code="overloaded", retry_after=seconds)
         resting = self._resting[worker.slot, stream] = _Resting(worker, stream, order)
@@ -263,39 +263,11 @@ class Desk:
         if resting.timer is not None:
             resting.timer.cancel()
 
-    def _keep(self, order: Order) -> bool:
-        """Keep the call's body until its answer begins, if there is room; without it the call is not tried again."""
-        if not order.kept:
-            size = len(order.body) or 1
-            if self._kept_bytes + size > MAX_KEPT_BODY_BYTES:
-                order.body = b""
-                return False
-            order.kept = size
-            self._kept_bytes += size
-        return True
-
     def _over(self, order: Order, used: int | None) -> None:
         """The call is over, or begins anew: nothing of it is held any more."""
-        self._kept_bytes -= order.kept
-        order.kept = 0
-        order.body = b""
+        self._kept.let_go(order)
         if order.reservation is not None:
             order.reservation.settle(used)
-
-    # --- calls that come again ---
-
-    def _remember(self, worker: WorkerChannel, order: Order, now: float) -> None:
-        """The worker is asked to write the call anew: when it comes again, it goes on where it was and is counted once."""
-        if len(self._rerouted) >= MAX_REROUTED_CALLS:
-            for key in [key for key, (_, until) in self._rerouted.items() if until < now]:
-                del self._rerouted[key]
-        if len(self._rerouted) < MAX_REROUTED_CALLS:
-            self._rerouted[worker.slot, order.request_id] = (order, now + REROUTE_SECONDS)
-
-    def _recognise(self, worker: WorkerChannel, order: Order, now: float) -> None:
-        before, until = self._rerouted.pop((worker.slot, order.request_id), (None, 0.0))
-        if before is not None and until >= now and before.principal.id == order.principal.id and before.route.name == order.route.name:
-            self._authoriser.count_once(order, before)
 
     def _flush_soon(self) -> None:
         if not self._flush_due:
@@ -363,7 +335,7 @@ class Desk:
     def _start(self, turn: _Turn) -> Exception | None:
         """Send the call; what a bug raised ends this call, and is returned so that the others of the turn are not left without an ending."""
         turn.worker.waiting.discard(turn.stream)
-        self._keep(turn.request.order)
+        self._kept.keep(turn.request.order)
         call = ProviderCall(turn.request, channel=turn.worker.channel, slot=turn.worker.slot, stream=turn.stream, ledger=self)
         turn.worker.calls[turn.stream] = call
         try:
