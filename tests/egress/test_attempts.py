@@ -28,6 +28,7 @@ from cliproxy.errors import ChannelError, CliproxyError, ProviderRefusal, Unavai
 from cliproxy.ipc.messages import KeyRecord, PolicyBegin, PolicyChange, PolicyEnd, PolicyKeys, PolicyRules
 from cliproxy.ipc.mux import Abort, Answer, Call, Kind, Reroute
 from cliproxy.ipc.policy_feed import PolicyFeed
+from cliproxy.secret import Secret
 
 PROOF = bytes(range(32))
 BODY = b'{"model":,"max_tokens":10,"messages":[{"role":"user","content":"Hello."}]}'
@@ -401,6 +402,28 @@ def test_a_call_counts_once_for_its_key_and_at_each_provider_that_it_was_sent_to
         assert keys["k"] == (0, 5.0) and providers["c"] == (0, 5.0)
         case.submit(2)
         assert case.told(Kind.ABORT, Abort).status == 429  # a request a minute is what the key has
+
+    in_a_loop(test)
+
+
+def test_a_credential_that_is_refused_cools_by_itself_and_the_other_one_takes_the_call() -> None:
+    def test() -> None:
+        providers = {"a": Provider(kind="openai_compatible", base_url="https://a.example/v1")}
+        case = Case({"providers": providers, "models": {"m": pool("a")}})
+        for id in ("cred_1", "cred_2"):
+            case.authoriser._injector.grant(id, provider="a", origin="https://a.example:443", secret=Secret(f"sk-of-{id}-0000".encode()))
+        case.submit()
+        case.fail(refusal(401))
+        case.succeed()
+        used = [call.request.credential.id for call in case.started if call.request.credential is not None]
+        assert sorted(used) == ["cred_1", "cred_2"]
+        (cooling,) = case.authoriser.cooldowns.table
+        assert cooling.credential == used[0]
+        for number in (2, 3):
+            case.submit(number)
+            case.succeed()
+        assert [call.request.key.credential for call in case.started[2:]] == [used[1]] * 2
+        assert [event.credential for event in case.logged() if isinstance(event, ProviderRequest)] == [*used, used[1], used[1]]
 
     in_a_loop(test)
 
