@@ -40,7 +40,7 @@ CAP = 4096
 
 def decode(body: dict[str, Any] | bytes, *, cap: int = CAP, on_excess: Any = "reject") -> MessagesRequest:
     given = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return decode_messages(given, max_tokens_cap=cap, on_excess=on_excess)
+    return decode_messages(given, max_tokens_cap=cap, on_excess=on_excess, allow_provider_state=True)
 
 
 def body_of(**fields: Any) -> dict[str, Any]:

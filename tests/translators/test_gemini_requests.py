@@ -46,7 +46,7 @@ G = Dialect.GEMINI_GENERATE
 
 def decode(body: dict[str, Any] | bytes, *, cap: int = CAP, on_excess: Any = "reject", stream: bool = False) -> GeminiRequest:
     given = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return decode_gemini(given, model="public", stream=stream, max_tokens_cap=cap, on_excess=on_excess)
+    return decode_gemini(given, model="public", stream=stream, max_tokens_cap=cap, on_excess=on_excess, allow_provider_state=True)
 
 
 def said(*parts: Any, role: str = "user") -> dict[str, Any]:

@@ -62,7 +62,7 @@ PLAIN = ConversationRequest(dialect=Dialect.OPENAI_CHAT, model="m", stream=False
 
 def chat(**fields: Any) -> ChatRequest:
     body = {"model": "m", "messages": [{"role": "user", "content": "Hello."}], **fields}
-    return decode_chat(json.dumps(body).encode(), max_tokens_cap=CAP, on_excess="reject")
+    return decode_chat(json.dumps(body).encode(), max_tokens_cap=CAP, on_excess="reject", allow_provider_state=True)
 
 
 def hub(**fields: Any) -> ConversationRequest:
@@ -453,7 +453,7 @@ def test_what_the_assistant_said_is_told_as_chat_tells_it(parts: tuple[Any, ...]
         ({"max_tokens": 7}, Quirks.NEW_TOKEN_CAP, {"max_completion_tokens": 7}, "max_tokens"),
         ({}, Quirks.NEW_TOKEN_CAP, {"max_completion_tokens": CAP}, "max_tokens"),
         ({"max_completion_tokens": 7}, Quirks.OLD_TOKEN_CAP, {"max_tokens": 7}, "max_completion_tokens"),
-        ({"max_completion_tokens": 7, "max_tokens": 9}, Quirks.OLD_TOKEN_CAP, {"max_tokens": 9}, "max_completion_tokens"),
+        ({"max_completion_tokens": 7, "max_tokens": 9}, Quirks.OLD_TOKEN_CAP, {"max_tokens": 7}, "max_completion_tokens"),
         ({"max_completion_tokens": 7, "max_tokens": 9}, Quirks.NEW_TOKEN_CAP, {"max_completion_tokens": 7}, "max_tokens"),
         ({"max_completion_tokens": None, "max_tokens": 9}, Quirks.NEW_TOKEN_CAP, {"max_completion_tokens": 9}, "max_tokens"),
         ({"stream": True}, Quirks.NO_STREAM_OPTIONS, {"stream": True}, "stream_options"),

@@ -23,7 +23,7 @@ CAP = 4096
 
 
 def decode(body: bytes, *, cap: int = CAP, on_excess: Any = "reject") -> ChatRequest:
-    return decode_chat(body, max_tokens_cap=cap, on_excess=on_excess)
+    return decode_chat(body, max_tokens_cap=cap, on_excess=on_excess, allow_provider_state=True)
 
 
 def final(request: ChatRequest, model: str = "upstream-model", quirks: Quirks = Quirks.NONE) -> bytes:
@@ -47,6 +47,8 @@ def test_what_leaves_is_the_request_with_the_upstreams_model_a_cap_and_a_wish_fo
     expected = {**sent, "model": "upstream-model"}
     if sent.get("max_tokens") is None and sent.get("max_completion_tokens") is None:
         expected["max_tokens"] = CAP
+    elif sent.get("max_tokens") is not None and sent.get("max_completion_tokens") is not None:
+        expected["max_tokens"] = expected["max_completion_tokens"] = min(sent["max_tokens"], sent["max_completion_tokens"])
     if sent.get("stream"):
         expected["stream_options"] = {**(sent.get("stream_options") or {}), "include_usage": True}
     assert left == expected
@@ -104,10 +106,10 @@ def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
         ({"max_tokens": 7}, "reject", 7, {"max_tokens": 7}),
         ({"max_completion_tokens": 7}, "reject", 7, {"max_completion_tokens": 7}),
         ({"max_completion_tokens": 7, "max_tokens": None}, "reject", 7, {"max_completion_tokens": 7, "max_tokens": None}),
-        ({"max_completion_tokens": 7, "max_tokens": 9}, "reject", 9, {"max_completion_tokens": 7, "max_tokens": 9}),
+        ({"max_completion_tokens": 7, "max_tokens": 9}, "reject", 7, {"max_completion_tokens": 7, "max_tokens": 7}),
         ({"max_tokens": 101}, "clamp", 100, {"max_tokens": 100}),
         ({"max_tokens": 10**30}, "clamp", 100, {"max_tokens": 100}),
-        ({"max_completion_tokens": 5000, "max_tokens": 9}, "clamp", 100, {"max_completion_tokens": 100, "max_tokens": 9}),
+        ({"max_completion_tokens": 5000, "max_tokens": 9}, "clamp", 9, {"max_completion_tokens": 9, "max_tokens": 9}),
     ],
 )
 def test_output_tokens_are_capped_whatever_the_field(asked: dict[str, Any], on_excess: str, reserved: int, leaves: dict[str, Any]) -> None:

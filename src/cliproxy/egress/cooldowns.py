@@ -80,7 +80,8 @@ _STATUSES = {
 }
 _OTHER_4XX = (False, Rule.NOTHING)
 _OTHER = (True, Rule.TRANSIENT)
-_OURS = frozenset({"internal_error", "provider_answer_too_large"})  # a fault of our own, and an answer that is too large wherever it comes from
+# A fault of our own, and an answer, or an event of one, that is too large wherever it comes from: its client asked for that much.
+_OURS = frozenset({"internal_error", "provider_answer_too_large", "upstream_too_large"})
 _UNREACHABLE = frozenset(
     {
         "provider_resolve",

@@ -21,6 +21,7 @@ _WHERE_TO = """
     api_base base_url api_url api_host endpoint endpoint_url custom_host custom_endpoint custom_llm_provider host url
     proxy http_proxy https_proxy proxy_url webhook webhook_url callback_url api_version api_type deployment deployment_id region region_name
     model_list models fallbacks context_window_fallbacks route router router_settings provider providers preset plugins
+    data_sources datasources kv_transfer_params mcp_servers
 """
 _AS_WHOM = """
     api_key api_keys key token auth authorization credentials access_token organization organization_id org_id project project_id
@@ -28,11 +29,12 @@ _AS_WHOM = """
 """
 _WHAT_RUNS = """
     callbacks success_callback failure_callback input_callback guardrails guardrail_config policies hooks mock_response mock_tool_calls
-    no_log secret_fields proxy_server_request
+    no_log secret_fields proxy_server_request chat_template mm_processor_kwargs media_io_kwargs deferred
 """
 # Other servers' names for the cap on output tokens. Kept, they would lead around `max_tokens`.
 _OUTPUT_CAPS_ELSEWHERE = """
-    max_new_tokens max_output_tokens maxoutputtokens max_length max_gen_len num_predict n_predict best_of
+    max_new_tokens max_output_tokens maxoutputtokens maxtokens maxcompletiontokens max_tokens_to_sample max_length max_gen_len num_predict n_predict
+    best_of num_return_sequences num_generations candidate_count candidatecount
 """
 REFUSED_FIELDS = frozenset((_WHERE_TO + _AS_WHOM + _WHAT_RUNS).split())
 REFUSED_PREFIXES = ("aws_", "azure_", "vertex_", "litellm_", "portkey_", "x_portkey", "langfuse_", "oci_", "watsonx_", "s3_")
@@ -75,3 +77,12 @@ def verify_unknown_fields(body: dict[str, Any], known: frozenset[str]) -> None:
             raise SchemaError("This gateway's configuration decides about routing and credentials; a request may not.", param=plain, code="forbidden_field")
         if plain in OUTPUT_CAPS_ELSEWHERE:
             raise SchemaError("Say max_completion_tokens or max_tokens instead.", param=plain, code="forbidden_field")
+
+
+def refuse_state(param: str, *, how_to: str = "send the content itself") -> NoReturn:
+    """Raise the refusal of what a provider keeps (ADR 0096)."""
+    raise SchemaError(
+        f"The clients of this gateway share the provider's account, so a request may not refer to what is stored there: {how_to}.",
+        param=param,
+        code="forbidden_field",
+    )

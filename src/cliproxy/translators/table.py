@@ -187,7 +187,7 @@ def _first_text(rest: Mapping[str, Any], *names: str) -> str:
 
 
 def _decode_chat(body: bytes, given: Given, content_type: bytes | None) -> chat_decode.ChatRequest:
-    return chat_decode.decode_chat(body, max_tokens_cap=given.max_tokens, on_excess=given.on_excess)
+    return chat_decode.decode_chat(body, max_tokens_cap=given.max_tokens, on_excess=given.on_excess, allow_provider_state=given.provider_state)
 
 
 def _decode_completion(body: bytes, given: Given, content_type: bytes | None) -> Any:
@@ -195,7 +195,7 @@ def _decode_completion(body: bytes, given: Given, content_type: bytes | None) ->
 
 
 def _decode_messages(body: bytes, given: Given, content_type: bytes | None) -> Any:
-    return messages_decode.decode_messages(body, max_tokens_cap=given.max_tokens, on_excess=given.on_excess)
+    return messages_decode.decode_messages(body, max_tokens_cap=given.max_tokens, on_excess=given.on_excess, allow_provider_state=given.provider_state)
 
 
 def _decode_responses(body: bytes, given: Given, content_type: bytes | None) -> Any:
@@ -203,7 +203,14 @@ def _decode_responses(body: bytes, given: Given, content_type: bytes | None) -> 
 
 
 def _decode_gemini(body: bytes, given: Given, content_type: bytes | None) -> Any:
-    return gemini_decode.decode_gemini(body, model=given.model, stream=given.stream is True, max_tokens_cap=given.max_tokens, on_excess=given.on_excess)
+    return gemini_decode.decode_gemini(
+        body,
+        model=given.model,
+        stream=given.stream is True,
+        max_tokens_cap=given.max_tokens,
+        on_excess=given.on_excess,
+        allow_provider_state=given.provider_state,
+    )
 
 
 def _encode_gemini_count(tokens: int, *, request: Any, id: str, model: str, created: int) -> bytes:
@@ -273,7 +280,7 @@ _CLIENT_ROWS = (
     ClientRow(
         dialect=Dialect.ANTHROPIC_MESSAGES,
         operation=Operation.COUNT_TOKENS,
-        decode=lambda body, given, content_type: messages_count.decode_count(body),
+        decode=lambda body, given, content_type: messages_count.decode_count(body, allow_provider_state=given.provider_state),
         figures=_figures_of_input,
         same=messages_count.encode_count_with_hole,
         hub_of=messages_count.conversation_of,
@@ -316,7 +323,7 @@ _CLIENT_ROWS = (
     ClientRow(
         dialect=Dialect.GEMINI_GENERATE,
         operation=Operation.COUNT_TOKENS,
-        decode=lambda body, given, content_type: gemini_count.decode_count(body, model=given.model),
+        decode=lambda body, given, content_type: gemini_count.decode_count(body, model=given.model, allow_provider_state=given.provider_state),
         figures=_figures_of_input,
         same=gemini_count.encode_same,
         hub_of=gemini_count.conversation_of,
@@ -326,7 +333,9 @@ _CLIENT_ROWS = (
     ClientRow(
         dialect=Dialect.GEMINI_EMBED,
         operation=Operation.EMBED,
-        decode=lambda body, given, content_type: gemini_embed_decode.decode_embed(body, model=given.model, batch=given.batch),
+        decode=lambda body, given, content_type: gemini_embed_decode.decode_embed(
+            body, model=given.model, batch=given.batch, allow_provider_state=given.provider_state
+        ),
         figures=_figures_of_input,
         same=gemini_embed_encode.encode_same,
         same_answer=gemini_embed_answer.same_answer,

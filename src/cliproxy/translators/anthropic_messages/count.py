@@ -10,7 +10,7 @@ import msgspec
 from cliproxy.bounds import MAX_CHAT_VALUES
 from cliproxy.dialects import Quirks
 from cliproxy.errors import UpstreamError
-from cliproxy.translators.anthropic_messages.decode import checked, conversation_of, estimate_of, without_marks
+from cliproxy.translators.anthropic_messages.decode import checked, conversation_of, estimate_of, verify_stateless, without_marks
 from cliproxy.translators.anthropic_messages.encode import PREFIX, VERTEX_COUNT_PREFIX, encode_count
 from cliproxy.translators.anthropic_messages.usage import CountAnswer, verify_count_answer
 from cliproxy.translators.anthropic_messages.wire import COUNT_FIELDS, CountBody, MessagesRequest
@@ -23,11 +23,13 @@ __all__ = ["conversation_of", "decode_count", "decode_count_answer", "encode_cou
 _decoder = msgspec.json.Decoder(CountAnswer)
 
 
-def decode_count(body: bytes) -> MessagesRequest:
-    """Return the question in `body`; it asks for no output. Raises `SchemaError` with the path of the field."""
+def decode_count(body: bytes, *, allow_provider_state: bool = False) -> MessagesRequest:
+    """Return the question in `body`; it asks for no output. `allow_provider_state` as in a request. Raises `SchemaError` with the path of the field."""
     document = decode_json(body, max_values=MAX_CHAT_VALUES)
     wire = convert(document, CountBody)
     checked(document, wire, COUNT_FIELDS)
+    if not allow_provider_state:
+        verify_stateless(wire.messages)
     without_marks(document)
     del document["model"]
     return MessagesRequest(wire.model, False, 1, 0, estimate_of(len(body), wire.messages), document, wire)

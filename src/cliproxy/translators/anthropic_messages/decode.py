@@ -19,28 +19,33 @@ from cliproxy.translators.anthropic_messages.wire import (
     FORBIDDEN_FIELDS,
     KNOWN_FIELDS,
     Base64Source,
+    ContainerUploadBlock,
+    ContentSource,
     CountBody,
     DocumentBlock,
+    FileSource,
     ImageBlock,
     Message,
     MessagesBody,
     MessagesRequest,
+    TextBlock,
     ToolResultBlock,
 )
 from cliproxy.translators.estimate import FILE_CHARS_PER_TOKEN, IMAGE_TOKENS, tokens_of_text
 from cliproxy.translators.json_bounds import decode_json
-from cliproxy.translators.schema import REFUSED_FIELDS, refuse, verify_unknown_fields
+from cliproxy.translators.schema import REFUSED_FIELDS, refuse, refuse_state, verify_unknown_fields
 
-__all__ = ["FIELD_NAMES", "MessagesRequest", "checked", "conversation_of", "decode_messages", "estimate_of", "without_marks"]
+__all__ = ["FIELD_NAMES", "MessagesRequest", "checked", "conversation_of", "decode_messages", "estimate_of", "verify_stateless", "without_marks"]
 
 MIN_BUDGET_TOKENS = 1024  # Anthropic: of `thinking.budget_tokens`, which must also be below `max_tokens`
 _MARK = MARK.encode()
 _convert = msgspec.convert
 
 
-def decode_messages(body: bytes, *, max_tokens_cap: int, on_excess: Literal["reject", "clamp"]) -> MessagesRequest:
+def decode_messages(body: bytes, *, max_tokens_cap: int, on_excess: Literal["reject", "clamp"], allow_provider_state: bool = False) -> MessagesRequest:
     """Return the request in `body`. `max_tokens_cap` is the most output tokens; a request for more is refused or lowered as `on_excess` says.
 
+    Without `allow_provider_state` a request that names something stored at the provider is refused (ADR 0096).
     Raises `SchemaError` with the path of the field; its message never quotes the client.
     """
     document = decode_json(body, max_values=MAX_CHAT_VALUES)
@@ -49,6 +54,8 @@ def decode_messages(body: bytes, *, max_tokens_cap: int, on_excess: Literal["rej
     except msgspec.ValidationError as error:
         refuse(error)
     checked(document, wire, KNOWN_FIELDS)
+    if not allow_provider_state:
+        verify_stateless(wire.messages)
     if _MARK in body:
         without_marks(document)
     max_tokens = wire.max_tokens
@@ -92,6 +99,26 @@ def checked(document: dict[str, Any], wire: CountBody, known: frozenset[str]) ->
                     raise SchemaError(f"The field {missing} is missing.", param=missing, code="missing_field")
             else:
                 _verify_vendors_tool(document["tools"][index], index)
+
+
+def verify_stateless(messages: Sequence[Message]) -> None:
+    """Raise `SchemaError` for a block that names a file which the provider keeps."""
+    for index, message in enumerate(messages):
+        if not isinstance(message.content, str):
+            for at, block in enumerate(message.content):
+                if type(block) is not TextBlock and _names_file(block):
+                    refuse_state(f"messages[{index}].content[{at}]")
+
+
+def _names_file(block: Any) -> bool:
+    if isinstance(block, ImageBlock | DocumentBlock):
+        source = block.source
+        if isinstance(source, ContentSource):
+            return not isinstance(source.content, str) and any(map(_names_file, source.content))
+        return isinstance(source, FileSource)
+    if isinstance(block, ToolResultBlock):
+        return isinstance(block.content, list) and any(map(_names_file, block.content))
+    return isinstance(block, ContainerUploadBlock)
 
 
 def _verify_vendors_tool(tool: dict[str, Any], index: int) -> None:

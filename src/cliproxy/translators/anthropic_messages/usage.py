@@ -45,9 +45,13 @@ KEPT_PIECE_BYTES = 64 * 1024  # of one piece, which may be a whole read of 256 K
 
 
 class _AskedFor(msgspec.Struct, gc=False):
+    """`None` types are fields that no honest worker sends: imitators' names for other models."""
+
     max_tokens: Annotated[int, Meta(ge=0)]  # a negative number would make room in a limit; 0 fills a cache
     model: str = ""  # Vertex AI has it in the path
     stream: bool | None = None
+    models: None = None
+    fallbacks: None = None
 
 
 class _AskedToCount(msgspec.Struct, gc=False):
@@ -163,7 +167,7 @@ def counted(read: WireUsage, start: WireUsage | None) -> Usage | None:
 def _decoded(body: bytes, decoder: msgspec.json.Decoder[T]) -> T | None:
     """Return `body` as the decoder's type, or None. Raises `UpstreamError` if it holds more objects than is sound."""
     if body.count(b"{") > MAX_ANSWER_OBJECTS:
-        raise UpstreamError("The provider's answer holds too many objects.", code="bad_upstream_answer")
+        raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
     try:
         if not body.isascii():
             body.decode()  # strings that the decoder skips are not looked at by it

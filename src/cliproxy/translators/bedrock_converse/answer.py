@@ -125,7 +125,7 @@ _decoder = msgspec.json.Decoder(_Answer)
 def decode_answer(body: bytes) -> ConversationAnswer:
     """Return the answer in `body`. Raises `UpstreamError` if it is none, holds what is not known here, or a tool call whose input is no object."""
     if body.count(b"{") > MAX_ANSWER_OBJECTS:
-        raise UpstreamError("The provider's answer holds too many objects.", code="bad_upstream_answer")
+        raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
     try:
         if not body.isascii():
             body.decode()  # strings that the decoder skips are not looked at by it

@@ -105,7 +105,7 @@ def usage_of_answer(body: bytes) -> Usage | None:
     Raises `UpstreamError` if `body` is no answer of Converse: not JSON, not UTF-8, without a message.
     """
     if body.count(b"{") > MAX_ANSWER_OBJECTS:
-        raise UpstreamError("The provider's answer holds too many objects.", code="bad_upstream_answer")
+        raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
     try:
         if not body.isascii():
             body.decode()  # strings that the decoder skips are not looked at by it

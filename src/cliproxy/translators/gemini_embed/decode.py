@@ -14,6 +14,7 @@ from cliproxy.translators.estimate import FILE_CHARS_PER_TOKEN, tokens_of_text
 from cliproxy.translators.gemini_embed.wire import BatchBody, EmbedBody
 from cliproxy.translators.gemini_generate.decode import checked, verify_model, verify_parts
 from cliproxy.translators.gemini_generate.spelling import may_be_misspelt, shape_of, verify_names
+from cliproxy.translators.gemini_generate.state import verify_parts_stateless
 from cliproxy.translators.json_bounds import decode_json
 
 __all__ = ["FIELD_NAMES", "GeminiEmbedRequest", "decode_embed", "embed_request_of"]
@@ -43,8 +44,11 @@ class GeminiEmbedRequest(msgspec.Struct, frozen=True):
     wire: list[EmbedBody]
 
 
-def decode_embed(body: bytes, *, model: str, batch: bool) -> GeminiEmbedRequest:
-    """Return the request in `body` for `model`. Raises `SchemaError` with the path of the field; its message never quotes the client."""
+def decode_embed(body: bytes, *, model: str, batch: bool, allow_provider_state: bool = False) -> GeminiEmbedRequest:
+    """Return the request in `body` for `model`. `allow_provider_state` as in `decode_gemini`.
+
+    Raises `SchemaError` with the path of the field; its message never quotes the client.
+    """
     verify_model(model)
     document = decode_json(body, max_values=MAX_CHAT_VALUES)
     misspelt = may_be_misspelt(body)
@@ -61,6 +65,8 @@ def decode_embed(body: bytes, *, model: str, batch: bool) -> GeminiEmbedRequest:
         _verify_model(wire[index].model, model, f"{path}model")
         said.pop("model", None)
         verify_parts(said["content"], f"{path}content")
+        if not allow_provider_state:
+            verify_parts_stateless(wire[index].content.parts, f"{path}content")
     return GeminiEmbedRequest(model=model, batch=batch, estimate=_estimate(len(body), wire), rest=rest, wire=wire)
 
 

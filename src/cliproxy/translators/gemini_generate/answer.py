@@ -198,7 +198,7 @@ def parse_answer(body: bytes) -> Answer:
         if not body.isascii():
             body.decode()  # strings that the decoder skips are not looked at by it
         if body.count(b"{") > MAX_ANSWER_OBJECTS:
-            raise UpstreamError("The provider's answer holds too many objects.", code="bad_upstream_answer")
+            raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
         answer = answer_decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise not_gemini() from None

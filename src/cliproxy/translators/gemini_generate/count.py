@@ -20,6 +20,7 @@ from cliproxy.translators.gemini_generate.decode import checked, estimate, verif
 from cliproxy.translators.gemini_generate.encode import contents_of, functions_of, without_marks
 from cliproxy.translators.gemini_generate.hub import messages_of, system_of, tools_of
 from cliproxy.translators.gemini_generate.spelling import may_be_misspelt, shape_of, verify_names
+from cliproxy.translators.gemini_generate.state import verify_stateless
 from cliproxy.translators.gemini_generate.wire import CountBody, GenerateBody
 from cliproxy.translators.json_bounds import decode_json, encode_json
 
@@ -41,8 +42,8 @@ class CountRequest(msgspec.Struct, frozen=True):
     max_tokens: int = 0
 
 
-def decode_count(body: bytes, *, model: str) -> CountRequest:
-    """Return the request in `body` for `model`. Raises `SchemaError` with the path of the field."""
+def decode_count(body: bytes, *, model: str, allow_provider_state: bool = False) -> CountRequest:
+    """Return the request in `body` for `model`. `allow_provider_state` as in `decode_gemini`. Raises `SchemaError` with the path of the field."""
     verify_model(model)
     document = decode_json(body, max_values=MAX_CHAT_VALUES)
     wire = checked(document, CountBody, _COUNT, misspelt=may_be_misspelt(body))
@@ -59,6 +60,8 @@ def decode_count(body: bytes, *, model: str) -> CountRequest:
         request = {name: document[name] for name in ("contents", "model", *_BESIDE) if document.get(name) is not None}
         inner = GenerateBody(wire.contents, wire.generation_config, wire.system_instruction, wire.tools, model=wire.model)
     verify_request(request, inner, model=model, path=path)
+    if not allow_provider_state:
+        verify_stateless(inner, path=path)
     return CountRequest(model=model, estimate=estimate(len(body), inner.contents), rest=request, wire=inner)
 
 

@@ -16,6 +16,7 @@ from cliproxy.translators.estimate import AUDIO_CHARS_PER_TOKEN, FILE_CHARS_PER_
 from cliproxy.translators.gemini_generate.hub import conversation_of
 from cliproxy.translators.gemini_generate.marks import MARK
 from cliproxy.translators.gemini_generate.spelling import Shape, may_be_misspelt, normalise, shape_of, verify_names
+from cliproxy.translators.gemini_generate.state import verify_stateless
 from cliproxy.translators.gemini_generate.wire import PART_KINDS, Content, GenerateBody, GenerationConfig, Tool
 from cliproxy.translators.json_bounds import decode_json
 from cliproxy.translators.schema import refuse
@@ -72,9 +73,11 @@ _KINDS = frozenset(PART_KINDS)
 _TOOL_NAMES = shape_of(Tool).names
 
 
-def decode_gemini(body: bytes, *, model: str, stream: bool, max_tokens_cap: int, on_excess: Literal["reject", "clamp"]) -> GeminiRequest:
+def decode_gemini(
+    body: bytes, *, model: str, stream: bool, max_tokens_cap: int, on_excess: Literal["reject", "clamp"], allow_provider_state: bool = False
+) -> GeminiRequest:
     """Return the request in `body` for `model`. `max_tokens_cap` is the most output tokens of a candidate; a request for more is refused or lowered as
-    `on_excess` says.
+    `on_excess` says. Without `allow_provider_state` a request that names something stored at the provider is refused, and none asks it to store (ADR 0096).
 
     Raises `SchemaError` with the path of the field; its message never quotes the client.
     """
@@ -82,6 +85,10 @@ def decode_gemini(body: bytes, *, model: str, stream: bool, max_tokens_cap: int,
     document = decode_json(body, max_values=MAX_CHAT_VALUES)
     wire = checked(document, GenerateBody, BODY, misspelt=may_be_misspelt(body))
     verify_request(document, wire, model=model)
+    if not allow_provider_state:
+        verify_stateless(wire)
+        if wire.store:
+            document["store"] = False
     config = wire.generation_config
     max_tokens = _cap(document, config, max_tokens_cap, on_excess)
     return GeminiRequest(

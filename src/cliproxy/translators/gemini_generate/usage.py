@@ -163,7 +163,7 @@ def _parse_answer(body: bytes) -> _Answer | None:
         if not body.isascii():
             body.decode()  # strings that the decoder skips are not looked at by it
         if body.count(b"{") > MAX_ANSWER_OBJECTS:
-            raise UpstreamError("The provider's answer holds too many objects.", code="bad_upstream_answer")
+            raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
         return _answer_decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None

@@ -66,7 +66,7 @@ def decode_answer(body: bytes) -> ConversationAnswer:
         if not body.isascii():
             body.decode()  # strings that the decoder skips are not looked at by it
         if body.count(b"{") > MAX_ANSWER_OBJECTS:
-            raise UpstreamError("The provider's answer holds too many objects.", code="bad_upstream_answer")
+            raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
         read = _decoder.decode(body)
         id = read.id or ""
         choices = [_choice(choice, id) for choice in read.choices]

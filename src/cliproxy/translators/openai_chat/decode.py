@@ -15,8 +15,8 @@ from cliproxy.errors import SchemaError
 from cliproxy.translators.estimate import AUDIO_CHARS_PER_TOKEN, FILE_CHARS_PER_TOKEN, IMAGE_TOKENS, tokens_of_text
 from cliproxy.translators.json_bounds import decode_json
 from cliproxy.translators.openai_chat.to_hub import FIELD_NAMES, conversation_of
-from cliproxy.translators.openai_chat.wire import KNOWN_FIELDS, AudioPart, ChatBody, FilePart, ImagePart, Message
-from cliproxy.translators.schema import refuse, verify_unknown_fields
+from cliproxy.translators.openai_chat.wire import KNOWN_FIELDS, AssistantMessage, AudioPart, ChatBody, FilePart, ImagePart, Message
+from cliproxy.translators.schema import refuse, refuse_state, verify_unknown_fields
 
 __all__ = ["FIELD_NAMES", "ChatRequest", "conversation_of", "decode_chat"]
 
@@ -39,9 +39,10 @@ class ChatRequest(msgspec.Struct, frozen=True):
     wire: ChatBody
 
 
-def decode_chat(body: bytes, *, max_tokens_cap: int, on_excess: Literal["reject", "clamp"]) -> ChatRequest:
+def decode_chat(body: bytes, *, max_tokens_cap: int, on_excess: Literal["reject", "clamp"], allow_provider_state: bool = False) -> ChatRequest:
     """Return the request in `body`. `max_tokens_cap` is the most output tokens of a choice; a request for more is refused or lowered as `on_excess` says.
 
+    Without `allow_provider_state` a request that names something stored at the provider is refused, and none asks it to store (ADR 0096).
     Raises `SchemaError` with the path of the field; its message never quotes the client.
     """
     document = decode_json(body, max_values=MAX_CHAT_VALUES)
@@ -51,6 +52,10 @@ def decode_chat(body: bytes, *, max_tokens_cap: int, on_excess: Literal["reject"
         refuse(error)
     if not KNOWN_FIELDS.issuperset(document):
         verify_unknown_fields(document, KNOWN_FIELDS)
+    if not allow_provider_state:
+        _verify_stateless(wire.messages)
+        if wire.store:
+            document["store"] = False
     max_tokens = _cap(document, wire, max_tokens_cap, on_excess)
     stream = wire.stream is True
     include_usage = _ask_for_usage(document, wire) if stream else False
@@ -72,9 +77,22 @@ def decode_chat(body: bytes, *, max_tokens_cap: int, on_excess: Literal["reject"
 _convert = msgspec.convert
 
 
+def _verify_stateless(messages: list[Message]) -> None:
+    """Raise `SchemaError` for a message that names a file, or an answer in sound, which the provider keeps."""
+    for index, message in enumerate(messages):
+        content = message.content
+        if isinstance(content, list):
+            for at, part in enumerate(content):
+                if isinstance(part, FilePart) and part.file.file_id is not None:
+                    refuse_state(f"messages[{index}].content[{at}].file.file_id")
+        if isinstance(message, AssistantMessage) and message.audio is not None:
+            refuse_state(f"messages[{index}].audio")
+
+
 def _cap(document: dict[str, Any], wire: ChatBody, cap: int, on_excess: str) -> int:
-    """See to it that what leaves has a cap on output tokens, and return it. Where a request has both fields, each is held to it."""
-    highest = 0
+    """See to it that what leaves has a cap on output tokens, and return it. A request with both fields is held to the lower in both: which of them is read
+    hangs on the target, and what leaves must be what was reserved."""
+    lowest = 0
     for name, asked in (("max_completion_tokens", wire.max_completion_tokens), ("max_tokens", wire.max_tokens)):
         if asked is None:
             continue
@@ -82,11 +100,13 @@ def _cap(document: dict[str, Any], wire: ChatBody, cap: int, on_excess: str) -> 
             if on_excess != "clamp":
                 _refuse_excess(name, cap)
             document[name] = asked = cap
-        highest = max(highest, asked)
-    if not highest:
+        if lowest and lowest != asked:
+            document["max_completion_tokens"] = document["max_tokens"] = asked = min(lowest, asked)
+        lowest = asked
+    if not lowest:
         document.pop("max_completion_tokens", None)  # an explicit null
-        document["max_tokens"] = highest = cap  # absent means no limit at the provider
-    return highest
+        document["max_tokens"] = lowest = cap  # absent means no limit at the provider
+    return lowest
 
 
 def _refuse_excess(name: str, cap: int) -> NoReturn:

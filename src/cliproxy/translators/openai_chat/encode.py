@@ -51,7 +51,7 @@ def encode_with_hole(request: ChatRequest, quirks: Quirks) -> Encoded:
 
 
 def _bent(rest: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
-    """Return `rest` in the way of a target with `quirks`. A cap in both fields leaves as the one that the target knows."""
+    """Return `rest` in the way of a target with `quirks`. A cap in both fields, which is the same, leaves as the one that the target knows."""
     rest = dict(rest)
     wanted, other = ("max_completion_tokens", "max_tokens") if quirks & Quirks.NEW_TOKEN_CAP else ("max_tokens", "max_completion_tokens")
     if quirks & (Quirks.NEW_TOKEN_CAP | Quirks.OLD_TOKEN_CAP):

@@ -32,11 +32,17 @@ _Positive = Annotated[int, Meta(ge=1)]  # a negative number would make room in a
 
 
 class _AskedFor(msgspec.Struct, gc=False):
+    """`None` types are fields that no honest worker sends: imitators' names for other models, another cap, more choices."""
+
     model: str
     max_tokens: _Positive | None = None
     max_completion_tokens: _Positive | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
+    models: None = None
+    fallbacks: None = None
+    max_output_tokens: None = None
+    best_of: None = None
 
 
 _body_decoder = msgspec.json.Decoder(_AskedFor)
@@ -120,7 +126,7 @@ def usage_of_answer(body: bytes) -> Usage | None:
         if not body.isascii():
             body.decode()  # strings that the decoder skips are not looked at by it
         if body.count(b"{") > MAX_ANSWER_OBJECTS:
-            raise UpstreamError("The provider's answer holds too many objects.", code="bad_upstream_answer")
+            raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
         answer = _answer_decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise _not_a_completion() from None

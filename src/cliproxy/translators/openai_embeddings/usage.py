@@ -53,7 +53,7 @@ def usage_of_embeddings(body: bytes) -> Usage | None:
         if not body.isascii():
             body.decode()  # strings that the decoder skips are not looked at by it
         if body.count(b"{") > MAX_ANSWER_OBJECTS:
-            raise UpstreamError("The provider's answer holds too many objects.", code="bad_upstream_answer")
+            raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
         answer = _answer_decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise UpstreamError("The provider's answer is not a list of embeddings.", code="bad_upstream_answer") from None

@@ -56,8 +56,8 @@ def decode_speech_request(body: bytes) -> MediaRequest:
     document = decode_json(body, max_values=MAX_CHAT_VALUES)
     wire = convert(document, SpeechBody)
     _verify_known(document, SPEECH_FIELDS)
-    if wire.stream_format == "sse":
-        raise UnsupportedFeature("Speech comes as audio, not as events.", param="stream_format")
+    if wire.stream_format == "sse" or wire.stream:
+        raise UnsupportedFeature("Speech comes as audio, not as events.", param="stream" if wire.stream else "stream_format")
     text = tokens_of_text(len(body))
     return MediaRequest(wire.model, text + text * SPEECH_TOKENS_PER_TEXT_TOKEN, 1, _json_with_hole(document))
 

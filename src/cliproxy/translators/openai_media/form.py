@@ -77,12 +77,13 @@ def _parse_part(part: bytes) -> Part:
 
 
 def encode_form(parts: list[Part], *, hole: str) -> tuple[bytes, bytes]:
-    """Return what stands before and behind the value of field `hole`, which comes first. Raises `SchemaError` if a value contains our boundary."""
+    """Return what stands before and behind the value of field `hole`, which comes first. Raises `SchemaError` if a field contains our boundary."""
     written = [b"\r\n"]
     for part in parts:
-        if BOUNDARY in part.value:
+        head = _head_of(part)
+        if BOUNDARY in part.value or BOUNDARY in head:
             raise SchemaError("A field of the form holds this gateway's boundary.", code="bad_form")
-        written += [b"--", BOUNDARY, b"\r\n", _head_of(part), b"\r\n\r\n", part.value, b"\r\n"]
+        written += [b"--", BOUNDARY, b"\r\n", head, b"\r\n\r\n", part.value, b"\r\n"]
     written += [b"--", BOUNDARY, b"--\r\n"]
     return b"--" + BOUNDARY + b'\r\nContent-Disposition: form-data; name="' + hole.encode("ascii") + b'"\r\n\r\n', b"".join(written)
 

@@ -44,7 +44,10 @@ def reread_form(body: bytes) -> AskedFor:
     first = _MODEL_FIRST.match(body)
     if first is None or not body.endswith(_DELIMITER + b"--\r\n") or body.count(_DELIMITER) > MAX_FORM_PARTS:
         raise SchemaError("The body is not a form of this gateway's.")
-    for part in body[first.end() : -len(_DELIMITER) - 4].split(_DELIMITER + b"\r\n"):
+    parts = body[first.end() : -len(_DELIMITER) - 4].split(_DELIMITER + b"\r\n")
+    if body.count(BOUNDARY) != len(parts) + 2:  # elsewhere some readers take it for a delimiter: behind a bare LF, with blanks after it
+        raise SchemaError("The body is not a form of this gateway's.")
+    for part in parts:
         head = _HEAD.fullmatch(part.partition(b"\r\n\r\n")[0])
         if head is None or head[1].lower().startswith(b"model"):
             raise SchemaError("The body is not a form of this gateway's.")
@@ -105,7 +108,7 @@ def _verify_text(body: bytes) -> None:
     if not body.isascii():
         body.decode()  # strings that the decoder skips are not looked at by it
     if body.count(b"{") > MAX_ANSWER_OBJECTS:
-        raise UpstreamError("The provider's answer holds too many objects.", code="bad_upstream_answer")
+        raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
 
 
 def _usage_in(raw: msgspec.Raw) -> Usage | None:

@@ -47,7 +47,7 @@ class VoiceId(msgspec.Struct, frozen=True, gc=False):
 
 
 class SpeechBody(msgspec.Struct, frozen=True, gc=False):
-    """`POST /v1/audio/speech`."""
+    """`POST /v1/audio/speech`. The last three are not of this endpoint; what egress counts in every JSON body of media must not say anything else here."""
 
     model: ModelName
     input: Annotated[str, Meta(min_length=1, max_length=MAX_SPEECH_INPUT_CHARS)]
@@ -56,6 +56,9 @@ class SpeechBody(msgspec.Struct, frozen=True, gc=False):
     response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] | None = None
     speed: Annotated[float, Meta(ge=0.25, le=4)] | None = None
     stream_format: Literal["sse", "audio"] | None = None
+    n: Annotated[int, Meta(ge=1, le=1)] | None = None
+    stream: bool | None = None
+    partial_images: Annotated[int, Meta(ge=0, le=0)] | None = None
 
 
 IMAGE_FIELDS = frozenset(ImageBody.__struct_fields__)

@@ -16,7 +16,7 @@ from cliproxy.translators.estimate import AUDIO_CHARS_PER_TOKEN, FILE_CHARS_PER_
 from cliproxy.translators.json_bounds import decode_json
 from cliproxy.translators.openai_responses.history import FIELD_NAMES, conversation_of
 from cliproxy.translators.openai_responses.request import ResponsesRequest
-from cliproxy.translators.openai_responses.state import forget, leave_out_thoughts, refuse_state, state_field, verify_credentials
+from cliproxy.translators.openai_responses.state import HOW_TO, forget, leave_out_thoughts, state_field, verify_credentials
 from cliproxy.translators.openai_responses.wire import (
     KNOWN_FIELDS,
     CustomCallOutputItem,
@@ -28,7 +28,7 @@ from cliproxy.translators.openai_responses.wire import (
     MessageItem,
     ResponsesBody,
 )
-from cliproxy.translators.schema import refuse, verify_unknown_fields
+from cliproxy.translators.schema import refuse, refuse_state, verify_unknown_fields
 
 __all__ = ["FIELD_NAMES", "ResponsesRequest", "conversation_of", "decode_responses"]
 
@@ -52,7 +52,7 @@ def decode_responses(body: bytes, *, max_tokens_cap: int, on_excess: Literal["re
     verify_credentials(wire)
     state = state_field(wire)
     if state and not allow_provider_state:
-        refuse_state(state)
+        refuse_state(state, how_to=HOW_TO)
     if wire.input is None and not state:
         raise SchemaError("The field input is missing.", param="input", code="missing_field")
     max_tokens = _cap(document, wire, max_tokens_cap, on_excess)

@@ -95,7 +95,7 @@ def join_lots(pieces: list[str], joined: int) -> int:
 def verify_object_count(data: bytes) -> None:
     """Raise `UpstreamError` if `data` holds more objects than an answer may."""
     if len(data) > MANY_BYTES and data.count(b"{") > MAX_ANSWER_OBJECTS:
-        raise UpstreamError("The provider's answer holds too many objects.", code="bad_upstream_answer")
+        raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
 
 
 def read_item(raw: msgspec.Raw) -> OutputItem | None:

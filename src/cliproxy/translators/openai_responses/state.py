@@ -7,7 +7,7 @@ Tools that connect the provider to a server of the client's choice (`mcp`, conne
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 from cliproxy.errors import SchemaError, UnsupportedFeature
 from cliproxy.translators.openai_responses.marks import MARK
@@ -107,15 +107,6 @@ def _file_in(content: Any, name: str) -> str | None:
             if isinstance(part, InputImage | InputFile) and part.file_id is not None:
                 return f"{name}[{index}].file_id"
     return None
-
-
-def refuse_state(param: str) -> NoReturn:
-    """Raise the refusal of what the provider would have to keep."""
-    raise SchemaError(
-        f"The clients of this gateway share the provider's account, so a request may not refer to what is stored there: {HOW_TO}.",
-        param=param,
-        code="forbidden_field",
-    )
 
 
 def forget(document: dict[str, Any], wire: ResponsesBody) -> bool:

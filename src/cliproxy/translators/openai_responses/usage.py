@@ -24,9 +24,16 @@ __all__ = ["AskedFor", "StreamUsage", "Usage", "read_usage", "reread", "usage_of
 
 
 class _AskedFor(msgspec.Struct, gc=False):
+    """`None` types are fields that no honest worker sends: chat's names, and imitators' for other models."""
+
     model: str
     max_output_tokens: Annotated[int, Meta(ge=1)]  # a negative number would make room in a limit
     stream: bool | None = None
+    models: None = None
+    fallbacks: None = None
+    max_tokens: None = None
+    max_completion_tokens: None = None
+    n: None = None
 
 
 _body_decoder = msgspec.json.Decoder(_AskedFor)
@@ -91,7 +98,7 @@ def usage_of_answer(body: bytes) -> Usage | None:
         if not body.isascii():
             body.decode()  # strings that the decoder skips are not looked at by it
         if body.count(b"{") > MAX_ANSWER_OBJECTS:
-            raise UpstreamError("The provider's answer holds too many objects.", code="bad_upstream_answer")
+            raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
         response = _response_decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise UpstreamError("The provider's answer is not a response.", code="bad_upstream_answer") from None
