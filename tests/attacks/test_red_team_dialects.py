@@ -9,8 +9,10 @@ import pytest
 
 from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_EVENT_BYTES
 from cliproxy.dialects import ENDPOINTS, Endpoint, Quirks
+from cliproxy.egress.answers import refusal_of
 from cliproxy.egress.cooldowns import Rule, fault_of
 from cliproxy.egress.reading import READINGS
+from cliproxy.egress.reflection import NO_SECRET
 from cliproxy.errors import ClientError, SchemaError, UpstreamError
 from cliproxy.translators.openai_media.form import BOUNDARY, Part, encode_form
 from cliproxy.translators.openai_media.usage import reread_form
@@ -206,6 +208,34 @@ def test_an_answer_that_is_as_large_as_its_client_asked_cools_nothing(endpoint: 
     with pytest.raises(UpstreamError) as streamed:
         stream().feed(b"data: " + b"x" * (9 * MAX_EVENT_BYTES) + b"\n\n")
     assert fault_of(streamed.value)[:2] == (False, Rule.NOTHING)
+
+
+_REQUESTS_OWN = {
+    "xAI's moderation": (403, {"code": "permission-denied", "error": "Content violates usage guidelines. Failed check: X"}),
+    "OpenRouter's moderation": (403, {"error": {"code": 403, "message": "Flagged", "metadata": {"reasons": ["x"], "flagged_input": "x"}}}),
+    "OpenRouter's routing": (404, {"error": {"code": 404, "message": "No endpoints found that support tool use. To learn more, read"}}),
+    "Gemini's cached prompts": (403, {"error": {"code": 403, "status": "PERMISSION_DENIED", "message": "CachedContent not found (or permission denied)"}}),
+    "Gemini's files": (403, {"error": {"code": 403, "status": "PERMISSION_DENIED", "message": "You do not have permission to access the File x"}}),
+}
+
+
+@pytest.mark.parametrize("case", _REQUESTS_OWN)
+def test_a_refusal_that_hangs_on_the_request_cools_nothing_for_others(case: str) -> None:
+    """By their status alone one flagged prompt took the model from everybody for half an hour, and one with tools for twelve."""
+    status, body = _REQUESTS_OWN[case]
+    assert fault_of(refusal_of(status, {}, json.dumps(body).encode(), guard=NO_SECRET, wall=0.0))[:2] == (False, Rule.NOTHING)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "rule"),
+    [
+        (403, {"message": "The caller does not have permission", "status": "PERMISSION_DENIED"}, Rule.CREDENTIAL),
+        (403, {"message": "Access denied: Content violates usage guidelines"}, Rule.CREDENTIAL),
+        (404, {"message": "No endpoints found for vendor/model."}, Rule.MODEL),
+    ],
+)
+def test_other_refusals_of_that_status_still_cool(status: int, error: dict[str, Any], rule: Rule) -> None:
+    assert fault_of(refusal_of(status, {}, json.dumps({"error": error}).encode(), guard=NO_SECRET, wall=0.0)).rule is rule
 
 
 # --- a fallen worker ---------------------------------------------------------------------------------------------------

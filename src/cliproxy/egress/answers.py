@@ -64,11 +64,16 @@ _MEANT = {
     "API_KEY_INVALID": 401,  # Gemini, as 400
     "ThrottlingException": 429,  # Bedrock
     "ServiceQuotaExceededException": 429,  # Bedrock, as 400
+    "flagged_input": 400,  # OpenRouter's moderation, as 403: the request's own fault, which must cool nothing for others
 }
-# How a message begins that says more than its 400 does, where there is no word for it.
+# How a message begins that says more than its status does, where there is no word for it.
 _MEANT_BY_MESSAGE = (
-    ("Your credit balance is too low", 402),  # Anthropic
-    ("Incorrect API key provided", 401),  # xAI
+    (400, "Your credit balance is too low", 402),  # Anthropic
+    (400, "Incorrect API key provided", 401),  # xAI
+    (403, "Content violates usage guidelines", 400),  # xAI
+    (404, "No endpoints found that support", 400),  # OpenRouter: the model is there, but not with tools, pictures, ...
+    (403, "CachedContent not found", 400),  # Gemini
+    (403, "You do not have permission to access the File", 400),  # Gemini
 )
 
 
@@ -122,10 +127,9 @@ def _meant(status: int, headers: dict[bytes, bytes], said: _Said) -> int:
     for word in (aws, *said.words):
         if word in _MEANT:
             return _MEANT[word]
-    if status == 400:
-        for start, meant in _MEANT_BY_MESSAGE:
-            if said.message.startswith(start):
-                return meant
+    for stated, start, meant in _MEANT_BY_MESSAGE:
+        if status == stated and said.message.startswith(start):
+            return meant
     return status
 
 
@@ -146,6 +150,9 @@ def _read(body: bytes) -> _Said:
     details = inner.get("details")
     rows = [row for row in details[:MAX_ERROR_DETAILS] if isinstance(row, dict)] if isinstance(details, list) else []
     words = (*(inner.get(key) for key in ("code", "type", "status")), value.get("code"), value.get("type"), *(row.get("reason") for row in rows))
+    metadata = inner.get("metadata")
+    if isinstance(metadata, dict) and "flagged_input" in metadata:
+        words = (*words, "flagged_input")
     delays = [delay for row in rows if isinstance(delay := row.get("retryDelay"), str)]
     return _Said(message, tuple(word for word in words if isinstance(word, str)), delays[0] if delays else "")
 
