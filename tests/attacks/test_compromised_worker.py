@@ -310,6 +310,8 @@ VIOLATIONS: dict[str, Deed] = {
     "an abort": sends(Kind.ABORT, 1, b""),
     "a kind that there is not": sends(200, 1, b""),
     "credit for nothing": credit_for_nothing,
+    "a cancellation for a reason that there is not": sends(Kind.CANCEL, 1, b"\xff"),
+    "a cancellation with words": sends(Kind.CANCEL, 1, b"client_gone"),
     "half a credit": sends(Kind.CREDIT, 1, b"\x01"),
     "half an acknowledgement": sends(Kind.POLICY_ACK, 0, b"\x01"),
     "an acknowledgement of what is to come": sends(Kind.POLICY_ACK, 0, POLICY_ACK.pack(1 << 40)),

@@ -21,7 +21,7 @@ from cliproxy.ingress.address import parse_address
 from cliproxy.ingress.framing import Framer, RawRequest
 from cliproxy.ingress.rules.address_rate import AddressRate
 from cliproxy.ipc.messages import KeyRecord, PolicyBegin, PolicyEnd, PolicyKeys, PolicyRules
-from cliproxy.ipc.mux import Abort, Answer, Call, Kind, Reroute
+from cliproxy.ipc.mux import Abort, Answer, Call, Kind, Reroute, cancel_code
 from cliproxy.limits.shared import SharedRates, create
 
 _encoder = msgspec.msgpack.Encoder()
@@ -151,6 +151,10 @@ class Rig:
 
     def kinds(self, stream: int) -> list[Kind]:
         return [kind for kind, number, _ in self.channel.frames if number == stream]
+
+    def cancelled(self, stream: int) -> list[str]:
+        """Why each CANCEL of the stream was sent."""
+        return [cancel_code(payload) for kind, number, payload in self.channel.frames if kind is Kind.CANCEL and number == stream]
 
     def credit(self, stream: int) -> int:
         return sum(int.from_bytes(payload, "little") for kind, number, payload in self.channel.frames if kind is Kind.CREDIT and number == stream)

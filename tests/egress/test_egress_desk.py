@@ -20,7 +20,7 @@ from cliproxy.egress.authorise import AuthorizedRequest
 from cliproxy.egress.calls import ProviderCall
 from cliproxy.egress.desk import Desk
 from cliproxy.errors import Unavailable
-from cliproxy.ipc.mux import Abort, Kind
+from cliproxy.ipc.mux import CANCEL_CODES, HEADER, Abort, Kind, cancel_of
 from cliproxy.ipc.policy_feed import PolicyFeed
 
 CALLS = 900  # their intents do not fit one packet
@@ -186,5 +186,23 @@ def test_nothing_leaves_when_nothing_is_taken(gone: bool) -> None:
         case.submit(3)
         assert case.started == []
         assert len(case.frames) == 3
+
+    in_a_loop(test)
+
+
+@pytest.mark.parametrize("code", CANCEL_CODES)
+def test_why_a_worker_cancels_is_in_the_log_and_cools_nothing(code: str) -> None:
+    def test() -> None:
+        case = Case(queue_bytes=100_000)
+        faults: list[Any] = []
+        case.ended = lambda request, fault, *, now: faults.append(fault)  # type: ignore[method-assign]
+        case.submit(1)
+        payload = cancel_of(code)
+        case.worker.channel.data_received(HEADER.pack(len(payload), Kind.CANCEL, 1) + payload)
+        case.desk.flush()
+        _, events = DECODER.decode(case.auditor.recv(MAX_CONTROL_MESSAGE_BYTES + 1))
+        _, outcomes = DECODER.decode(case.auditor.recv(MAX_CONTROL_MESSAGE_BYTES + 1))
+        assert [event.error for event in (*events, *outcomes) if isinstance(event, ProviderOutcome)] == [code]
+        assert faults == [None]
 
     in_a_loop(test)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cliproxy.bounds import MAX_FRAME_BYTES
 from cliproxy.errors import ChannelError
-from cliproxy.ipc.mux import HEADER, TO_EGRESS, TO_WORKER, Abort, Kind, MuxChannel
+from cliproxy.ipc.mux import CANCEL_CODES, HEADER, TO_EGRESS, TO_WORKER, Abort, Kind, MuxChannel, cancel_code, cancel_of
 
 
 class Receiver:
@@ -210,3 +210,15 @@ def test_a_channel_that_was_dropped_before_it_was_connected_closes_then():
 
     run(scenario)
     assert receiver.lost == []
+
+
+def test_every_reason_of_a_cancel_is_read_as_it_was_said():
+    assert [cancel_code(cancel_of(code)) for code in CANCEL_CODES] == list(CANCEL_CODES)
+    assert cancel_of("client_gone") == b""
+    assert cancel_code(cancel_of("something_new")) == "bad_upstream_answer"
+
+
+@pytest.mark.parametrize("payload", [b"\x00", bytes([len(CANCEL_CODES)]), b"\xff", b"\x01\x01", b"client_gone"])
+def test_a_reason_that_is_not_in_the_table_is_refused(payload):
+    with pytest.raises(ChannelError):
+        cancel_code(payload)

@@ -51,8 +51,8 @@ class Owner(Protocol):
     def finished(self, call: PendingCall) -> None:
         """`call` has its ending."""
 
-    def cancel(self, call: PendingCall) -> None:
-        """Nobody waits for `call`."""
+    def cancel(self, call: PendingCall, code: str) -> None:
+        """Nobody waits for `call`; `code` says why."""
 
     def reroute(self, call: PendingCall, reroute: Reroute) -> None:
         """Send `call` again as `reroute` says. Raises `CliproxyError` if that cannot be."""
@@ -322,7 +322,7 @@ class PendingCall:
 
     def _give_up(self, abort: Abort) -> None:
         """What came is not what was asked for: cancel the call, unless egress has ended it already, and say so."""
-        self._owner.cancel(self)
+        self._owner.cancel(self, abort.code)
         self.on_abort(abort)
 
     def _pay(self) -> None:

@@ -102,7 +102,7 @@ class Exchange:
         """The client closed while its request was under way: the call is cancelled, upstream too."""
         call = connection.call
         if isinstance(call, PendingCall):
-            self.cancel(call)
+            self.cancel(call, "client_gone")
             call.cancelled()
 
     def on_paused(self, connection: Connection) -> None:
@@ -215,10 +215,10 @@ class Exchange:
         if call.started:
             self._streams.discard(call)
 
-    def cancel(self, call: PendingCall) -> None:
-        """Nobody waits for `call`."""
+    def cancel(self, call: PendingCall, code: str) -> None:
+        """Nobody waits for `call`; `code` says why."""
         self.finished(call)
-        self._link.cancel(call.stream)
+        self._link.cancel(call.stream, code)
 
     def reroute(self, call: PendingCall, reroute: Reroute) -> None:
         """Write the kept request for the profile that egress names and send it again. Raises `CliproxyError` if that cannot be.

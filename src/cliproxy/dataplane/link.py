@@ -15,7 +15,7 @@ import msgspec
 
 from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_STREAMS_PER_CHANNEL, MAX_WORKER_BACKLOG_BYTES, VAULT_SILENT_SECONDS
 from cliproxy.errors import ChannelError, Unavailable
-from cliproxy.ipc.mux import TO_WORKER, Abort, Answer, Call, Hello, Kind, MuxChannel, Readiness, Reroute
+from cliproxy.ipc.mux import TO_WORKER, Abort, Answer, Call, Hello, Kind, MuxChannel, Readiness, Reroute, cancel_of
 from cliproxy.ipc.policy_feed import PolicyFeed
 
 CREDIT = struct.Struct("<I")
@@ -174,10 +174,10 @@ class EgressLink:
             channel.queue(Kind.END, stream, b"")
         return stream
 
-    def cancel(self, stream: int) -> None:
-        """Nobody waits for the answer any more."""
+    def cancel(self, stream: int, code: str) -> None:
+        """Nobody waits for the answer any more, because of `code` (`ipc.mux.CANCEL_CODES`): that goes into the log, if egress has not settled the call."""
         if self._calls.pop(stream, None) is not None and self._channel is not None:
-            self._channel.queue(Kind.CANCEL, stream, b"")
+            self._channel.queue(Kind.CANCEL, stream, cancel_of(code))
 
     def grant(self, stream: int, count: int) -> None:
         """Let egress send `count` more bytes of the answer."""
@@ -237,7 +237,7 @@ class EgressLink:
     def _failed(self, stream: int, owner: CallOwner, error: Exception) -> None:
         """A bug: report it, end this call on both sides, go on."""
         self._fault(error)
-        self.cancel(stream)
+        self.cancel(stream, BROKEN.code)
         self._abort(owner, BROKEN)
 
     def _abort(self, owner: CallOwner, abort: Abort) -> None:

@@ -22,7 +22,7 @@ from cliproxy.bounds import (
 )
 from cliproxy.egress.calls import ProviderCall, abort_of
 from cliproxy.errors import ChannelError, CliproxyError, Unavailable
-from cliproxy.ipc.mux import TO_EGRESS, Call, Hello, Kind, MuxChannel, Reroute
+from cliproxy.ipc.mux import TO_EGRESS, Call, Hello, Kind, MuxChannel, Reroute, cancel_code
 
 _CREDIT = struct.Struct("<I")
 _POLICY_ACK = struct.Struct("<q")
@@ -176,6 +176,7 @@ class WorkerChannel:
         self._desk.submit(self, stream, arriving.call, bytes(arriving.body))
 
     def _on_cancel(self, stream: int, payload: bytes) -> None:
+        code = cancel_code(payload)
         arriving = self._arriving.pop(stream, None)
         if arriving is not None:
             self._held -= arriving.call.body_bytes
@@ -183,7 +184,7 @@ class WorkerChannel:
             self._desk.withdraw(self, stream)
         call = self.calls.get(stream)
         if call is not None:
-            call.cancel("client_gone")
+            call.cancel(code)
 
     def _on_credit(self, stream: int, payload: bytes) -> None:
         if len(payload) != _CREDIT.size:

@@ -41,8 +41,40 @@ class Kind(IntEnum):
     REROUTE = 11
 
 
+# Why a worker cancels a call. A CANCEL without a payload is the first; else its payload is one byte, the place in here. Egress writes the word into the
+# log and does nothing else with it: a worker's word about a provider cools nothing.
+CANCEL_CODES = (
+    "client_gone",
+    "bad_upstream_answer",
+    "bad_tool_arguments",
+    "bad_tool_call",
+    "bad_stop_reason",
+    "upstream_broke_off",
+    "upstream_stream_error",
+    "upstream_too_large",
+    "provider_answer_too_large",
+    "overloaded",
+    "internal_error",
+)
+_BAD_ANSWER = bytes([CANCEL_CODES.index("bad_upstream_answer")])
+_CANCELS = {code: bytes([place]) if place else b"" for place, code in enumerate(CANCEL_CODES)}
+
 TO_EGRESS = frozenset({Kind.HELLO, Kind.CALL, Kind.DATA, Kind.END, Kind.CANCEL, Kind.CREDIT, Kind.POLICY_ACK})
 TO_WORKER = frozenset({Kind.HELLO, Kind.ANSWER, Kind.DATA, Kind.END, Kind.ABORT, Kind.POLICY, Kind.READINESS, Kind.REROUTE})
+
+
+def cancel_of(code: str) -> bytes:
+    """Return the payload of the CANCEL that says `code`; what is not in the table is an answer that is not what was asked for."""
+    return _CANCELS.get(code, _BAD_ANSWER)
+
+
+def cancel_code(payload: bytes) -> str:
+    """Return what a CANCEL says. Raises `ChannelError` for what no `cancel_of` makes."""
+    if not payload:
+        return CANCEL_CODES[0]
+    if len(payload) != 1 or not 0 < payload[0] < len(CANCEL_CODES):
+        raise ChannelError("a CANCEL says why in a word that is not in the table")
+    return CANCEL_CODES[payload[0]]
 
 
 class _Payload(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
