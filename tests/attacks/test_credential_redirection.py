@@ -85,7 +85,7 @@ HEADERS = """
 X-Portkey-Custom-Host X-Portkey-Config X-Portkey-Provider X-Portkey-Api-Key Custom-Host X-Custom-Host X-Litellm-Api-Base X-Api-Base Api-Base Base-Url
 X-Base-Url X-Upstream-Url X-Upstream-Host X-Target-Url X-Target-Host X-Destination X-Forwarded-Host X-Forwarded-Server X-Forwarded-For X-Forwarded-Proto
 X-Forwarded-Port Forwarded X-Host X-Original-Host X-Original-Url X-Rewrite-Url X-Real-Ip X-Proxy-Url Proxy-Authorization X-Http-Host-Override Via
-X-Openai-Base-Url OpenAI-Organization OpenAI-Project OpenAI-Beta X-Api-Key Api-Key Ocp-Apim-Subscription-Key X-Goog-Api-Key Anthropic-Version
+X-Openai-Base-Url OpenAI-Organization OpenAI-Project OpenAI-Beta Api-Key Ocp-Apim-Subscription-Key Anthropic-Version Anthropic-Beta X-Goog-User-Project
 X-Amz-Security-Token Cookie Referer Origin X-Cliproxy-Provider X-Envoy-Original-Dst-Host X-Bf-Target Cf-Connecting-Ip True-Client-Ip
 """
 

@@ -47,9 +47,6 @@ DISGUISES = [
     "//v1/models",
     "/v1//models",
     "///v1/models",
-    "/v1/models/",
-    "/v1/models//",
-    "/v1/models/.",
     "/v1/./models",
     "/./v1/models",
     "/v1/../v1/models",
@@ -95,6 +92,13 @@ DISGUISES = [
     "/:@127.0.0.1/v1/models",
     "/http://127.0.0.1/v1/models",
 ]
+
+
+@pytest.mark.parametrize("path", ["/v1/models/", "/v1/models//", "/v1/models/.", "/v1/models/..%2f", "/v1/models/echo/", "/v1/models/%2e%2e/keys"])
+def test_what_stands_behind_models_is_a_name_and_never_a_path(gateway: Gateway, path: str) -> None:
+    answer = get(gateway, path.encode())
+    assert (answer.status, answer.error["code"]) == (404, "model_not_found")
+    assert get(gateway, path.encode(), key=False).status in (401, 404)
 
 
 @pytest.mark.parametrize("path", DISGUISES)
@@ -170,8 +174,8 @@ def test_a_query_changes_no_route(gateway: Gateway, query: str) -> None:
 
 ELSEWHERE = """
 /admin /admin/ /config /key/generate /keys /management /v0/management/config /metrics /debug/pprof/ /status /docs /redoc /openapi.json /swagger.json
-/.env /.git/config /server-status /health /healthz/ /ping /reload /v1/keys /v1/files /v1/responses /v1/completions /v1/messages /mcp /sse
-/v1beta/models /favicon.ico /robots.txt /cgi-bin/sh /run/control.sock
+/.env /.git/config /server-status /health /healthz/ /ping /reload /v1/keys /v1/files /v1/batches /v1/assistants /mcp /sse
+/v1beta/files /v1beta/cachedContents /favicon.ico /robots.txt /cgi-bin/sh /run/control.sock
 """
 
 

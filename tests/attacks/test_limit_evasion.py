@@ -284,7 +284,7 @@ def test_who_names_no_cap_gets_the_gateway_s_and_pays_for_it(gateway: Gateway, p
     [
         ({"max_tokens": 10**9}, {"max_tokens": 500}, 500),
         ({"max_completion_tokens": 501}, {"max_completion_tokens": 500}, 500),
-        ({"max_tokens": 10, "max_completion_tokens": 9999}, {"max_tokens": 10, "max_completion_tokens": 500}, 500),
+        ({"max_tokens": 10, "max_completion_tokens": 9999}, {"max_tokens": 10, "max_completion_tokens": 10}, 10),
         ({"max_tokens": 9999, "n": 3}, {"max_tokens": 500}, 1500),
         ({}, {"max_tokens": 500}, 500),
         ({"max_tokens": 20}, {"max_tokens": 20}, 20),
