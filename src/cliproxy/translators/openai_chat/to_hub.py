@@ -41,21 +41,23 @@ _OWN_NAMES = """
 FIELD_NAMES = {name: name for name in _OWN_NAMES.split()} | {
     "system": "messages",
     "output": "response_format",
+    "output.kind": "response_format.type",
     "thinking": "reasoning_effort",
     "cache_key": "prompt_cache_key",
     "cache": "messages",
 }
 
-_REFUSED = ("audio", "prediction", "web_search_options", "prompt_cache_retention")
+_REFUSED = frozenset({"audio", "prediction", "web_search_options", "prompt_cache_retention"})
 
 
 def conversation_of(request: ChatRequest) -> ConversationRequest:
     """Return what `request` asks for. Raises `UnsupportedFeature` naming the first thing that has no place in the hub."""
     body = request.wire
     _verify_known(body, request.rest, "")
-    for name in _REFUSED:
-        if getattr(body, name) is not None:
-            _refuse(name)
+    if not _REFUSED.isdisjoint(request.rest):
+        for name in sorted(_REFUSED):
+            if getattr(body, name) is not None:
+                _refuse(name)
     if body.logprobs or body.top_logprobs:
         _refuse("logprobs")
     if body.modalities is not None and body.modalities != ["text"]:
@@ -103,6 +105,8 @@ def _verify_known(typed: Any, raw: Any, path: str) -> None:
     """Refuse what `raw` says and `typed` does not know. Objects that are not typed any further (JSON Schemas) are taken as they are."""
     if isinstance(typed, list):
         for index, (item, plain) in enumerate(zip(typed, raw, strict=True)):
+            if type(plain) is dict and len(plain) == 2 and type(plain.get("content")) is str and "role" in plain:
+                continue  # most messages: a role and a text
             if isinstance(item, msgspec.Struct):
                 _verify_known(item, plain, f"{path}[{index}]")
         return
@@ -133,6 +137,10 @@ def _names_of(kind: type[msgspec.Struct]) -> frozenset[str]:
 # --- messages ----------------------------------------------------------------------------------------------------------
 
 
+_INSTRUCTIONS = (wire.SystemMessage, wire.DeveloperMessage)
+_NAMED_BY_THE_VENDOR = frozenset({wire.ToolMessage, wire.FunctionMessage})
+
+
 class _History:
     """Turns as they are read, and what later ones refer to."""
 
@@ -145,10 +153,14 @@ class _History:
     def read(self, messages: list[wire.Message]) -> tuple[tuple[Text, ...], tuple[Message, ...]]:
         system: list[Text] = []
         for index, message in enumerate(messages):
+            kind = type(message)
+            if kind is wire.UserMessage and not self._results and type(message.content) is str and not message.name:
+                self._messages.append(Message("user", (Text(message.content),)))
+                continue
             at = f"messages[{index}]"
-            if getattr(message, "name", None) and not isinstance(message, wire.ToolMessage | wire.FunctionMessage):
+            if message.name and kind not in _NAMED_BY_THE_VENDOR:
                 _refuse(f"{at}.name")
-            if isinstance(message, wire.SystemMessage | wire.DeveloperMessage):
+            if isinstance(message, _INSTRUCTIONS):
                 if self._messages or self._results:
                     _refuse(f"{at}.role")  # instructions between turns: the hub has those before the first
                 system += _texts(message.content, at)
