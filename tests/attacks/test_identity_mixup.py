@@ -129,6 +129,8 @@ def test_a_key_that_is_like_another_is_another(gateway: Gateway, narrow: dict[st
 
     key = narrow["key"].encode()
     other = generate().reveal()
+    while other[4] == key[4] or other[46] == key[46]:  # one in 32: then some of them would be the same key
+        other = generate().reveal()
     body, rest = key[4:47], other[4:47]
     relatives = [b"cpk_" + body[:cut] + rest[cut:] for cut in (1, 10, 20, 32, 42)] + [b"cpk_" + rest[:cut] + body[cut:] for cut in (1, 10, 20, 32, 42)]
     with WireClient(gateway.port) as client:
