@@ -24,6 +24,7 @@ PROVIDERS = {
 MODELS = {
     "chat": ModelRoute(provider="chat", model="m"),
     "claude": ModelRoute(provider="claude", model="claude-m"),
+    "responses": ModelRoute(provider="openai", model="o1-pro"),
     "media": ModelRoute(provider="openai", model="media-m"),
     "gemini": ModelRoute(provider="gemini", model="gemini-m"),
     "pool": ModelRoute(pool=(PoolMember(provider="claude", model="claude-m"), PoolMember(provider="chat", model="m")), strategy="fill_first"),
@@ -528,6 +529,72 @@ def test_a_later_profile_is_used_when_the_first_cannot_say_the_request() -> None
     client = worker.post("/v1/chat/completions", {"model": "claude", "messages": USER, "n": 2})
     assert [call.endpoint for call in worker.calls] == [Endpoint.MESSAGES, Endpoint.CHAT_COMPLETIONS]
     assert (client.status, client.json["error"]["param"], client.json["error"]["code"]) == (400, "n", "unsupported_feature")
+
+
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "system", "content": "Be brief."}, {"role": "user", "content": "And?"}]
+REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {  # path, body, the field that is named, what the message says besides
+    "JSON without a schema": (
+        "/v1beta/models/claude:generateContent",
+        CONTENTS | {"generationConfig": {"responseMimeType": "application/json"}},
+        "generationConfig.responseMimeType",
+        "",
+    ),
+    "JSON without a schema, from chat": (
+        "/v1/chat/completions",
+        {"model": "claude", "messages": USER, "response_format": {"type": "json_object"}},
+        "response_format.type",
+        "",
+    ),
+    "JSON without a schema, from responses": (
+        "/v1/responses",
+        {"model": "claude", "input": "Hi", "text": {"format": {"type": "json_object"}}},
+        "text.format.type",
+        "",
+    ),
+    "instructions between turns": ("/v1/chat/completions", {"model": "claude", "messages": TURNS}, "messages[1].role", "into a message of the user"),
+    "instructions between items": ("/v1/responses", {"model": "claude", "input": TURNS}, "input[1]", "into a message of the user"),
+    "instructions between messages": (
+        "/v1/messages",
+        {"model": "chat", "max_tokens": 9, "messages": TURNS},
+        "messages[1].role",
+        "into a message of the user",
+    ),
+    "a speaker's name": (
+        "/v1/chat/completions",
+        {"model": "claude", "messages": [{"role": "user", "content": "Hi", "name": "Ada"}]},
+        "messages[0].name",
+        "write the name into the text",
+    ),
+    "several choices": ("/v1/chat/completions", {"model": "claude", "messages": USER, "n": 2}, "n", ""),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_provider_cannot_be_asked_is_told_by_the_clients_own_path_in_the_message_too(name: str) -> None:
+    path, body, field, advice = REFUSED[name]
+    worker = rig()
+    client = worker.post(path, body)
+    assert client.status == 400 and worker.calls == []
+    message = client.json["error"]["message"]
+    assert f"({field})" in message and advice in message and "output" not in message
+    if "v1beta" in path:
+        assert client.json["error"]["details"][1]["fieldViolations"][0]["field"] == field
+    elif path != "/v1/messages":
+        assert client.json["error"]["param"] == field
+
+
+@pytest.mark.parametrize(("thinking", "shown"), [({}, True), ({"display": "summarized"}, True), ({"display": "omitted"}, False)])
+def test_a_messages_client_with_a_budget_sees_thoughts_of_other_dialects(thinking: dict[str, Any], shown: bool) -> None:
+    """Anthropic shows them where nothing is said: so is what the provider is asked, and what the client gets."""
+    worker = rig()
+    asked = {"thinking": {"type": "enabled", "budget_tokens": 1024} | thinking, "max_tokens": 2048, "messages": USER}
+    worker.post("/v1/messages", asked | {"model": "gemini"})
+    worker.post("/v1/messages", asked | {"model": "responses"})
+    gemini, responses = (
+        json.loads(call.body[: call.hole] + (b"" if call.hole == len(call.body) else b'"m"') + call.body[call.hole :]) for call in worker.calls
+    )
+    assert gemini["generationConfig"]["thinkingConfig"] == {"includeThoughts": shown, "thinkingBudget": 1024}
+    assert ("summary" in responses["reasoning"]) is shown
 
 
 # --- reroutes ----------------------------------------------------------------------------------------------------------

@@ -282,7 +282,8 @@ def test_usage_is_counted_as_the_vendor_does() -> None:
 
 
 def test_what_a_message_cannot_hold_is_a_fault() -> None:
-    for answer in (said(Image(media_type="image/png", data="AAAA")), ConversationAnswer("", "", (), None), said(ToolCall("a", "b", "nonsense"))):
+    several = ConversationAnswer("", "", (Choice(0, (Text("a"),), StopReason.END), Choice(1, (Text("b"),), StopReason.END)), None)
+    for answer in (said(Image(media_type="image/png", data="AAAA")), ConversationAnswer("", "", (), None), several, said(ToolCall("a", "b", "nonsense"))):
         with pytest.raises(UpstreamError):
             write(answer)
 

@@ -264,7 +264,7 @@ HUB: dict[str, tuple[str, Any]] = {
         user(Document(media_type="text/plain", text="Huascarán is 6,768 m high.", title="peaks.txt", citations=True, at=AT), Text("Sum this up.")),
     ),
     "image_url": ("messages", user(Image(url="https://example.com/ant.jpg", at=AT), Text("What is this?"))),
-    "thinking_budget": ("thinking", Thinking(budget=2048)),
+    "thinking_budget": ("thinking", Thinking(budget=2048, show=True)),
     "thinking_adaptive": ("thinking", Thinking("medium", show=True)),
     "thinking_disabled": ("thinking", Thinking(budget=0)),
     "effort_max": ("thinking", Thinking("xhigh")),

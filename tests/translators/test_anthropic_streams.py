@@ -340,7 +340,7 @@ def test_the_parsed_end_has_all_usage_even_if_nothing_was_known_at_the_beginning
     assert usage.output_tokens_details.thinking_tokens == 3
 
 
-def test_other_choices_empty_texts_and_thoughts_nobody_asked_for_are_not_written() -> None:
+def test_empty_texts_and_thoughts_nobody_asked_for_are_not_written() -> None:
     events: list[StreamEvent] = [
         Started("a", "m"),
         PartStarted(0, 0, Reasoning()),
@@ -353,11 +353,7 @@ def test_other_choices_empty_texts_and_thoughts_nobody_asked_for_are_not_written
         ArgumentsDelta(0, 2, "{}"),
         SignatureDelta(0, 2, "eGVu", Dialect.GEMINI_GENERATE),
         PartEnded(0, 2),
-        PartStarted(1, 0, Text("")),
-        TextDelta(1, 0, "other"),
-        PartEnded(1, 0),
         Finished(0, StopReason.END),
-        Finished(1, StopReason.LENGTH),
         Ended(),
     ]
     message = accumulated(write(events, client()))
@@ -365,6 +361,17 @@ def test_other_choices_empty_texts_and_thoughts_nobody_asked_for_are_not_written
     assert message.stop_reason == "tool_use"
     shown = accumulated(write(events, client(thinking={"type": "adaptive"})))
     assert [block.type for block in shown.content] == ["thinking", "tool_use", "redacted_thinking"] and shown.content[0].signature == "c2ln"
+
+
+@pytest.mark.parametrize(
+    "event", [PartStarted(1, 0, Text("")), TextDelta(1, 0, "other"), ArgumentsDelta(1, 0, "{}"), PartEnded(1, 0), Finished(1, StopReason.END)]
+)
+def test_another_choice_is_the_providers_fault_and_not_lost(event: StreamEvent) -> None:
+    """A client of this dialect cannot ask for several, and a message has no place for them."""
+    writer = Writer(request=client(), id="call-1", model="public", created=1)
+    writer.write([Started("a", "m"), PartStarted(0, 0, Text("")), TextDelta(0, 0, "Hi")])
+    with pytest.raises(UpstreamError, match="several choices"):
+        writer.write([event])
 
 
 def test_thoughts_of_other_vendors_and_proof_of_calls_carry_the_vendors_name() -> None:

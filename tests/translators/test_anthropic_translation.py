@@ -269,7 +269,7 @@ REFUSED: dict[str, tuple[ConversationRequest, str]] = {
     "top_k while thinking": (asked(top_k=5, thinking=Thinking(budget=2000)), "top_k"),
     "top_p while thinking": (asked(top_p=0.5, thinking=Thinking("low")), "top_p"),
     "white space as a stop": (asked(stop=("\n",)), "stop"),
-    "any JSON object": (asked(output=OutputFormat("object")), "output"),
+    "any JSON object": (asked(output=OutputFormat("object")), "output.kind"),
     "an unknown effort": (asked(thinking=Thinking("gigantic")), "thinking"),
 }
 

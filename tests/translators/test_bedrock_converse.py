@@ -352,7 +352,7 @@ REFUSED: dict[str, tuple[ConversationRequest, str]] = {
     "a presence penalty": (asked(presence_penalty=0.5), "presence_penalty"),
     "a frequency penalty": (asked(frequency_penalty=0.5), "frequency_penalty"),
     "heat above 1": (asked(temperature=1.5), "temperature"),
-    "any JSON": (asked(output=OutputFormat("object")), "output"),
+    "any JSON": (asked(output=OutputFormat("object")), "output.kind"),
     "one call at a time": (asked(tools=TOOLS, parallel_tool_calls=False), "parallel_tool_calls"),
     "a call without tools": (asked(tool_choice=ToolChoice("required")), "tool_choice"),
     "a tool that is not there": (asked(tools=TOOLS, tool_choice=ToolChoice("named", ("x",))), "tool_choice"),

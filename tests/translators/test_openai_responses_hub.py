@@ -189,7 +189,7 @@ def test_a_calls_signature_without_its_call_is_refused() -> None:
 
 
 def test_every_field_name_is_one_of_the_clients() -> None:
-    fields = set(ConversationRequest.__struct_fields__) | {"cache"}
+    fields = set(ConversationRequest.__struct_fields__) | {"cache", "output.kind"}
     assert set(FIELD_NAMES) <= fields
 
 

@@ -145,13 +145,24 @@ def encode_for(request: AdmittedRequest, profile: Profile) -> OutboundRequest:
     target = TARGETS.get(endpoint)
     if target is None or row.hub_of is None:
         raise UnsupportedFeature("The provider of this model does not have this endpoint.", param="model", code="endpoint_not_supported")
-    hub = row.hub_of(decoded.body)
+    try:
+        hub = row.hub_of(decoded.body)
+    except UnsupportedFeature as error:
+        raise _naming(error, error.param) from None
     try:
         encoded = target.encode(hub, quirks)
     except UnsupportedFeature as error:
-        raise UnsupportedFeature(error.message, param=client_path(error.param or "", row.field_names) or None, code=error.code) from None
+        raise _naming(error, client_path(error.param or "", row.field_names) or None) from None
     dropped = tuple(client_path(name, row.field_names) for name in encoded.dropped)
     return OutboundRequest(request, profile, encoded.prefix + encoded.suffix, len(encoded.prefix), dropped, True)
+
+
+def _naming(error: UnsupportedFeature, path: str | None) -> UnsupportedFeature:
+    """Return `error` about the client's field at `path`, which its message names too: many clients show nothing else."""
+    message = error.message
+    if path and path not in (word.strip(".,:;()") for word in message.split()):
+        message = f"{message.removesuffix('.')} ({path})."
+    return UnsupportedFeature(message, param=path, code=error.code)
 
 
 def client_path(name: str, field_names: Mapping[str, str]) -> str:

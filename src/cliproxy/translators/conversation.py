@@ -29,6 +29,10 @@ class _Value(msgspec.Struct, frozen=True, gc=False):
     """A value of the hub."""
 
 
+# What a client is told whose dialect has instructions between turns: not every provider has, and moved to another place they would mean something else.
+INSTRUCTIONS_BETWEEN = "The provider of this model takes instructions before the first turn only: put them there, or into a message of the user."
+
+
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 

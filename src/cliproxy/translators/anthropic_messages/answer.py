@@ -152,10 +152,12 @@ def not_a_message() -> UpstreamError:
 def encode_answer(answer: ConversationAnswer, *, request: MessagesRequest | None, id: str, model: str, created: int) -> bytes:
     """Return `answer` as a message for a client of this dialect, who asked for one choice. `id` and `model` stand where the answer has none.
 
-    Raises `UpstreamError` for what a message cannot hold (an image, no choice at all).
+    Raises `UpstreamError` for what a message cannot hold (an image, no choice at all, or several).
     """
     if not answer.choices:
         raise UpstreamError("The provider's answer is empty.", code="bad_upstream_answer")
+    if len(answer.choices) > 1:
+        raise several_choices()
     choice = answer.choices[0]
     shows = shows_thoughts(request)
     given = answer.id or id
@@ -245,6 +247,10 @@ def redacted_block(part: Reasoning) -> dict[str, Any]:
 def call_proof(signer: Dialect, signature: str) -> dict[str, Any]:
     """Return the block that stands behind a call whose vendor signed it (Gemini does)."""
     return {"type": "redacted_thinking", "data": mark(signer, Kind.CALL, signature)}
+
+
+def several_choices() -> UpstreamError:
+    return UpstreamError("The provider's answer has several choices where one was asked for.", code="bad_upstream_answer")
 
 
 def cannot_hold() -> UpstreamError:

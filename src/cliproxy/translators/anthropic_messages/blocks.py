@@ -32,7 +32,7 @@ _CACHE = {"type": "ephemeral"}
 
 def refuse(param: str) -> NoReturn:
     """Raise `UnsupportedFeature` for a field of `ConversationRequest` or a part's place."""
-    raise UnsupportedFeature(f"Anthropic's models cannot be asked for this ({param}).", param=param)
+    raise UnsupportedFeature("Anthropic's models cannot be asked for this.", param=param)
 
 
 def call_id(given: str) -> str:

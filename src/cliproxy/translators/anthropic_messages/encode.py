@@ -159,7 +159,7 @@ def _output_config(request: ConversationRequest, dropped: list[str], *, by_budge
     output = request.output
     if output is not None:
         if output.kind != "schema" or output.schema is None:
-            refuse("output")  # "some JSON object" is nothing that Anthropic can be held to
+            refuse("output.kind")  # "some JSON object" is nothing that Anthropic can be held to
         config["format"] = {"type": "json_schema", "schema": output.schema}
         if output.description:
             dropped.append("output")

@@ -13,7 +13,16 @@ from typing import Any
 import msgspec
 
 from cliproxy.dialects import Dialect
-from cliproxy.translators.anthropic_messages.answer import call_proof, cannot_hold, citation_fields, redacted_block, shows_thoughts, stop_word, usage_fields
+from cliproxy.translators.anthropic_messages.answer import (
+    call_proof,
+    cannot_hold,
+    citation_fields,
+    redacted_block,
+    several_choices,
+    shows_thoughts,
+    stop_word,
+    usage_fields,
+)
 from cliproxy.translators.anthropic_messages.marks import signature_of
 from cliproxy.translators.anthropic_messages.reader import Reader
 from cliproxy.translators.anthropic_messages.wire import MessagesRequest
@@ -61,7 +70,7 @@ _encode = _encoder.encode
 
 
 class Writer:
-    """Writes a translated stream for a client of this dialect, who asked for one choice: events of others are not written."""
+    """Writes a translated stream for a client of this dialect, who asked for one choice: another's event is the provider's fault."""
 
     __slots__ = (
         "_calls",
@@ -97,20 +106,21 @@ class Writer:
         self._usage: Usage | None = None
 
     def write(self, events: Sequence[StreamEvent]) -> bytes:
-        """Return whole events; may be empty. Raises `UpstreamError` for what a message cannot hold (an image)."""
+        """Return whole events; may be empty. Raises `UpstreamError` for what a message cannot hold (an image, another choice)."""
         out: list[bytes] = []
         for event in events:
             kind = type(event)
             if kind is TextDelta:
                 if event.choice:  # type: ignore[union-attr]
-                    continue
+                    raise several_choices()
                 if self._pending:
                     self._begin_text(out)
                 if self._prefix:
                     out += (self._prefix, _encode(event.text), _END)  # type: ignore[union-attr]
             elif kind is ArgumentsDelta:
-                if not event.choice:  # type: ignore[union-attr]
-                    out += (self._prefix, _encode(event.json), _END)  # type: ignore[union-attr]
+                if event.choice:  # type: ignore[union-attr]
+                    raise several_choices()
+                out += (self._prefix, _encode(event.json), _END)  # type: ignore[union-attr]
             else:
                 self._other(event, out)
         return b"".join(out)
@@ -123,7 +133,7 @@ class Writer:
         elif isinstance(event, Ended):
             self._end(out)
         elif event.choice:
-            return
+            raise several_choices()
         elif isinstance(event, PartStarted):
             self._begin(event.part, out)
         elif isinstance(event, PartEnded):

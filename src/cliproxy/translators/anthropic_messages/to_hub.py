@@ -44,6 +44,7 @@ from cliproxy.translators.anthropic_messages.wire import (
 from cliproxy.translators.anthropic_messages.wire import Thinking as WireThinking
 from cliproxy.translators.anthropic_messages.wire import Tool as WireTool
 from cliproxy.translators.conversation import (
+    INSTRUCTIONS_BETWEEN,
     Citation,
     ConversationRequest,
     Document,
@@ -157,7 +158,7 @@ def _messages(wire: CountBody) -> tuple[Message, ...]:
         at = f"messages[{index}]"
         if isinstance(message, SystemMessage):
             if messages:
-                _refuse(f"{at}.role")
+                raise UnsupportedFeature(INSTRUCTIONS_BETWEEN, param=f"{at}.role")
             continue
         parts = _parts(message, at, names)
         if parts:
@@ -330,7 +331,7 @@ def _thinking(wire: CountBody) -> Thinking | None:
         return Thinking(effort) if effort else None
     show = None if thinking.display is None else thinking.display != "omitted"
     if thinking.type == "enabled":
-        return Thinking(effort, thinking.budget_tokens, show)
+        return Thinking(effort, thinking.budget_tokens, True if show is None else show)  # models with budgets show thoughts unless told not to
     if thinking.type == "adaptive":
         return Thinking(effort, None, show)
     if thinking.type == "disabled":

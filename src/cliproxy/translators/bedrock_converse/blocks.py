@@ -57,7 +57,7 @@ _AUDIO_FORMATS = {
 
 def refuse(param: str) -> NoReturn:
     """Raise `UnsupportedFeature` for a field of `ConversationRequest` or a part's place."""
-    raise UnsupportedFeature(f"Bedrock's Converse cannot be asked for this ({param}).", param=param)
+    raise UnsupportedFeature("Bedrock's Converse cannot be asked for this.", param=param)
 
 
 def call_id(given: str) -> str:

@@ -162,7 +162,7 @@ def _output_config(request: ConversationRequest, dropped: list[str], quirks: Qui
     output = request.output
     if output is not None:
         if output.kind != "schema" or output.schema is None:
-            refuse("output")  # "some JSON object" is nothing that Converse has a word for
+            refuse("output.kind")  # "some JSON object" is nothing that Converse has a word for
         try:
             schema: dict[str, Any] = {"schema": encode_json(output.schema).decode()}
         except SchemaError:

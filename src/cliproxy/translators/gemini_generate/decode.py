@@ -43,6 +43,7 @@ FIELD_NAMES: dict[str, str] = {
     "frequency_penalty": "generationConfig.frequencyPenalty",
     "logprobs": "generationConfig.responseLogprobs",
     "output": "generationConfig.responseJsonSchema",
+    "output.kind": "generationConfig.responseMimeType",
     "thinking": "generationConfig.thinkingConfig",
     "metadata": "labels",
     "service_tier": "serviceTier",

@@ -107,7 +107,7 @@ def encode_conversation(request: ConversationRequest, quirks: Quirks) -> Encoded
 
 
 def _refuse(param: str) -> NoReturn:
-    raise UnsupportedFeature("A chat completion cannot say this.", param=param)
+    raise UnsupportedFeature("The provider of this model, asked for a chat completion, has nothing like it.", param=param)
 
 
 def _hint(request: ConversationRequest, body: dict[str, Any], dropped: dict[str, None], quirks: Quirks) -> None:

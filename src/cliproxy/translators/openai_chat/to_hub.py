@@ -12,6 +12,7 @@ import msgspec
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UnsupportedFeature
 from cliproxy.translators.conversation import (
+    INSTRUCTIONS_BETWEEN,
     AssistantPart,
     Audio,
     ConversationRequest,
@@ -159,10 +160,10 @@ class _History:
                 continue
             at = f"messages[{index}]"
             if message.name and kind not in _NAMED_BY_THE_VENDOR:
-                _refuse(f"{at}.name")
+                raise UnsupportedFeature("The provider of this model knows no names of who speaks: write the name into the text.", param=f"{at}.name")
             if isinstance(message, _INSTRUCTIONS):
                 if self._messages or self._results:
-                    _refuse(f"{at}.role")  # instructions between turns: the hub has those before the first
+                    raise UnsupportedFeature(INSTRUCTIONS_BETWEEN, param=f"{at}.role")
                 system += _texts(message.content, at)
             elif isinstance(message, wire.ToolMessage):
                 name = self._names.get(message.tool_call_id) or message.name or ""

@@ -68,7 +68,7 @@ def _verify_expressible(request: ConversationRequest) -> None:
         ("logprobs", request.logprobs is not None),  # it has them; the hub's answers do not
     ):
         if given:
-            raise UnsupportedFeature(f"The provider behind this model has nothing like {field}.", param=field)
+            raise UnsupportedFeature("OpenAI's Responses API has nothing like it.", param=field)
 
 
 class _Encoder:

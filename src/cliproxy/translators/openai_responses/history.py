@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from cliproxy.dialects import Dialect
 from cliproxy.errors import SchemaError, UnsupportedFeature
 from cliproxy.translators.conversation import (
+    INSTRUCTIONS_BETWEEN,
     Audio,
     Citation,
     ConversationRequest,
@@ -62,6 +63,7 @@ FIELD_NAMES: dict[str, str] = {
     "system": "instructions",
     "logprobs": "top_logprobs",
     "output": "text.format",
+    "output.kind": "text.format.type",
     "thinking": "reasoning",
     "verbosity": "text.verbosity",
     "cache_key": "prompt_cache_key",
@@ -244,7 +246,7 @@ class _History:
                 self._add("user", heard)
         else:
             if self._role:
-                raise UnsupportedFeature("The provider behind this model takes instructions before the first turn only.", param=at)
+                raise UnsupportedFeature(INSTRUCTIONS_BETWEEN, param=at)
             for told in _input_parts(item.content, f"{at}.content"):
                 if not isinstance(told, Text):
                     _unsupported(told.at)
