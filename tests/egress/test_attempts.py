@@ -428,6 +428,33 @@ def test_a_credential_that_is_refused_cools_by_itself_and_the_other_one_takes_th
     in_a_loop(test)
 
 
+@pytest.mark.parametrize(
+    ("change", "cools"),
+    [
+        ({"base_url": "https://a.example/v2"}, False),
+        ({"auth": "bearer"}, False),
+        ({"kind": "openai"}, False),
+        ({"concurrency": 3}, True),
+        ({"priority": 1}, True),
+    ],
+)
+def test_a_reload_that_mends_a_provider_ends_its_cooldowns_and_no_others(change: dict[str, Any], cools: bool) -> None:
+    """After a 404 because of a wrong `base_url` the right one was not called for twelve hours."""
+
+    def test() -> None:
+        case = Case()
+        case.submit()
+        case.fail(refusal(404))
+        case.fail(refusal(404))
+        case.succeed()
+        assert {key.provider for key in case.authoriser.cooldowns.table} == {"a", "b"}
+        providers = case.settings.providers | {"a": msgspec.structs.replace(case.settings.providers["a"], **change)}
+        case.authoriser.reconfigure(msgspec.structs.replace(case.settings, providers=providers))
+        assert {key.provider for key in case.authoriser.cooldowns.table} == ({"a", "b"} if cools else {"b"})
+
+    in_a_loop(test)
+
+
 def test_a_providers_own_limit_sends_a_call_to_the_next_and_is_the_error_when_there_is_none() -> None:
     def test() -> None:
         settings = {"providers": {"a": of("a", concurrency=1), "b": of("b", concurrency=1)}, "models": {"m": pool("a", "b", strategy="fill_first")}}

@@ -223,6 +223,17 @@ def test_an_end_is_told_too_and_everything_anew_to_a_vault_that_lost_it() -> Non
     assert (gone.provider, gone.credential, gone.model, gone.endpoint, gone.until) == (*KEY[:3], "chat_completions", 0.0)
 
 
+def test_what_is_forgotten_is_one_providers_and_told() -> None:
+    cooldowns = Cooldowns(transient_seconds=60.0)
+    other = KEY._replace(provider="q")
+    for key in (KEY, KEY._replace(model="n"), other):
+        cooldowns.failed(key, fault(404), started=0.0, now=0.0)
+    cooldowns.take_changes(now=0.0, wall=0.0, most=64)
+    cooldowns.forget("p")
+    assert list(cooldowns.table) == [other]
+    assert {(told.provider, told.model, told.until) for told in cooldowns.take_changes(now=0.0, wall=0.0, most=64)} == {("p", "m", 0.0), ("p", "n", 0.0)}
+
+
 def test_what_was_found_out_since_the_start_is_not_overwritten() -> None:
     cooldowns = Cooldowns(transient_seconds=60.0)
     cooldowns.failed(KEY, fault(401), started=0.0, now=0.0)

@@ -18,7 +18,8 @@ targets away.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import msgspec
@@ -27,7 +28,7 @@ from cliproxy.auth.client_keys import digest_of
 from cliproxy.auth.principals import Principal
 from cliproxy.bounds import COOLDOWNS_PER_PACKET, MAX_ESTIMATE_FLOOR_TOKENS, MAX_REROUTES, MAX_ROUTE_TARGETS
 from cliproxy.config.routes import Group, Profile, Route, RouteTable, Target
-from cliproxy.config.schema import Settings
+from cliproxy.config.schema import Provider, Settings
 from cliproxy.dialects import ENDPOINTS, Dialect, Endpoint
 from cliproxy.egress.admission import Admission, Reservation
 from cliproxy.egress.cooldowns import Cooldowns, Fault, Key
@@ -132,8 +133,12 @@ class Rest(NamedTuple):
     seconds: float
 
 
+# What says who a provider is and how it is reached: the rest (limits, priorities, names of models) is about us.
+_who = attrgetter("kind", "base_url", "plain_http", "private_network", "ca_file", "proxy", "auth", "api_version", "project", "location", "region")
+
+
 class Authoriser:
-    """The decision of step 8 over the tables of one configuration; limits and cooldowns outlive a reload."""
+    """The decision of step 8 over the tables of one configuration; limits outlive a reload, and cooldowns of providers that stay who they are."""
 
     def __init__(self, settings: Settings, policy: PolicyFeed, injector: Injector, admission: Admission) -> None:
         self._policy = policy
@@ -141,11 +146,17 @@ class Authoriser:
         self._admission = admission
         self.cooldowns = Cooldowns(transient_seconds=settings.routing.cooldown_seconds)
         self._router = Router(self.cooldowns)
+        self._providers: Mapping[str, Provider] = {}
         self.reconfigure(settings)
 
     def reconfigure(self, settings: Settings) -> None:
         """Take new tables. Raises `ConfigError` and changes nothing if a route leads nowhere."""
         self._routes = RouteTable(settings)
+        for name, before in self._providers.items():
+            after = settings.providers.get(name)
+            if after is None or _who(after) != _who(before):
+                self.cooldowns.forget(name)  # the operator has mended it, as like as not
+        self._providers = settings.providers
         self._max_tokens = settings.requests.max_tokens
         self._routing = settings.routing
         self._max_attempts = settings.routing.max_attempts

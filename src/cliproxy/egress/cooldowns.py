@@ -215,6 +215,12 @@ class Cooldowns:
         else:
             self._changed[last] = None
 
+    def forget(self, provider: str) -> None:
+        """What was found out about `provider` no longer holds: it is another one now."""
+        for key in [key for key in self.table if key.provider == provider]:
+            del self.table[key]
+            self._changed[key] = None
+
     # --- across restarts ---
 
     def take_changes(self, *, now: float, wall: float, most: int) -> tuple[CooldownRecord, ...]:
