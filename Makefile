@@ -51,7 +51,7 @@ bench: $(VENV)/dev.stamp ## measure this gateway beside bare nginx (where instal
 
 lock: $(BIN)/python ## resolve the requirements anew and write their hashes
 	@$(PIP) install uv
-	@cd requirements && for f in build runtime dev; do ../$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $$f.in -o $$f.txt; done
+	@cd requirements && for f in build runtime dev; do ../$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-header --no-annotate $$f.in -o $$f.txt; done
 
 clean: ## remove what the other targets made
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -22,6 +22,11 @@ providers:
   echo:
     models: [echo]
 
+  # A vendor by its kind (docs/providers.md has them all); its key is added with: cliproxy credentials add anthropic
+  # anthropic:
+  #   kind: anthropic
+  #   models: [claude-sonnet-4-5]
+
   # Any OpenAI-compatible provider; its key is added with: cliproxy credentials add example
   # example:
   #   base_url: https://api.example.com/v1

@@ -34,7 +34,7 @@ def encode_with_hole(request: MessagesRequest, quirks: Quirks) -> Encoded:
 
     Raises `SchemaError` if the request is nested more deeply than the encoder goes.
     """
-    return with_hole(encode_json(request.rest)[1:], vertex=bool(quirks & Quirks.VERTEX))  # `rest` is never empty: it holds the messages
+    return with_hole(encode_json(request.rest)[1:], vertex=_has(quirks, Quirks.VERTEX))  # `rest` is never empty: it holds the messages
 
 
 def encode_conversation(request: ConversationRequest, quirks: Quirks) -> Encoded:
@@ -45,19 +45,24 @@ def encode_conversation(request: ConversationRequest, quirks: Quirks) -> Encoded
     """
     dropped: list[str] = []
     body: dict[str, Any] = {"max_tokens": request.max_tokens}
-    body |= common_fields(request, dropped, by_budget=bool(quirks & Quirks.BUDGET_THINKING))
+    body |= common_fields(request, dropped, by_budget=_has(quirks, Quirks.BUDGET_THINKING))
     body |= _settings(request, dropped, thinks=_is_thinking(body))
     if request.stream:
         body["stream"] = True
-    encoded = with_hole(_json(body), vertex=bool(quirks & Quirks.VERTEX))
-    return Encoded(encoded.prefix, encoded.suffix, tuple(dict.fromkeys(dropped)))
+    encoded = with_hole(_json(body), vertex=_has(quirks, Quirks.VERTEX))
+    return Encoded(encoded.prefix, encoded.suffix, tuple(dict.fromkeys(dropped))) if dropped else encoded
 
 
 def encode_count(request: ConversationRequest, quirks: Quirks) -> Encoded:
     """Return the question for the tokens of `request`. What only steers an answer is left out: it has no tokens. Raises as `encode_conversation` does."""
     dropped: list[str] = []
-    rest = _json(common_fields(request, dropped, by_budget=bool(quirks & Quirks.BUDGET_THINKING)))
+    rest = _json(common_fields(request, dropped, by_budget=_has(quirks, Quirks.BUDGET_THINKING)))
     return Encoded(VERTEX_COUNT_PREFIX if quirks & Quirks.VERTEX else PREFIX, b"," + rest, tuple(dict.fromkeys(dropped)))
+
+
+def _has(quirks: Quirks, quirk: Quirks) -> bool:
+    """The same as `quirk in quirks`, which costs a quarter of a microsecond and is asked for targets without any."""
+    return bool(quirks) and quirk in quirks
 
 
 def with_hole(rest: bytes, *, vertex: bool) -> Encoded:
@@ -78,9 +83,11 @@ def _json(body: dict[str, Any]) -> bytes:
 def common_fields(request: ConversationRequest, dropped: list[str], *, by_budget: bool) -> dict[str, Any]:
     """Return the fields that a request and a question for its tokens have in common. `by_budget`: the model thinks by budgets and knows no effort."""
     fields: dict[str, Any] = {}
-    thinking = thinking_of(request, dropped, by_budget=by_budget, begin_with_thoughts=lambda: begin_with_thoughts(request.messages))
+    thinking = None
+    if request.thinking is not None:
+        thinking = thinking_of(request, dropped, by_budget=by_budget, begin_with_thoughts=lambda: begin_with_thoughts(request.messages))
     fields["messages"] = turns(request.messages, dropped)
-    system = system_blocks(request.system)
+    system = system_blocks(request.system) if request.system else None
     if system:
         fields["system"] = system
     tools, choice = _tools(request)
@@ -90,9 +97,10 @@ def common_fields(request: ConversationRequest, dropped: list[str], *, by_budget
         fields["tool_choice"] = choice
     if thinking is not None:
         fields["thinking"] = thinking
-    output = _output_config(request, dropped, by_budget=by_budget)
-    if output:
-        fields["output_config"] = output
+    if request.thinking is not None or request.output is not None:
+        output = _output_config(request, dropped, by_budget=by_budget)
+        if output:
+            fields["output_config"] = output
     return fields
 
 
