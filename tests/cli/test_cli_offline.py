@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,7 +240,7 @@ def test_routes_shows_where_a_model_goes(cliproxy: Run, tmp_path: Path) -> None:
     assert step["endpoints"][0] == "chat_completions" and step["credentials"] == step["cooldowns"] == []
     assert "no gateway runs here" in cliproxy("routes", "cheap", "--home", str(tmp_path)).err
     missing = cliproxy("routes", "other", "--home", str(tmp_path))
-    assert (missing.code, missing.out) == (1, "there is no model other: a call is answered 404\n")
+    assert (missing.code, missing.out) == (1, "there is no model other: a call is answered 404; `cliproxy routes` lists those that there are\n")
     near = cliproxy("routes", "chaep", "--home", str(tmp_path))
     assert (near.code, near.out) == (1, "there is no model chaep: a call is answered 404; near it: cheap\n")
 
@@ -267,8 +268,82 @@ models:
         ("c", 1, 0, 1, "round_robin"),
     ]
     assert cliproxy("routes", "c/anything", "--home", str(tmp_path), "--json").json[0]["provider_model"] == "anything"
+    everything = cliproxy("routes", "--home", str(tmp_path))
+    assert [line.split("\t")[:3] for line in everything.out.splitlines()][:2] == [["best", "1", "b"], ["best", "2", "a"]]
+    assert "and every name like c/*: ask for one by its name" in everything.err
     excluded = cliproxy("routes", "c/new-preview", "--home", str(tmp_path))
     assert (excluded.code, excluded.out) == (1, "there is no model c/new-preview: a call is answered 404; provider c excludes it\n")
+
+
+def test_on_a_terminal_routes_are_steps_below_their_model_with_what_cools_and_why() -> None:
+    from cliproxy.cli.routes import _lines
+
+    def step(provider: str, tier: int, priority: int, state: str, **more: Any) -> dict[str, Any]:
+        known = {"model": "fast", "provider": provider, "provider_model": "m", "tier": tier, "priority": priority, "weight": 3, "strategy": "weighted"}
+        return {**known, "state": state, "cooldowns": [], **more}
+
+    cooldown = {"credential": "cred_1", "endpoint": "messages", "until": time.time() + 1015.0, "status": 404, "code": "provider_not_found"}
+    steps = [
+        step("a", 0, 1, "ready"),
+        step("long", 0, 1, "cooling for 17 min", cooldowns=[cooldown]),
+        step("c", 0, 0, "no credential"),
+        step("d", 1, 1, "ready"),
+    ]
+    assert _lines(steps) == [
+        "fast",
+        "  1  a/m     ready (weighted, weight 3)",
+        "  1  long/m  cooling for 17 min (weighted, weight 3)",
+        "       cred_1 messages: provider_not_found (404) for 17 min",
+        "  2  c/m     no credential",
+        "  3  d/m     ready (fallback)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cooling", "state"),
+    [
+        ([], "ready"),
+        ([("cred_1", "messages")], "partly cooling"),
+        ([("cred_1", "messages"), ("cred_1", "chat_completions"), ("cred_2", "messages")], "partly cooling"),
+        ([("cred_1", "messages"), ("cred_1", "chat_completions"), ("cred_2", "messages"), ("cred_2", "chat_completions")], "cooling for 17 min"),
+        ([("cred_9", "messages")], "ready"),
+    ],
+)
+def test_routes_say_whether_some_or_all_of_a_target_cools(cooling: list[tuple[str, str]], state: str) -> None:
+    from cliproxy.cli.routes import _Live, _steps
+    from cliproxy.config.routes import RouteTable
+    from cliproxy.config.schema import ModelRoute, Provider, Settings
+    from cliproxy.ipc.messages import CooldownRecord
+
+    table = RouteTable(
+        Settings(providers={"p": Provider(kind="deepseek", base_url="https://api.example.com")}, models={"m": ModelRoute(provider="p", model="x")})
+    )
+    until = time.time() + 1015.0
+    cooldowns: dict[tuple[str, str, str], list[CooldownRecord]] = {}
+    for credential, endpoint in cooling:
+        record = CooldownRecord(provider="p", credential=credential, model="x", endpoint=endpoint, until=until, status=404, code="c", strikes=0)
+        cooldowns.setdefault(("p", credential, "x"), []).append(record)
+    route = table.find("m")
+    assert route is not None
+    (step,) = _steps("m", route, _Live({"p": ["cred_1", "cred_2"]}, cooldowns, frozenset()))
+    assert step["state"] == state
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("cliproxy routes be", ["best"]), ("cliproxy routes x", []), ("cliproxy credentials add u", ["up"]), ("cliproxy routes ", ["best", "cheap"])],
+)
+def test_completion_knows_the_configurations_names(cliproxy: Run, tmp_path: Path, words: str, expected: list[str]) -> None:
+    write(tmp_path, "providers:\n  up: {base_url: 'https://api.example.com/v1', models: [cheap]}\nmodels:\n  best: {provider: up, model: m}\n")
+    line = {"_CLIPROXY_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1), "CLIPROXY_HOME": str(tmp_path)}
+    assert cliproxy(environment=line).out.split() == [f"plain,{name}" for name in expected]
+
+
+def test_completion_is_silent_where_the_configuration_cannot_be_used(cliproxy: Run, tmp_path: Path) -> None:
+    write(tmp_path, "providers: nonsense\n")
+    line = {"_CLIPROXY_COMPLETE": "bash_complete", "COMP_WORDS": "cliproxy routes b", "COMP_CWORD": "2", "CLIPROXY_HOME": str(tmp_path)}
+    done = cliproxy(environment=line)
+    assert (done.out.strip(), done.err) == ("", "")
 
 
 def test_a_command_imports_only_what_it_needs() -> None:

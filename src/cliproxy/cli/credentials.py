@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cliproxy.cli.home import Home
-from cliproxy.cli.options import common_options
+from cliproxy.cli.options import common_options, complete_providers
 from cliproxy.errors import ConfigError
 from cliproxy.secret import Secret
 
@@ -23,7 +23,7 @@ def group() -> None:
 
 
 @group.command(epilog="Example: pass show openai | cliproxy credentials add openai --stdin")
-@click.argument("provider")
+@click.argument("provider", shell_complete=complete_providers)
 @click.option("--label", default="default", help="Tells several credentials of one provider apart.", show_default=True)
 @click.option("--stdin", "from_stdin", is_flag=True, help="Read the secret from stdin (also done when stdin is no terminal).")
 @common_options

@@ -2,25 +2,26 @@
 
 The order comes from the configuration file, by the same table that the gateway uses; what is cooling and which credentials there are is asked of the
 running gateway. Without one the command says so, and shows the file's part alone.
+
+On a terminal a model is a heading with its steps below; other programs get a step on a line, tab-separated, or JSON.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from cliproxy.cli.home import Home
-from cliproxy.cli.options import common_options
+from cliproxy.cli.options import common_options, complete_models
 from cliproxy.errors import EXIT_CHECK_FAILED
 
 if TYPE_CHECKING:
     from cliproxy.cli.connection import Session
     from cliproxy.config.routes import Route, RouteTable, Target
     from cliproxy.ipc.messages import CooldownRecord
-
-_HEADINGS = ("model", "order", "provider", "its name there", "endpoints", "tier", "priority", "weight", "strategy", "credentials", "state")
 
 
 class _Live(NamedTuple):
@@ -32,13 +33,25 @@ class _Live(NamedTuple):
 
 
 @click.command(epilog="Example: cliproxy routes gpt-4o-mini")
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=complete_models)
 @common_options
 def command(home: Home, as_json: bool, model: str | None) -> int:
-    """Show what would be tried for MODEL, or for every model, and what is cooling. Calls no provider; without a running gateway it shows the
-    configuration file alone."""
+    """Show what would be tried for MODEL, or for every model, in which order, and what is cooling.
+
+    Calls no provider; without a running gateway it shows the configuration file alone.
+
+    Members of one number share the calls as the strategy says; the next number is for when none of them can take the call, and a fallback for when none of
+    the model's own can. The state is one of:
+
+    \b
+    ready            it would be called
+    cooling for …    it failed, and is left alone for so long; the line below says why
+    partly cooling   one of its credentials or endpoints is; the others would be called
+    no credential    cliproxy credentials add PROVIDER
+    switched off     no call goes to this provider
+    """
     from cliproxy.cli.connection import attach
-    from cliproxy.cli.output import emit, table
+    from cliproxy.cli.output import emit
     from cliproxy.config.load import load_settings
     from cliproxy.config.routes import RouteTable
 
@@ -56,13 +69,17 @@ def command(home: Home, as_json: bool, model: str | None) -> int:
     for name in names:
         route = routes.find(name)
         if route is None:
-            emit([], [f"there is no model {name}: a call is answered 404{_why_not(name, routes)}"], as_json=as_json)
+            emit([], [f"there is no model {name}: a call is answered 404; {_why_not(name, routes)}"], as_json=as_json)
             return EXIT_CHECK_FAILED
         found += _steps(name, route, live)
     if as_json:
         emit(found, [], as_json=True)
         return 0
-    table(_HEADINGS, [_row(step) for step in found])
+    emit(None, _lines(found) if sys.stdout.isatty() else ["\t".join(_row(step)) for step in found], as_json=False)
+    if model is None:
+        patterns = sorted(f"{each.prefix}/{pattern}" for each in settings.providers.values() for pattern in each.models if each.prefix and "*" in pattern)
+        if patterns:
+            click.echo(f"and every name like {', '.join(patterns)}: ask for one by its name", err=True)
     if live is None:
         click.echo("no gateway runs here: credentials and cooldowns are not known", err=True)
     return 0
@@ -71,9 +88,9 @@ def command(home: Home, as_json: bool, model: str | None) -> int:
 def _why_not(name: str, routes: RouteTable) -> str:
     excluding = routes.excluded_by(name)
     if excluding is not None:
-        return f"; provider {excluding} excludes it"
+        return f"provider {excluding} excludes it"
     near = ", ".join(routes.near(name, lambda _: True))
-    return f"; near it: {near}" if near else ""
+    return f"near it: {near}" if near else "`cliproxy routes` lists those that there are"
 
 
 def _ask(session: Session) -> _Live:
@@ -146,6 +163,8 @@ def _state(target: Target, live: _Live | None) -> dict[str, Any]:
         state = "no credential"
     elif cooling and pairs >= {(id, endpoint) for id in ids for endpoint in _conversations(target)}:
         state = f"cooling for {_seconds(min(item.until for item in cooling) - now)}"
+    elif cooling:
+        state = "partly cooling"
     else:
         state = "ready"
     told = [
@@ -154,14 +173,40 @@ def _state(target: Target, live: _Live | None) -> dict[str, Any]:
     return {"state": state, "credentials": [id for id in ids if id], "cooldowns": told}
 
 
-def _row(step: dict[str, Any]) -> tuple[str, ...]:
+def _reasons(step: dict[str, Any]) -> list[str]:
     now = time.time()
     reasons = []
     for item in step["cooldowns"]:
         whose = f"{item['credential']} " if item["credential"] else ""
         status = f" ({item['status']})" if item["status"] else ""
         reasons.append(f"{whose}{item['endpoint']}: {item['code']}{status} for {_seconds(item['until'] - now)}")
-    state = "; ".join([step["state"], *reasons])
+    return reasons
+
+
+def _lines(steps: list[dict[str, Any]]) -> list[str]:
+    """Return the steps as people read them. Steps of one number are equals, of whom the strategy chooses."""
+    lines: list[str] = []
+    of: dict[str, list[dict[str, Any]]] = {}
+    for step in steps:
+        of.setdefault(step["model"], []).append(step)
+    for model, those in of.items():
+        lines.append(model)
+        ranks = [(step["tier"], step["priority"]) for step in those]
+        numbers = {rank: place for place, rank in enumerate(dict.fromkeys(ranks), 1)}
+        wide = max(len(f"{step['provider']}/{step['provider_model']}") for step in those)
+        for step, rank in zip(those, ranks, strict=True):
+            said = ["fallback"] if step["tier"] else []
+            if ranks.count(rank) > 1:
+                said.append(f"{step['strategy']}, weight {step['weight']}" if step["strategy"].startswith("weighted") else step["strategy"])
+            name = f"{step['provider']}/{step['provider_model']}".ljust(wide)
+            about = f" ({', '.join(said)})" if said else ""
+            lines.append(f"  {numbers[rank]}  {name}  {step['state']}{about}")
+            lines += [f"       {reason}" for reason in _reasons(step)]
+    return lines
+
+
+def _row(step: dict[str, Any]) -> tuple[str, ...]:
+    state = "; ".join([step["state"], *_reasons(step)])
     return (
         step["model"],
         str(step["order"]),
