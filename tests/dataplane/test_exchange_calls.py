@@ -583,6 +583,29 @@ def test_what_the_provider_cannot_be_asked_is_told_by_the_clients_own_path_in_th
         assert client.json["error"]["param"] == field
 
 
+MISTAKES: dict[str, tuple[str, Any, int, str]] = {
+    "no /v1": ("/chat/completions", {"model": "chat"}, 404, "base URL for OpenAI's SDKs ends in /v1"),
+    "/v1 twice": ("/v1/v1/messages", {"model": "chat"}, 404, "for Anthropic's and Google's it has no path"),
+    "a verb that there is not": ("/v1beta/models/chat:tuneModel", {}, 405, "generateContent, streamGenerateContent, countTokens"),
+    "too many tokens": ("/v1/chat/completions", CHAT | {"max_tokens": 1 << 20}, 400, "raise requests.max_tokens"),
+    "too many output tokens": ("/v1/responses", {"model": "chat", "input": "x", "max_output_tokens": 1 << 20}, 400, "max_output_tokens is above"),
+    "too many tokens of Anthropic's": ("/v1/messages", MESSAGES | {"max_tokens": 1 << 20}, 400, "raise requests.max_tokens"),
+    "too many tokens of Gemini's": (
+        "/v1beta/models/chat:generateContent",
+        CONTENTS | {"generationConfig": {"maxOutputTokens": 1 << 20}},
+        400,
+        "generationConfig.maxOutputTokens is above",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_common_mistake_is_told_with_what_to_do(name: str) -> None:
+    path, body, status, advice = MISTAKES[name]
+    client = rig().post(path, body)
+    assert client.status == status and advice in client.json["error"]["message"]
+
+
 @pytest.mark.parametrize(("thinking", "shown"), [({}, True), ({"display": "summarized"}, True), ({"display": "omitted"}, False)])
 def test_a_messages_client_with_a_budget_sees_thoughts_of_other_dialects(thinking: dict[str, Any], shown: bool) -> None:
     """Anthropic shows them where nothing is said: so is what the provider is asked, and what the client gets."""

@@ -20,7 +20,7 @@ from cliproxy.dataplane.errors import Shape, encode_error
 from cliproxy.dataplane.keys import Presented, present, token_of
 from cliproxy.dataplane.link import EgressLink
 from cliproxy.dataplane.models import ModelPages
-from cliproxy.dataplane.routes import ClientRoute, Page, route_of, shape_of_request
+from cliproxy.dataplane.routes import METHODS_OF_MODELS, NO_ROUTE, ClientRoute, Page, route_of, shape_of_request
 from cliproxy.dataplane.server import Connection, RawRequest
 from cliproxy.dataplane.steps import (
     AdmittedRequest,
@@ -87,9 +87,10 @@ class Exchange:
                 raise RateLimited("Too many requests from your address.", retry_after=wait)
             route = route_of(request)
             if route is None:
-                raise NotFound("There is no such route.", code="unknown_route")
+                raise NotFound(NO_ROUTE, code="unknown_route")
             if request.method != route.method:
-                refusal = ClientError(f"This route takes {route.method.decode()} only.", code="method_not_allowed", status=405)
+                hint = METHODS_OF_MODELS if route.page is Page.MODEL and route.shape is Shape.GEMINI else ""
+                refusal = ClientError(f"This route takes {route.method.decode()} only{hint}.", code="method_not_allowed", status=405)
                 self.refuse(connection, refusal, request_id, route.shape, extra=b"Allow: " + route.method + b"\r\n")
             elif route.row is not None:
                 self._call(connection, request, request_id, route, route.row, now)

@@ -77,6 +77,9 @@ _VERBS: Final = {
     b"embedContent": (Dialect.GEMINI_EMBED, Operation.EMBED, None, False),
     b"batchEmbedContents": (Dialect.GEMINI_EMBED, Operation.EMBED, None, True),
 }
+# What a client is told that took another path than it meant.
+NO_ROUTE: Final = "There is no such route. The base URL for OpenAI's SDKs ends in /v1; for Anthropic's and Google's it has no path."
+METHODS_OF_MODELS: Final = f"; what a model does stands behind a colon: {', '.join(verb.decode() for verb in _VERBS)}"
 
 
 def route_of(request: RawRequest) -> ClientRoute | None:

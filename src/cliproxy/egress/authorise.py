@@ -330,7 +330,8 @@ class Authoriser:
         if all(name in disabled for name in names):
             raise Unavailable(f"Provider {', '.join(names)} is switched off by the operator.", code="provider_disabled", retry_after=60.0)
         names = [name for name in names if name not in disabled]
-        raise Unavailable(f"The gateway has no credential for provider {', '.join(names)} at its configured origin.", code="no_credential", retry_after=60.0)
+        message = f"The gateway has no credential for {', '.join(names)} at the configured address: its operator adds one with `cliproxy credentials add`."
+        raise Unavailable(message, code="no_credential", retry_after=60.0)
 
     # --- what became of an attempt ---
 

@@ -79,6 +79,12 @@ def verify_unknown_fields(body: dict[str, Any], known: frozenset[str]) -> None:
             raise SchemaError("Say max_completion_tokens or max_tokens instead.", param=plain, code="forbidden_field")
 
 
+def refuse_excess(param: str, cap: int) -> NoReturn:
+    """Raise the refusal of more output tokens than the operator allows."""
+    message = f"{param} is above this gateway's limit of {cap}: ask for less, or have its operator raise requests.max_tokens."
+    raise SchemaError(message, param=param, code="max_tokens_exceeded")
+
+
 def refuse_state(param: str, *, how_to: str = "send the content itself") -> NoReturn:
     """Raise the refusal of what a provider keeps (ADR 0096)."""
     raise SchemaError(

@@ -33,7 +33,7 @@ from cliproxy.translators.anthropic_messages.wire import (
 )
 from cliproxy.translators.estimate import FILE_CHARS_PER_TOKEN, IMAGE_TOKENS, tokens_of_text
 from cliproxy.translators.json_bounds import decode_json
-from cliproxy.translators.schema import REFUSED_FIELDS, refuse, refuse_state, verify_unknown_fields
+from cliproxy.translators.schema import REFUSED_FIELDS, refuse, refuse_excess, refuse_state, verify_unknown_fields
 
 __all__ = ["FIELD_NAMES", "MessagesRequest", "checked", "conversation_of", "decode_messages", "estimate_of", "verify_stateless", "without_marks"]
 
@@ -61,7 +61,7 @@ def decode_messages(body: bytes, *, max_tokens_cap: int, on_excess: Literal["rej
     max_tokens = wire.max_tokens
     if max_tokens > max_tokens_cap:
         if on_excess != "clamp":
-            raise SchemaError(f"max_tokens is above this gateway's limit of {max_tokens_cap}.", param="max_tokens", code="max_tokens_exceeded")
+            refuse_excess("max_tokens", max_tokens_cap)
         _clamp(document, wire, max_tokens_cap)
         max_tokens = max_tokens_cap
     del document["model"]

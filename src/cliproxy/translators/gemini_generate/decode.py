@@ -6,7 +6,7 @@ What always holds: what leaves is our own encoding of the value that was checked
 
 from __future__ import annotations
 
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -19,7 +19,7 @@ from cliproxy.translators.gemini_generate.spelling import Shape, may_be_misspelt
 from cliproxy.translators.gemini_generate.state import verify_stateless
 from cliproxy.translators.gemini_generate.wire import PART_KINDS, Content, GenerateBody, GenerationConfig, Tool
 from cliproxy.translators.json_bounds import decode_json
-from cliproxy.translators.schema import refuse
+from cliproxy.translators.schema import refuse, refuse_excess
 
 __all__ = ["FIELD_NAMES", "GeminiRequest", "conversation_of", "decode_gemini"]
 
@@ -160,14 +160,9 @@ def _cap(document: dict[str, Any], config: GenerationConfig | None, cap: int, on
     if asked is not None and asked <= cap:
         return asked
     if asked is not None and on_excess != "clamp":
-        _refuse_excess(cap)
+        refuse_excess(FIELD_NAMES["max_tokens"], cap)
     document["generationConfig"]["maxOutputTokens"] = cap
     return cap
-
-
-def _refuse_excess(cap: int) -> NoReturn:
-    name = FIELD_NAMES["max_tokens"]
-    raise SchemaError(f"{name} is above this gateway's limit of {cap}.", param=name, code="max_tokens_exceeded")
 
 
 def estimate(length: int, contents: list[Content]) -> int:

@@ -16,7 +16,7 @@ from cliproxy.translators.estimate import AUDIO_CHARS_PER_TOKEN, FILE_CHARS_PER_
 from cliproxy.translators.json_bounds import decode_json
 from cliproxy.translators.openai_chat.to_hub import FIELD_NAMES, conversation_of
 from cliproxy.translators.openai_chat.wire import KNOWN_FIELDS, AssistantMessage, AudioPart, ChatBody, FilePart, ImagePart, Message
-from cliproxy.translators.schema import refuse, refuse_state, verify_unknown_fields
+from cliproxy.translators.schema import refuse, refuse_excess, refuse_state, verify_unknown_fields
 
 __all__ = ["FIELD_NAMES", "ChatRequest", "conversation_of", "decode_chat"]
 
@@ -110,7 +110,7 @@ def _cap(document: dict[str, Any], wire: ChatBody, cap: int, on_excess: str) -> 
 
 
 def _refuse_excess(name: str, cap: int) -> NoReturn:
-    raise SchemaError(f"{name} is above this gateway's limit of {cap}.", param=name, code="max_tokens_exceeded")
+    refuse_excess(name, cap)
 
 
 def _ask_for_usage(document: dict[str, Any], wire: ChatBody) -> bool:

@@ -17,7 +17,7 @@ from cliproxy.translators.conversation import ConversationRequest, Message, Text
 from cliproxy.translators.estimate import tokens_of_text
 from cliproxy.translators.json_bounds import decode_json
 from cliproxy.translators.openai_completions.wire import KNOWN_FIELDS, CompletionBody
-from cliproxy.translators.schema import convert, verify_unknown_fields
+from cliproxy.translators.schema import convert, refuse_excess, verify_unknown_fields
 
 FIELD_NAMES = {
     name: name
@@ -53,7 +53,7 @@ def decode_completion(body: bytes, *, max_tokens_cap: int, on_excess: Literal["r
     max_tokens = wire.max_tokens or max_tokens_cap
     if max_tokens > max_tokens_cap:
         if on_excess != "clamp":
-            raise SchemaError(f"max_tokens is above this gateway's limit of {max_tokens_cap}.", param="max_tokens", code="max_tokens_exceeded")
+            refuse_excess("max_tokens", max_tokens_cap)
         max_tokens = max_tokens_cap
     stream = wire.stream is True
     if not stream and wire.stream_options is not None:

@@ -28,7 +28,7 @@ from cliproxy.translators.openai_responses.wire import (
     MessageItem,
     ResponsesBody,
 )
-from cliproxy.translators.schema import refuse, refuse_state, verify_unknown_fields
+from cliproxy.translators.schema import refuse, refuse_excess, refuse_state, verify_unknown_fields
 
 __all__ = ["FIELD_NAMES", "ResponsesRequest", "conversation_of", "decode_responses"]
 
@@ -105,7 +105,7 @@ def _cap(document: dict[str, Any], wire: ResponsesBody, cap: int, on_excess: str
     if asked is not None and asked <= cap:
         return asked
     if asked is not None and on_excess != "clamp":
-        raise SchemaError(f"max_output_tokens is above this gateway's limit of {cap}.", param="max_output_tokens", code="max_tokens_exceeded")
+        refuse_excess("max_output_tokens", cap)
     document["max_output_tokens"] = cap
     return cap
 
