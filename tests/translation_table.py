@@ -95,6 +95,11 @@ in the list below is left out, and the answer's `Warning` header names it.
 
 The tables are made from `tests/vectors/` by `python tests/translation_table.py`; a test fails when they are not what the code does. Each row stands for one
 to five requests or answers; "in part" means that some of them are refused, with the fields that were.
+
+Two habits of chat clients are refused towards every other dialect, since no rewriting keeps their meaning: instructions between turns
+(`messages[2].role`, or the item's path in Responses; put them before the first turn, or into a user's message) and names of speakers (`messages[0].name`;
+write the name into the text). An answer with several choices for a client that cannot have asked for several (Anthropic, Responses) is the provider's
+fault (502).
 """
 
 

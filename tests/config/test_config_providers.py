@@ -88,3 +88,17 @@ def test_every_kind_has_a_section_with_a_block_that_works() -> None:
             assert loaded.warnings == () and (loaded.settings.models or any(made.models for made in loaded.settings.providers.values()))
             assert {made.kind for made in loaded.settings.providers.values()} == {kind}
             Injector(loaded.settings.providers)
+
+
+def test_the_document_names_each_kinds_own_address() -> None:
+    from cliproxy.providers.table import PROVIDERS
+
+    words = {"{host}": "HOST", "{project}": "PROJECT", "{location}": "LOCATION", "{region}": "REGION"}
+    for kind, facts in PROVIDERS.items():
+        address = facts.base_url
+        for setting, word in words.items():
+            address = address.replace(setting, word)
+        if address:
+            assert f"| `{kind}` | `{address}` |" in DOCUMENT
+        elif facts.remote:
+            assert f"`{kind}`" in DOCUMENT.partition("| none: give one |")[0].rpartition("\n")[2]
