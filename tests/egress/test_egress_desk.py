@@ -206,3 +206,25 @@ def test_why_a_worker_cancels_is_in_the_log_and_cools_nothing(code: str) -> None
         assert faults == [None]
 
     in_a_loop(test)
+
+
+def test_the_log_has_an_outcome_before_anybody_has_the_answer() -> None:
+    """An egress that dies just after a client has its answer has told the auditor before."""
+
+    def test() -> None:
+        case = Case(queue_bytes=100_000)
+        case.submit(1)
+        del case.worker.channel.queue  # the real one
+        written: list[tuple[bytes, Counter[str]]] = []
+        transport = SimpleNamespace(
+            write=lambda data: written.append((data, case.logged(ProviderOutcome))), set_write_buffer_limits=lambda high: None, is_closing=lambda: False
+        )
+        case.worker.channel.connection_made(transport)  # type: ignore[arg-type]
+        case.logged(ProviderRequest)
+        case.started[0].cancel("client_gone")
+        case.worker.channel.queue(Kind.ANSWER, 1, b"answer")
+        case.worker.channel.flush()
+        ((data, logged),) = written
+        assert data.endswith(b"answer") and logged == {"r1": 1}
+
+    in_a_loop(test)

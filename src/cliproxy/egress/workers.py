@@ -43,6 +43,9 @@ class Desk(Protocol):
     def worker_lost(self, worker: WorkerChannel, error: ChannelError | None) -> None:
         """The channel is closed; its calls have been cancelled."""
 
+    def flush(self) -> None:
+        """The end of a turn: what happened goes to the auditor before the worker, and so a client, hears of it."""
+
     def introduce(self, worker: WorkerChannel) -> None:
         """The worker said hello: it wants the policy."""
 
@@ -77,7 +80,7 @@ class WorkerChannel:
         self._call_decoder = msgspec.msgpack.Decoder(Call)
         self._hello_decoder = msgspec.msgpack.Decoder(Hello)
         self._encoder = msgspec.msgpack.Encoder()
-        self.channel = MuxChannel(self, peer=f"worker slot {slot}", accepts=TO_EGRESS)
+        self.channel = MuxChannel(self, peer=f"worker slot {slot}", accepts=TO_EGRESS, before_write=desk.flush)
 
     # --- ipc.mux.Receiver ---
 
