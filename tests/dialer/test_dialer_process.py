@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 from collections.abc import Iterator
 
@@ -150,10 +151,14 @@ def test_a_hostile_packet_closes_the_channel_and_is_audited(dialer: DialerProces
 
 
 def test_two_dials_of_one_number_close_the_channel(dialer: DialerProcess) -> None:
-    dialer._next = 0
-    dialer.ask("https://name.invalid:443")
-    dialer._next = 0
-    dialer.ask("https://name.invalid:443")
+    os.kill(dialer.pid, signal.SIGSTOP)  # or it has answered the first before it has the second
+    try:
+        dialer._next = 0
+        dialer.ask("https://name.invalid:443")
+        dialer._next = 0
+        dialer.ask("https://name.invalid:443")
+    finally:
+        os.kill(dialer.pid, signal.SIGCONT)
     (event,) = dialer.events()
     assert isinstance(event, ChannelViolation) and "number" in event.reason
 
