@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cliproxy.bounds import MAX_JSON_CONTAINERS, SMALL_JSON_BYTES
-from cliproxy.errors import SchemaError
-from cliproxy.translators.json_bounds import decode_json, encode_json, verify_bounds
+from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_JSON_CONTAINERS, SMALL_JSON_BYTES
+from cliproxy.errors import SchemaError, UpstreamError
+from cliproxy.translators.json_bounds import answer_as, decode_json, encode_json, verify_bounds
 
 VALUES = 50_000
 
@@ -91,3 +92,28 @@ def test_any_bytes_give_a_value_or_a_schema_error(body: bytes) -> None:
         decode_json(body, max_values=VALUES)
     except SchemaError as error:
         assert error.code in ("invalid_json", "nested_too_deeply")
+
+
+# --- a provider's answers ----------------------------------------------------------------------------------------------
+
+
+class Told(msgspec.Struct):
+    text: str
+    more: msgspec.Raw = msgspec.Raw(b"null")
+
+
+TOLD = msgspec.json.Decoder(Told)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b'{"text":1}', b'{"text":"a"} x', b'{"text":"a","more":"\xff"}', b'{"text":"a","skipped":"\xff"}', b'{"text":' + b"[" * 5000]
+)
+def test_what_is_no_answer_of_the_type_is_none(body: bytes) -> None:
+    assert answer_as(TOLD, body) is None
+
+
+def test_an_answer_of_too_many_objects_is_refused_before_it_is_decoded_and_cools_nothing() -> None:
+    assert answer_as(TOLD, b'{"text":"a","more":[%s1]}' % (b"{}," * (MAX_ANSWER_OBJECTS - 1))) is not None
+    with pytest.raises(UpstreamError) as caught:
+        answer_as(TOLD, b'{"text":"a","more":[%s1]}' % (b"{}," * MAX_ANSWER_OBJECTS))
+    assert caught.value.code == "provider_answer_too_large"

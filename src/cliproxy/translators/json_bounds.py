@@ -8,12 +8,14 @@ and the length of integers by the interpreter's own limit on digits.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from cliproxy.bounds import MAX_JSON_CONTAINERS, SMALL_JSON_BYTES
-from cliproxy.errors import SchemaError
+from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_JSON_CONTAINERS, SMALL_JSON_BYTES
+from cliproxy.errors import SchemaError, UpstreamError
+
+T = TypeVar("T")
 
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[{,"))
 _decoder = msgspec.json.Decoder()
@@ -52,6 +54,21 @@ def decode_json(body: bytes, *, max_values: int) -> Any:
         raise SchemaError("The body is not UTF-8.", code="invalid_json") from None
     except msgspec.DecodeError as error:  # its text names a position, never content
         raise SchemaError(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+
+
+def answer_as(decoder: msgspec.json.Decoder[T], body: bytes) -> T | None:
+    """Return a provider's whole answer as the type of `decoder`; `None` if it is not of that type, no JSON or not UTF-8.
+
+    Raises `UpstreamError` if it holds more than `MAX_ANSWER_OBJECTS` objects: its client asked for that much, so it says nothing of the provider.
+    """
+    if body.count(b"{") > MAX_ANSWER_OBJECTS:
+        raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
+    try:
+        if not body.isascii():
+            body.decode()  # strings that a decoder skips are not looked at by it
+        return decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def encode_json(value: Any) -> bytes:

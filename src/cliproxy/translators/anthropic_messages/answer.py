@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 
-from cliproxy.bounds import MAX_ANSWER_OBJECTS
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
 from cliproxy.translators.anthropic_messages.marks import Kind, mark, signature_of
@@ -31,6 +30,7 @@ from cliproxy.translators.conversation import (
     ToolCall,
     verify_arguments,
 )
+from cliproxy.translators.json_bounds import answer_as
 from cliproxy.translators.usage import Usage
 
 STOP_REASONS = {
@@ -101,15 +101,8 @@ _decoder = msgspec.json.Decoder(_Answer)
 
 def decode_answer(body: bytes) -> ConversationAnswer:
     """Return the message in `body`. Raises `UpstreamError` if it is none, holds what is not known here, or a tool call whose input is no object."""
-    if body.count(b"{") > MAX_ANSWER_OBJECTS:
-        raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
-    try:
-        if not body.isascii():
-            body.decode()  # strings that the decoder skips are not looked at by it
-        answer = _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise not_a_message() from None
-    if answer.type != "message":
+    answer = answer_as(_decoder, body)
+    if answer is None or answer.type != "message":
         raise not_a_message()
     parts: list[AssistantPart] = [part_of(block) for block in answer.content if not isinstance(block, SaidText) or block.text]
     parts += explanation_of(answer.stop_details)

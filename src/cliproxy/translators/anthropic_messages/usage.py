@@ -10,13 +10,14 @@ Anthropic counts what it read from a cache and wrote to one beside `input_tokens
 from __future__ import annotations
 
 from collections import deque
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_TOKEN_COUNT
+from cliproxy.bounds import MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
+from cliproxy.translators.json_bounds import answer_as
 from cliproxy.translators.sse import EventSplitter, data_line
 from cliproxy.translators.usage import AskedFor, Usage
 
@@ -34,7 +35,6 @@ __all__ = [
     "verify_count_answer",
 ]
 
-T = TypeVar("T")
 _LIST = ord("[")
 
 KEPT_PIECES = 4  # of a stream's end; the last count is in the last event but one
@@ -137,7 +137,7 @@ def usage_of_answer(body: bytes) -> Usage | None:
 
     Raises `UpstreamError` if `body` is no message: not JSON, not UTF-8, of another type, without a list of content.
     """
-    answer = _decoded(body, _answer_decoder)
+    answer = answer_as(_answer_decoder, body)
     if answer is None or answer.type != "message" or memoryview(answer.content)[0] != _LIST:
         raise UpstreamError("The provider's answer is not a message.", code="bad_upstream_answer")
     read = usage_in(answer.usage)
@@ -146,7 +146,7 @@ def usage_of_answer(body: bytes) -> Usage | None:
 
 def verify_count_answer(body: bytes) -> None:
     """Raise `UpstreamError` if `body` is no count of a request's tokens."""
-    if _decoded(body, _count_answer_decoder) is None:
+    if answer_as(_count_answer_decoder, body) is None:
         raise UpstreamError("The provider's answer is not a count of tokens.", code="bad_upstream_answer")
 
 
@@ -162,18 +162,6 @@ def counted(read: WireUsage, start: WireUsage | None) -> Usage | None:
     written, cached = written or 0, cached or 0
     details = read.output_tokens_details
     return Usage(fresh + written + cached, output, cached, (details.thinking_tokens or 0) if details is not None else 0, written)
-
-
-def _decoded(body: bytes, decoder: msgspec.json.Decoder[T]) -> T | None:
-    """Return `body` as the decoder's type, or None. Raises `UpstreamError` if it holds more objects than is sound."""
-    if body.count(b"{") > MAX_ANSWER_OBJECTS:
-        raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
-    try:
-        if not body.isascii():
-            body.decode()  # strings that the decoder skips are not looked at by it
-        return decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
 
 
 def usage_in(raw: msgspec.Raw) -> WireUsage | None:

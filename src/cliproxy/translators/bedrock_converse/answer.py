@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import msgspec
 
-from cliproxy.bounds import MAX_ANSWER_OBJECTS
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
 from cliproxy.translators.bedrock_converse.usage import usage_in
@@ -24,6 +23,7 @@ from cliproxy.translators.conversation import (
     ToolCall,
     verify_arguments,
 )
+from cliproxy.translators.json_bounds import answer_as
 
 STOP_REASONS = {
     "end_turn": StopReason.END,
@@ -124,14 +124,9 @@ _decoder = msgspec.json.Decoder(_Answer)
 
 def decode_answer(body: bytes) -> ConversationAnswer:
     """Return the answer in `body`. Raises `UpstreamError` if it is none, holds what is not known here, or a tool call whose input is no object."""
-    if body.count(b"{") > MAX_ANSWER_OBJECTS:
-        raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
-    try:
-        if not body.isascii():
-            body.decode()  # strings that the decoder skips are not looked at by it
-        answer = _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise not_converse() from None
+    answer = answer_as(_decoder, body)
+    if answer is None:
+        raise not_converse()
     parts = [part for block in answer.output.message.content if (part := _part_of(block)) is not None]
     return ConversationAnswer("", "", (Choice(0, tuple(parts), stop_of(answer.stopReason)),), usage_in(answer.usage))
 

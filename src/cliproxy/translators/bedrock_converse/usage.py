@@ -14,8 +14,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_TOKEN_COUNT
+from cliproxy.bounds import MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
+from cliproxy.translators.json_bounds import answer_as
 from cliproxy.translators.sse import EventSplitter
 from cliproxy.translators.usage import AskedFor, Usage
 
@@ -104,15 +105,8 @@ def usage_of_answer(body: bytes) -> Usage | None:
 
     Raises `UpstreamError` if `body` is no answer of Converse: not JSON, not UTF-8, without a message.
     """
-    if body.count(b"{") > MAX_ANSWER_OBJECTS:
-        raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
-    try:
-        if not body.isascii():
-            body.decode()  # strings that the decoder skips are not looked at by it
-        answer = _answer_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise UpstreamError("The provider's answer is not one of Converse.", code="bad_upstream_answer") from None
-    if memoryview(answer.output.message.content)[0] != _LIST:
+    answer = answer_as(_answer_decoder, body)
+    if answer is None or memoryview(answer.output.message.content)[0] != _LIST:
         raise UpstreamError("The provider's answer is not one of Converse.", code="bad_upstream_answer")
     return usage_in(answer.usage)
 

@@ -7,8 +7,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_TOKEN_COUNT
+from cliproxy.bounds import MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
+from cliproxy.translators.json_bounds import answer_as
 from cliproxy.translators.usage import AskedFor, Usage
 
 __all__ = ["AskedFor", "Usage", "read_answer", "reread", "usage_of_embeddings"]
@@ -67,14 +68,9 @@ def read_answer(body: bytes) -> list[msgspec.Raw]:
 
 
 def _read(body: bytes) -> _Answer:
-    try:
-        if not body.isascii():
-            body.decode()  # strings that the decoder skips are not looked at by it
-        if body.count(b"{") > MAX_ANSWER_OBJECTS:
-            raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
-        answer = _answer_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise _no_embeddings() from None
+    answer = answer_as(_answer_decoder, body)
+    if answer is None:
+        raise _no_embeddings()
     vectors = answer.embeddings if answer.embedding is None else [answer.embedding]
     if not vectors or any(memoryview(vector.values)[0] != 91 for vector in vectors):  # 91: `[`
         raise _no_embeddings()

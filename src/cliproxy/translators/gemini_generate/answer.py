@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_CITATIONS, MAX_CITED_TEXT_BYTES, MAX_IDENTIFIER_CHARS
+from cliproxy.bounds import MAX_CITATIONS, MAX_CITED_TEXT_BYTES, MAX_IDENTIFIER_CHARS
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
 from cliproxy.translators.conversation import (
@@ -43,6 +43,7 @@ from cliproxy.translators.gemini_generate.decode import GeminiRequest
 from cliproxy.translators.gemini_generate.marks import mark_of
 from cliproxy.translators.gemini_generate.media import standard_base64
 from cliproxy.translators.gemini_generate.usage import usage_in
+from cliproxy.translators.json_bounds import answer_as
 from cliproxy.translators.usage import Usage
 
 # --- reasons to stop ---------------------------------------------------------------------------------------------------
@@ -194,14 +195,9 @@ def decode_answer(body: bytes) -> ConversationAnswer:
 
 def parse_answer(body: bytes) -> Answer:
     """Return `body` as an answer or an event. Raises `UpstreamError` if it is none or reports an error."""
-    try:
-        if not body.isascii():
-            body.decode()  # strings that the decoder skips are not looked at by it
-        if body.count(b"{") > MAX_ANSWER_OBJECTS:
-            raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
-        answer = answer_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise not_gemini() from None
+    answer = answer_as(answer_decoder, body)
+    if answer is None:
+        raise not_gemini()
     if answer.error is not ABSENT and bytes(answer.error) != b"null":
         raise UpstreamError("The provider reported an error in its answer.", code="upstream_stream_error")
     return answer

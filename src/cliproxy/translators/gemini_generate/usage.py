@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_CHOICES, MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
+from cliproxy.translators.json_bounds import answer_as
 from cliproxy.translators.sse import EventSplitter, data_line
 from cliproxy.translators.usage import AskedFor, Usage
 
@@ -138,7 +139,7 @@ def usage_of_answer(body: bytes) -> Usage | None:
 
     Raises `UpstreamError` if `body` is none: not JSON, not UTF-8, neither candidates nor a blocked prompt.
     """
-    answer = _parse_answer(body)
+    answer = answer_as(_answer_decoder, body)
     if answer is None or bytes(answer.error) != b"null":
         raise _no_answer()
     if not answer.candidates and not _is_blocked(answer):
@@ -156,17 +157,6 @@ def verify_count_answer(body: bytes) -> None:
         body.decode()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise UpstreamError("The provider's answer is not a count of tokens.", code="bad_upstream_answer") from None
-
-
-def _parse_answer(body: bytes) -> _Answer | None:
-    try:
-        if not body.isascii():
-            body.decode()  # strings that the decoder skips are not looked at by it
-        if body.count(b"{") > MAX_ANSWER_OBJECTS:
-            raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
-        return _answer_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
 
 
 def _is_blocked(answer: _Answer) -> bool:

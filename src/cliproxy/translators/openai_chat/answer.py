@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_ANSWER_PARTS, MAX_CHOICES
+from cliproxy.bounds import MAX_ANSWER_PARTS, MAX_CHOICES
 from cliproxy.errors import UpstreamError
 from cliproxy.translators.conversation import (
     AssistantPart,
@@ -24,6 +24,7 @@ from cliproxy.translators.conversation import (
     ToolCall,
     verify_arguments,
 )
+from cliproxy.translators.json_bounds import answer_as
 from cliproxy.translators.openai_chat.chunks import ANY_FAULT, NULL, Call, LooseSaid, Said, strict_pieces
 from cliproxy.translators.openai_chat.decode import ChatRequest
 from cliproxy.translators.openai_chat.shapes import (
@@ -62,13 +63,11 @@ _decoder = msgspec.json.Decoder(_Answer)
 
 def decode_answer(body: bytes) -> ConversationAnswer:
     """Return the answer in `body`. Raises `UpstreamError` if it is no chat completion, or not whole."""
+    read = answer_as(_decoder, body)
+    if read is None:
+        raise not_a_completion()
+    id = read.id or ""
     try:
-        if not body.isascii():
-            body.decode()  # strings that the decoder skips are not looked at by it
-        if body.count(b"{") > MAX_ANSWER_OBJECTS:
-            raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
-        read = _decoder.decode(body)
-        id = read.id or ""
         choices = [_choice(choice, id) for choice in read.choices]
     except ANY_FAULT:
         raise not_a_completion() from None

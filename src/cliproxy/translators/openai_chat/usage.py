@@ -13,8 +13,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_CHOICES, MAX_TOKEN_COUNT
+from cliproxy.bounds import MAX_CHOICES, MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
+from cliproxy.translators.json_bounds import answer_as
 from cliproxy.translators.sse import EventSplitter, data_line
 from cliproxy.translators.usage import AskedFor, Usage
 
@@ -122,14 +123,9 @@ def usage_of_answer(body: bytes) -> Usage | None:
 
     Raises `UpstreamError` if `body` is no chat completion: not JSON, not UTF-8, no choices, a message that is none.
     """
-    try:
-        if not body.isascii():
-            body.decode()  # strings that the decoder skips are not looked at by it
-        if body.count(b"{") > MAX_ANSWER_OBJECTS:
-            raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
-        answer = _answer_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise _not_a_completion() from None
+    answer = answer_as(_answer_decoder, body)
+    if answer is None:
+        raise _not_a_completion()
     for choice in answer.choices:
         if memoryview(choice.message.content)[0] not in b'"[n' or memoryview(choice.message.tool_calls)[0] not in b"[n":
             raise _not_a_completion()

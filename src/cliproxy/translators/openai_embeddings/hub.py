@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 
-from cliproxy.bounds import MAX_ANSWER_OBJECTS
 from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import UnsupportedFeature
 from cliproxy.translators.conversation import Encoded
@@ -67,8 +66,6 @@ _decoder = msgspec.json.Decoder(_Answer)
 def decode_embed_answer(body: bytes) -> EmbedAnswer:
     """Return a provider's whole answer. Raises `UpstreamError` if it is none of this dialect's, or its indices do not count from 0."""
     usage = usage_of_embeddings(body)
-    if body.count(b"{") > MAX_ANSWER_OBJECTS:
-        raise no_vectors()
     try:
         answer = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -7,8 +7,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_TOKEN_COUNT
+from cliproxy.bounds import MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
+from cliproxy.translators.json_bounds import answer_as
 from cliproxy.translators.usage import Usage
 
 __all__ = ["Usage", "reread", "usage_of_embeddings"]
@@ -49,15 +50,8 @@ def reread(body: bytes) -> str:
 
 def usage_of_embeddings(body: bytes) -> Usage | None:
     """Return the usage in a whole answer, or None if it has none that makes sense. Raises `UpstreamError` if `body` is no embeddings answer."""
-    try:
-        if not body.isascii():
-            body.decode()  # strings that the decoder skips are not looked at by it
-        if body.count(b"{") > MAX_ANSWER_OBJECTS:
-            raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
-        answer = _answer_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise UpstreamError("The provider's answer is not a list of embeddings.", code="bad_upstream_answer") from None
-    if any(memoryview(item.embedding)[0] not in b'["' for item in answer.data):
+    answer = answer_as(_answer_decoder, body)
+    if answer is None or any(memoryview(item.embedding)[0] not in b'["' for item in answer.data):
         raise UpstreamError("The provider's answer is not a list of embeddings.", code="bad_upstream_answer")
     try:
         return Usage(_usage_decoder.decode(answer.usage).prompt_tokens, 0)

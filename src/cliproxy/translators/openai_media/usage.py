@@ -8,8 +8,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_FORM_PARTS, MAX_TOKEN_COUNT
+from cliproxy.bounds import MAX_FORM_PARTS, MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
+from cliproxy.translators.json_bounds import answer_as
 from cliproxy.translators.openai_media.form import BOUNDARY
 from cliproxy.translators.usage import AskedFor, Usage
 
@@ -84,31 +85,28 @@ _usage_decoder = msgspec.json.Decoder(_Usage)
 
 def usage_of_images(body: bytes) -> Usage | None:
     """Return the usage in a whole answer, or None if it has none that makes sense. Raises `UpstreamError` if `body` is no answer with pictures."""
-    try:
-        _verify_text(body)
-        answer = _images_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise UpstreamError("The provider's answer has no pictures.", code="bad_upstream_answer") from None
+    answer = answer_as(_images_decoder, body)
+    if answer is None:
+        raise UpstreamError("The provider's answer has no pictures.", code="bad_upstream_answer")
     return _usage_in(answer.usage)
 
 
 def usage_of_transcript(body: bytes) -> Usage | None:
     """Return the usage in a whole answer in JSON, or None: subtitles and plain text, of any form, tell none. Raises `UpstreamError` for other JSON."""
-    try:
-        _verify_text(body)
-        if body.lstrip()[:1] != b"{":
-            return None
-        answer = _transcript_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise UpstreamError("The provider's answer is no transcript.", code="bad_upstream_answer") from None
+    if body.lstrip()[:1] != b"{":
+        try:
+            body.decode()
+        except UnicodeDecodeError:
+            raise _no_transcript() from None
+        return None
+    answer = answer_as(_transcript_decoder, body)
+    if answer is None:
+        raise _no_transcript()
     return _usage_in(answer.usage)
 
 
-def _verify_text(body: bytes) -> None:
-    if not body.isascii():
-        body.decode()  # strings that the decoder skips are not looked at by it
-    if body.count(b"{") > MAX_ANSWER_OBJECTS:
-        raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
+def _no_transcript() -> UpstreamError:
+    return UpstreamError("The provider's answer is no transcript.", code="bad_upstream_answer")
 
 
 def _usage_in(raw: msgspec.Raw) -> Usage | None:

@@ -12,8 +12,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_RESPONSES_EVENT_BYTES, MAX_TOKEN_COUNT
+from cliproxy.bounds import MAX_RESPONSES_EVENT_BYTES, MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
+from cliproxy.translators.json_bounds import answer_as
 from cliproxy.translators.sse import EventSplitter, data_line
 from cliproxy.translators.usage import AskedFor, Usage
 
@@ -94,14 +95,9 @@ def usage_of_answer(body: bytes) -> Usage | None:
 
     Raises `UpstreamError` if `body` is no response, or one that failed or is still under way.
     """
-    try:
-        if not body.isascii():
-            body.decode()  # strings that the decoder skips are not looked at by it
-        if body.count(b"{") > MAX_ANSWER_OBJECTS:
-            raise UpstreamError("The provider's answer holds too many objects.", code="provider_answer_too_large")
-        response = _response_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise UpstreamError("The provider's answer is not a response.", code="bad_upstream_answer") from None
+    response = answer_as(_response_decoder, body)
+    if response is None:
+        raise UpstreamError("The provider's answer is not a response.", code="bad_upstream_answer")
     verify_finished(response.status, response.error)
     return read_usage(response.usage)
 
