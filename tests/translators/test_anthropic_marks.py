@@ -91,3 +91,9 @@ def test_a_mark_says_what_it_was_given(signer: Dialect, kind: Kind, text: str, i
         assert mark(signer, kind, text, id) == text
     else:
         assert unmark(mark(signer, kind, text, id), Kind.SIGNATURE) == Marked(signer, kind, id, text)
+
+
+def test_a_mark_that_is_spelt_with_escapes_never_reaches_anthropic_either() -> None:
+    body = asked(answered(THOUGHTS["Gemini's"])).replace(b"cliproxy:", b"\\u0063liproxy\\u003a")
+    request = decode_messages(body, max_tokens_cap=99, on_excess="reject")
+    assert [block["type"] for block in request.rest["messages"][1]["content"]] == ["text"]

@@ -33,6 +33,7 @@ from cliproxy.translators.gemini_generate.count import conversation_of as counte
 from cliproxy.translators.gemini_generate.count import decode_count, decode_count_answer, encode_count, encode_count_answer, encode_same
 from cliproxy.translators.gemini_generate.decode import FIELD_NAMES, GeminiRequest, conversation_of, decode_gemini
 from cliproxy.translators.gemini_generate.encode import FOREIGN_SIGNATURE, encode_conversation, encode_with_hole
+from cliproxy.translators.gemini_generate.marks import mark_of
 from cliproxy.translators.gemini_generate.usage import reread, reread_count, verify_count_answer
 from cliproxy.translators.usage import AskedFor
 
@@ -768,3 +769,14 @@ def test_a_count_is_read_and_written() -> None:
     assert decode_count_answer(b'{"totalTokens": 31, "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 31}]}') == 31
     assert decode_count_answer(encode_count_answer(12)) == 12
     verify_count_answer(encode_count_answer(12))
+
+
+def test_a_mark_that_is_spelt_with_escapes_never_reaches_google_either() -> None:
+    mark = mark_of(Reasoning("Hm.", "c2ln", signer=Dialect.ANTHROPIC_MESSAGES))
+    parts = [{"text": "Hm.", "thought": True}, {"text": "", "thoughtSignature": mark}, {"text": "Yes."}]
+    turns = [{"role": "user", "parts": [{"text": "Hi"}]}, {"role": "model", "parts": parts}, {"role": "user", "parts": [{"text": "Go on."}]}]
+    body = json.dumps({"contents": turns}).encode().replace(mark[:4].encode(), "".join(f"\\u{ord(letter):04x}" for letter in mark[:4]).encode())
+    assert mark.encode() not in body and json.loads(body)["contents"] == turns
+    request = decode_gemini(body, model="m", stream=False, max_tokens_cap=100, on_excess="reject")
+    left = json.loads(encode_with_hole(request, Quirks.NONE).prefix)["contents"][1]["parts"]
+    assert left == [{"text": "Yes."}]

@@ -56,7 +56,7 @@ def decode_messages(body: bytes, *, max_tokens_cap: int, on_excess: Literal["rej
     checked(document, wire, KNOWN_FIELDS)
     if not allow_provider_state:
         verify_stateless(wire.messages)
-    if _MARK in body:
+    if _MARK in body or b"\\u" in body:  # escaped, a mark is none of these bytes
         without_marks(document)
     max_tokens = wire.max_tokens
     if max_tokens > max_tokens_cap:

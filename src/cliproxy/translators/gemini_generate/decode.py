@@ -53,7 +53,7 @@ FIELD_NAMES: dict[str, str] = {
 
 class GeminiRequest(msgspec.Struct, frozen=True):
     """A checked request. `model` and `stream` are the path's. `max_tokens` is the most output tokens of one of its `n` candidates, so `estimate + n *
-    max_tokens` is what to reserve. `rest` is everything that leaves, `wire` the same as types. `marked`: its history has thoughts of other vendors', which
+    max_tokens` is what to reserve. `rest` is everything that leaves, `wire` the same as types. `marked`: its history may have thoughts of other vendors', which
     must not leave (`marks`)."""
 
     model: str
@@ -71,6 +71,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 BODY = shape_of(GenerateBody)
 _CONFIG = BODY.nested["generationConfig"][0]
 _KINDS = frozenset(PART_KINDS)
+_MARK = MARK.encode()
 _TOOL_NAMES = shape_of(Tool).names
 
 
@@ -100,7 +101,7 @@ def decode_gemini(
         estimate=estimate(len(body), wire.contents),
         rest=document,
         wire=wire,
-        marked=body.find(MARK.encode()) >= 0,
+        marked=_MARK in body or b"\\u" in body,  # escaped, a mark is none of these bytes
     )
 
 
