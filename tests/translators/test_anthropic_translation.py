@@ -341,7 +341,8 @@ EFFORTS: dict[str, tuple[Thinking, Any, Any, Any]] = {
     "none": (Thinking("none"), {"type": "disabled"}, None, {"type": "disabled"}),
     "minimal": (Thinking("minimal"), {"type": "adaptive"}, {"effort": "low"}, older(1024)),
     "low": (Thinking("low"), {"type": "adaptive"}, {"effort": "low"}, older(2048)),
-    "xhigh": (Thinking("xhigh", show=True), {"type": "adaptive", "display": "summarized"}, {"effort": "xhigh"}, older(4095)),
+    "medium": (Thinking("medium"), {"type": "adaptive"}, {"effort": "medium"}, older(2048)),
+    "xhigh": (Thinking("xhigh", show=True), {"type": "adaptive", "display": "summarized"}, {"effort": "xhigh"}, older(2048)),
     "budget": (Thinking(budget=2000), {"type": "adaptive"}, {"effort": "low"}, older(2000)),
     "a small budget": (Thinking(budget=1, show=False), {"type": "adaptive", "display": "omitted"}, {"effort": "low"}, older(1024)),
     "a middling budget": (Thinking(budget=8192), {"type": "adaptive"}, {"effort": "medium"}, older(4095)),
@@ -362,6 +363,18 @@ def test_how_much_to_think(name: str) -> None:
         assert (body.get("thinking"), body.get("output_config")) == expected
         assert encoded.dropped == ()
         vendor_anthropic.read(body)
+
+
+def test_an_effort_leaves_half_of_the_tokens_to_the_answer_and_a_budget_is_taken_at_its_word() -> None:
+    def budget_of(max_tokens: int, wanted: Thinking) -> int:
+        encoded = encode_conversation(asked(max_tokens=max_tokens, thinking=wanted), Quirks.BUDGET_THINKING)
+        return int(json.loads(encoded.prefix + b'"m"' + encoded.suffix)["thinking"]["budget_tokens"])
+
+    assert budget_of(64000, Thinking("high")) == 16384
+    assert budget_of(10000, Thinking("high")) == 5000
+    assert budget_of(1500, Thinking("high")) == 1024  # the least there is
+    assert budget_of(1025, Thinking("high")) == 1024
+    assert budget_of(1500, Thinking(budget=1400)) == 1400
 
 
 CALLED = (HI, Message("assistant", (ToolCall("a", "ping", "{}"),)), Message("user", (ToolResult("a", "ping", (Text("1"),)),)))

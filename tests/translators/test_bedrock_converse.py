@@ -273,7 +273,7 @@ THINKING: dict[str, tuple[Thinking, Quirks, Any, Any, bool]] = {  # wish, model:
     "a budget": (Thinking(budget=2000), ANY, None, None, True),
     "a budget of Claude": (Thinking(budget=2000, show=True), CLAUDE, {"type": "adaptive", "display": "summarized"}, "low", False),
     "a budget of an older Claude": (Thinking(budget=2000, show=True), OLDER, {"type": "enabled", "budget_tokens": 2000}, None, False),
-    "an effort of an older Claude": (Thinking(effort="low"), OLDER, {"type": "enabled", "budget_tokens": 2048}, None, False),
+    "an effort of an older Claude": (Thinking(effort="low"), OLDER, {"type": "enabled", "budget_tokens": 2000}, None, False),
     "a budget that is too small": (Thinking(budget=5), OLDER, {"type": "enabled", "budget_tokens": 1024}, None, False),
     "a budget that is too large": (Thinking(budget=9999), OLDER, {"type": "enabled", "budget_tokens": 3999}, None, False),
     "shown": (Thinking(show=True), CLAUDE, {"type": "adaptive", "display": "summarized"}, None, False),

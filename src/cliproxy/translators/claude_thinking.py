@@ -2,14 +2,15 @@
 
 | hub (`Thinking`) | `thinking` | effort | older models (`Quirks.BUDGET_THINKING`): `enabled`, with a budget of |
 |---|---|---|---|
-| effort `none`, or budget 0 | `disabled` | none | (`disabled`) |
+| effort `none`, or budget 0 | `disabled` | the effort, unless `none` | (`disabled`) |
 | effort `minimal`, `low` | `adaptive` | `low` | 1,024, 2,048 |
 | effort `medium`, `high`, `xhigh` | `adaptive` | the same | 8,192, 16,384, 32,768 |
 | a budget | `adaptive` | `low` up to 2,048, `medium` up to 8,192, else `high` | the budget |
 | neither, but `show` is not false | `adaptive` | none | 2,048 |
 
-Models since 4.7 refuse budgets, models before 4.6 refuse `adaptive` and efforts. A budget is at least 1,024 and below `max_tokens`. `show` becomes `display`;
-older models always show.
+Models since 4.7 refuse budgets, models before 4.6 refuse `adaptive` and efforts. A budget is at least 1,024 and below `max_tokens`, of which an effort leaves
+half to the answer (where 1,024 allow it): who asks for an effort has not said that the answer may be a single token. `show` becomes `display`; older models
+always show.
 
 Thinking is left out, and reported, where Anthropic refuses the request with it: where a tool is forced; and of older models also where a turn that calls
 tools, or that the answer goes on from, does not begin with thoughts that they signed, or where 1,024 tokens have no room below `max_tokens`.
@@ -56,8 +57,11 @@ def thinking_of(request: ConversationRequest, dropped: list[str], *, by_budget: 
         dropped.append("thinking")
         return None
     if by_budget:
-        budget = wanted.budget if wanted.budget is not None and wanted.budget > 0 else _BUDGETS[wanted.effort]
-        return {"type": "enabled", "budget_tokens": min(max(budget, MIN_BUDGET_TOKENS), request.max_tokens - 1)}
+        if wanted.budget is not None and wanted.budget > 0:
+            budget = min(wanted.budget, request.max_tokens - 1)
+        else:
+            budget = min(_BUDGETS[wanted.effort], request.max_tokens // 2)
+        return {"type": "enabled", "budget_tokens": max(budget, MIN_BUDGET_TOKENS)}
     made = {"type": "adaptive"}
     if wanted.show is not None:
         made["display"] = "summarized" if wanted.show else "omitted"

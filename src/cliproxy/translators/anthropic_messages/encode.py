@@ -57,7 +57,7 @@ def encode_count(request: ConversationRequest, quirks: Quirks) -> Encoded:
     """Return the question for the tokens of `request`. What only steers an answer is left out: it has no tokens. Raises as `encode_conversation` does."""
     dropped: list[str] = []
     rest = _json(common_fields(request, dropped, by_budget=_has(quirks, Quirks.BUDGET_THINKING)))
-    return Encoded(VERTEX_COUNT_PREFIX if quirks & Quirks.VERTEX else PREFIX, b"," + rest, tuple(dict.fromkeys(dropped)))
+    return Encoded(VERTEX_COUNT_PREFIX if _has(quirks, Quirks.VERTEX) else PREFIX, b"," + rest, tuple(dict.fromkeys(dropped)))
 
 
 def _has(quirks: Quirks, quirk: Quirks) -> bool:
