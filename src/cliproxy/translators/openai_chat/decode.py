@@ -6,7 +6,7 @@ output tokens that is no higher than the operator's; a stream always asks for us
 
 from __future__ import annotations
 
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import msgspec
 
@@ -98,7 +98,7 @@ def _cap(document: dict[str, Any], wire: ChatBody, cap: int, on_excess: str) -> 
             continue
         if asked > cap:
             if on_excess != "clamp":
-                _refuse_excess(name, cap)
+                refuse_excess(name, cap)
             document[name] = asked = cap
         if lowest and lowest != asked:
             document["max_completion_tokens"] = document["max_tokens"] = asked = min(lowest, asked)
@@ -107,10 +107,6 @@ def _cap(document: dict[str, Any], wire: ChatBody, cap: int, on_excess: str) -> 
         document.pop("max_completion_tokens", None)  # an explicit null
         document["max_tokens"] = lowest = cap  # absent means no limit at the provider
     return lowest
-
-
-def _refuse_excess(name: str, cap: int) -> NoReturn:
-    refuse_excess(name, cap)
 
 
 def _ask_for_usage(document: dict[str, Any], wire: ChatBody) -> bool:
