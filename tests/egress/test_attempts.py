@@ -449,7 +449,7 @@ def test_a_reload_that_mends_a_provider_ends_its_cooldowns_and_no_others(change:
         case.succeed()
         assert {key.provider for key in case.authoriser.cooldowns.table} == {"a", "b"}
         providers = case.settings.providers | {"a": msgspec.structs.replace(case.settings.providers["a"], **change)}
-        case.authoriser.reconfigure(msgspec.structs.replace(case.settings, providers=providers))
+        case.authoriser.reconfigure(msgspec.structs.replace(case.settings, providers=providers), now=time.monotonic())
         assert {key.provider for key in case.authoriser.cooldowns.table} == ({"a", "b"} if cools else {"b"})
 
     in_a_loop(test)

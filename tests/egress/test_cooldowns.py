@@ -229,9 +229,19 @@ def test_what_is_forgotten_is_one_providers_and_told() -> None:
     for key in (KEY, KEY._replace(model="n"), other):
         cooldowns.failed(key, fault(404), started=0.0, now=0.0)
     cooldowns.take_changes(now=0.0, wall=0.0, most=64)
-    cooldowns.forget("p")
+    cooldowns.forget("p", now=50.0)
     assert list(cooldowns.table) == [other]
     assert {(told.provider, told.model, told.until) for told in cooldowns.take_changes(now=0.0, wall=0.0, most=64)} == {("p", "m", 0.0), ("p", "n", 0.0)}
+
+
+def test_a_call_that_left_before_its_provider_was_another_says_nothing_about_it() -> None:
+    cooldowns = Cooldowns(transient_seconds=60.0)
+    cooldowns.forget("p", now=50.0)
+    cooldowns.failed(KEY, fault(404), started=49.0, now=51.0)
+    assert not cooldowns.table
+    cooldowns.failed(KEY._replace(provider="q"), fault(404), started=49.0, now=51.0)
+    cooldowns.failed(KEY, fault(404), started=50.0, now=51.0)
+    assert {key.provider for key in cooldowns.table} == {"p", "q"}
 
 
 def test_what_was_found_out_since_the_start_is_not_overwritten() -> None:

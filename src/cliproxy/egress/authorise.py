@@ -147,15 +147,15 @@ class Authoriser:
         self.cooldowns = Cooldowns(transient_seconds=settings.routing.cooldown_seconds)
         self._router = Router(self.cooldowns)
         self._providers: Mapping[str, Provider] = {}
-        self.reconfigure(settings)
+        self.reconfigure(settings, now=0.0)
 
-    def reconfigure(self, settings: Settings) -> None:
+    def reconfigure(self, settings: Settings, *, now: float) -> None:
         """Take new tables. Raises `ConfigError` and changes nothing if a route leads nowhere."""
         self._routes = RouteTable(settings)
         for name, before in self._providers.items():
             after = settings.providers.get(name)
             if after is None or _who(after) != _who(before):
-                self.cooldowns.forget(name)  # the operator has mended it, as like as not
+                self.cooldowns.forget(name, now=now)  # the operator has mended it, as like as not
         self._providers = settings.providers
         self._max_tokens = settings.requests.max_tokens
         self._routing = settings.routing

@@ -151,6 +151,7 @@ class Cooldowns:
         self.transient_seconds = transient_seconds
         self.table: dict[Key, Cooldown] = {}
         self._changed: dict[Key, None] = {}
+        self._anew: dict[str, float] = {}  # since when a provider's name means another one
 
     def begin(self, key: Key, now: float) -> bool:
         """A call begins that `Cooldown.allows` let through: return whether it is a probe, whose verdict must be told (`succeeded`, `failed`, `released`)."""
@@ -178,7 +179,7 @@ class Cooldowns:
         found = self.table.get(key)
         if found is not None and started >= found.since:
             found.probing = False
-        if fault.rule is Rule.NOTHING:
+        if fault.rule is Rule.NOTHING or started < self._anew.get(key.provider, started):
             return
         # A call that left before the cooldown began met the same trouble: it is no strike of its own, but may know of a longer time.
         same = found is not None and started < found.since
@@ -215,8 +216,11 @@ class Cooldowns:
         else:
             self._changed[last] = None
 
-    def forget(self, provider: str) -> None:
-        """What was found out about `provider` no longer holds: it is another one now."""
+    def forget(self, provider: str, *, now: float) -> None:
+        """What was found out about `provider` no longer holds, nor what calls find out that began before `now`: it is another one now."""
+        if len(self._anew) >= MAX_COOLDOWNS:
+            self._anew.clear()  # of so many reloads the calls before the last are over
+        self._anew[provider] = now
         for key in [key for key in self.table if key.provider == provider]:
             del self.table[key]
             self._changed[key] = None

@@ -292,7 +292,7 @@ class Egress:
         settings, self.prepared = self.prepared, None
         self.settings = settings
         self.generation = generation
-        self.authoriser.reconfigure(settings)
+        self.authoriser.reconfigure(settings, now=time.monotonic())
         for id in self.injector.retable(settings.providers):
             say(f"cliproxy: credential {id} is sealed to another origin and is not used")
         self.pool.retable(settings.providers, self.trust.contexts_for(settings.providers))
