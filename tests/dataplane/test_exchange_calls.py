@@ -749,6 +749,19 @@ def test_what_is_kept_of_a_request_is_counted_and_let_go_at_its_end(name: str, h
     assert worker.exchange.keeping == 0 and worker.faults == []
 
 
+def test_a_bug_on_the_way_to_egress_leaves_nothing_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = rig()
+
+    def broken(*_: object) -> int:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(worker.link, "send", broken)
+    for path, body in KEPT.values():
+        with pytest.raises(RuntimeError):
+            worker.post(path, body)
+    assert worker.exchange.keeping == 0
+
+
 def test_a_same_dialect_call_of_one_profile_keeps_nothing() -> None:
     worker = rig()
     worker.post("/v1/chat/completions", CHAT)

@@ -175,7 +175,7 @@ class Exchange:
         call = PendingCall(self, connection, request_id, route.shape, array=route.array)
         try:
             self._send(call, outbound, ())
-        except CliproxyError:
+        except BaseException:  # a bug too: what was counted for the call must not stay so
             call.cancelled()
             raise
         connection.call = call
