@@ -189,12 +189,11 @@ class Reader:
             if parsed.index != self._open:
                 raise not_a_message()
             delta = parsed.delta
-            kind = type(delta)
-            if kind is _TextDelta and self._kind is SaidText:
-                if delta.text:  # type: ignore[union-attr]
-                    out.append(TextDelta(0, self._index, delta.text))  # type: ignore[union-attr]
-            elif kind is _JsonDelta and self._kind is SaidCall:
-                self._more_input(delta.partial_json, out)  # type: ignore[union-attr]
+            if isinstance(delta, _TextDelta) and self._kind is SaidText:
+                if delta.text:
+                    out.append(TextDelta(0, self._index, delta.text))
+            elif isinstance(delta, _JsonDelta) and self._kind is SaidCall:
+                self._more_input(delta.partial_json, out)
             else:
                 self._other_delta(delta, out)
         else:

@@ -109,18 +109,17 @@ class Writer:
         """Return whole events; may be empty. Raises `UpstreamError` for what a message cannot hold (an image, another choice)."""
         out: list[bytes] = []
         for event in events:
-            kind = type(event)
-            if kind is TextDelta:
-                if event.choice:  # type: ignore[union-attr]
+            if isinstance(event, TextDelta):
+                if event.choice:
                     raise several_choices()
                 if self._pending:
                     self._begin_text(out)
                 if self._prefix:
-                    out += (self._prefix, _encode(event.text), _END)  # type: ignore[union-attr]
-            elif kind is ArgumentsDelta:
-                if event.choice:  # type: ignore[union-attr]
+                    out += (self._prefix, _encode(event.text), _END)
+            elif isinstance(event, ArgumentsDelta):
+                if event.choice:
                     raise several_choices()
-                out += (self._prefix, _encode(event.json), _END)  # type: ignore[union-attr]
+                out += (self._prefix, _encode(event.json), _END)
             else:
                 self._other(event, out)
         return b"".join(out)

@@ -110,13 +110,12 @@ class Writer:
         pieces: list[bytes] = []
         ended = False
         for event in events:
-            kind = type(event)
-            if kind is TextDelta:
-                affixes = self._affixes.get(event.choice)  # type: ignore[union-attr]
+            if isinstance(event, TextDelta):
+                affixes = self._affixes.get(event.choice)
                 if affixes is not None:
-                    pieces.append(affixes[0] + _encode(event.text) + affixes[1])  # type: ignore[union-attr]
+                    pieces.append(affixes[0] + _encode(event.text) + affixes[1])
                 if self._foreign:
-                    self._keep(event)  # type: ignore[arg-type]
+                    self._keep(event)
             elif isinstance(event, PartStarted):
                 self._start(event, pieces)
             elif isinstance(event, PartEnded):

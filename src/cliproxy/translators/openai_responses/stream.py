@@ -127,9 +127,8 @@ class Writer:
         """Return `events` as server-sent events. Raises `UpstreamError` for an answer larger than the gateway keeps, or that this dialect cannot say."""
         out: list[bytes] = []
         for event in events:
-            kind = type(event)
-            if kind is TextDelta or kind is ArgumentsDelta:
-                piece = event.text if kind is TextDelta else event.json  # type: ignore[union-attr]
+            if isinstance(event, (TextDelta, ArgumentsDelta)):
+                piece = event.text if isinstance(event, TextDelta) else event.json
                 if not self._summary_begun:
                     self._begin_summary(out)
                 encoded = _encode(piece)
