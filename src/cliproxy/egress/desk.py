@@ -22,12 +22,8 @@ from typing import Protocol, cast
 
 from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import ChannelViolation, ProviderOutcome, ProviderRequest, clip
-from cliproxy.bounds import (
-    AUDIT_AGAIN_SECONDS,
-    MAX_BYTES_AWAITING_AUDIT,
-    MAX_OUTCOMES_WAITING,
-    POLICY_ACK_SECONDS,
-)
+from cliproxy.bounds import AUDIT_AGAIN_SECONDS, MAX_BYTES_AWAITING_AUDIT, MAX_OUTCOMES_WAITING, POLICY_ACK_SECONDS
+from cliproxy.egress.acknowledgements import Acknowledgements
 from cliproxy.egress.authorise import Authoriser, AuthorizedRequest, Order, Rest
 from cliproxy.egress.between import KeptBodies, Rerouted
 from cliproxy.egress.calls import Outcome, ProviderCall, Sending
@@ -94,7 +90,6 @@ class Desk:
         self._authoriser = authoriser
         self._senders = senders
         self._audit = audit
-        self._acknowledge = acknowledge
         self._loop = asyncio.get_event_loop()
         self._workers: dict[int, WorkerChannel] = {}
         self._waiting: list[_Turn] = []
@@ -104,7 +99,7 @@ class Desk:
         self._outcomes: deque[ProviderOutcome] = deque()
         self._flush_due = False
         self._looks_again = False
-        self._pending_acks: deque[tuple[int, int, float]] = deque()  # policy number, streams ended, deadline; in the order of the numbers
+        self._acknowledgements = Acknowledgements(acknowledge)
 
     # --- workers ---
 
@@ -375,9 +370,9 @@ class Desk:
                         worker.policy(part)
                     self._tell_readiness(worker, now)
         streams = self._end_calls(frozenset(ended))
-        self._pending_acks.append((self._policy.number, streams, self._loop.time() + POLICY_ACK_SECONDS))
+        self._acknowledgements.expect(self._policy.number, streams_ended=streams, now=self._loop.time())
         self._acknowledge_if_complete()
-        if self._pending_acks:
+        if self._acknowledgements:
             self._loop.call_later(POLICY_ACK_SECONDS + 0.01, self._acknowledge_if_complete)  # uvloop's clock ticks in milliseconds
 
     def acknowledged(self, worker: WorkerChannel, number: int) -> None:
@@ -417,15 +412,7 @@ class Desk:
             yield from list(worker.calls.values())
 
     def _acknowledge_if_complete(self) -> None:
-        """Each change is told to the vault with its own figures, when every worker has it or its second is over."""
-        while self._pending_acks:
-            number, streams, deadline = self._pending_acks[0]
-            workers = [worker for worker in self._workers.values() if worker.introduced]
-            done = sum(1 for worker in workers if worker.policy_number >= number)
-            if done < len(workers) and self._loop.time() < deadline:
-                return
-            self._pending_acks.popleft()
-            self._acknowledge(PolicyAck(number=number, workers=done, of_workers=len(workers), streams_ended=streams))
+        self._acknowledgements.tell_complete(self._workers.values(), now=self._loop.time())
 
     # --- once a second ---
 
