@@ -121,8 +121,7 @@ class ClientRow(msgspec.Struct, frozen=True, kw_only=True):
     `same` encodes a request in its own dialect, `None` where no provider speaks it; `hub_of` says it in the hub's types. `same_answer` is for a dialect of
     several endpoints with answers of several shapes. `passing` and `writer` are for streams, `None` where there are none. The first event of every stream
     in the dialect has one of `marks`; what has none is another dialect. `splits`: its `Pass` takes pieces that are cut anywhere, others whole events.
-    `field_names` are the client's own paths of the hub's fields. `session_of` is what
-    the request itself says of the session it belongs to.
+    `field_names` are the client's own paths of the hub's fields. `session_of` is what the request itself says of the session it belongs to.
     """
 
     dialect: Dialect
