@@ -22,7 +22,8 @@ OURS = {
     "processes.journal processes.lines processes.listeners processes.loader_protocol processes.openings processes.plan processes.reloading processes.service "
     "processes.spawn processes.supervisor processes.topology processes.wiring processes.workspace",
     "worker": f"{_CHILD} processes.worker auth config.routes dialects dataplane ingress ipc.mux ipc.policy_feed limits providers translators",
-    "egress": f"{_CHILD} processes.egress auth config.routes dialects egress ipc.mux ipc.policy_feed limits providers translators.json_bounds translators.usage translators.sse "
+    "egress": f"{_CHILD} processes.egress auth config.routes dialects egress ipc.mux ipc.policy_feed limits providers "
+    "translators.json_bounds translators.usage translators.sse "
     + " ".join(f"translators.{dialect}.usage" for dialect in DIALECTS)
     + " translators.openai_media.form",
     "dialer": f"{_CHILD} processes.dialer dialects dialer providers",
