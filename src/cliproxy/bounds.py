@@ -14,7 +14,6 @@ STREAM_WINDOW_BYTES = 256 * KIB  # DESIGN §2: credit per stream
 STREAM_GRANT_BYTES = 64 * KIB  # credit goes back in pieces of at least this
 MAX_DESCRIPTORS_PER_MESSAGE = 4
 MAX_STREAMS_PER_CHANNEL = 4096
-CHANNEL_PACE_SECONDS = 0.001  # under load, pieces of streams wait that long for others: a write and a wake-up for several instead of one each
 CHANNEL_HIGH_WATER_BYTES = 1 * MIB  # unsent bytes above which upstream reading pauses
 POLICY_GRACE_SECONDS = 30.0  # DESIGN §2: known keys go on that long when the policy feed is silent
 MAX_WORKER_BACKLOG_BYTES = 16 * MIB  # unsent bytes towards egress above which a worker answers 503 instead of queueing

@@ -517,8 +517,6 @@ class Ledger:
     def queue(self, kind: Kind, stream: int, payload: bytes) -> None:
         self.frames.append(kind)
 
-    queue_unhurried = queue
-
 
 def asked_of_chat(*, stream: bool, used: Callable[[bytes], Usage | None] = usage_of_answer) -> Any:
     order = SimpleNamespace(reading=READINGS[Endpoint.CHAT_COMPLETIONS]._replace(used=used))

@@ -30,8 +30,6 @@ class Channel:
     def queue(self, kind, stream, payload):
         self.frames.append((kind, payload))
 
-    queue_unhurried = queue
-
     def kinds(self):
         return [kind for kind, _ in self.frames]
 

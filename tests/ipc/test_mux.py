@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cliproxy.bounds import CHANNEL_PACE_SECONDS, MAX_FRAME_BYTES
+from cliproxy.bounds import MAX_FRAME_BYTES
 from cliproxy.errors import ChannelError
 from cliproxy.ipc.mux import CANCEL_CODES, HEADER, TO_EGRESS, TO_WORKER, Abort, Kind, MuxChannel, cancel_code, cancel_of
 
@@ -100,66 +100,6 @@ def test_frames_of_one_turn_leave_in_one_write():
         await settle()
         assert len(writes) == 1
         assert theirs.recv(10_000) == b"".join(frame(Kind.DATA, number, b"d") for number in range(10))
-
-    run(scenario)
-
-
-class Clock:
-    """A loop whose time stands still until it is moved."""
-
-    def __init__(self):
-        self.now = 100.0
-        self.soon, self.later = [], []
-
-    def time(self):
-        return self.now
-
-    def call_soon(self, what):
-        self.soon.append(what)
-
-    def call_later(self, seconds, what):
-        self.later.append((self.now + seconds, what))
-
-    def turn(self, seconds=0.0):
-        self.now += seconds
-        due = [what for at, what in self.later if at <= self.now]
-        self.later = [(at, what) for at, what in self.later if at > self.now]
-        soon, self.soon = self.soon, []
-        for what in [*due, *soon]:
-            what()
-
-
-def test_frames_that_may_wait_leave_at_once_where_it_is_quiet_and_together_under_load():
-    async def scenario():
-        channel, theirs = await connected(Receiver())
-        theirs.setblocking(False)
-        clock = channel._loop = Clock()
-
-        def came():
-            try:
-                return theirs.recv(10_000)
-            except BlockingIOError:
-                return b""
-
-        channel.queue_unhurried(Kind.DATA, 1, b"quiet")
-        clock.turn()
-        assert came() == frame(Kind.DATA, 1, b"quiet")
-        channel.queue_unhurried(Kind.DATA, 1, b"a")
-        clock.turn()
-        channel.queue_unhurried(Kind.DATA, 2, b"b")
-        clock.turn(CHANNEL_PACE_SECONDS / 2)
-        assert came() == b""
-        clock.turn(CHANNEL_PACE_SECONDS)
-        assert came() == frame(Kind.DATA, 1, b"a") + frame(Kind.DATA, 2, b"b")
-        channel.queue_unhurried(Kind.DATA, 1, b"c")
-        channel.queue(Kind.END, 1, b"")  # waits for nobody, and takes along what came before it
-        clock.turn()
-        assert came() == frame(Kind.DATA, 1, b"c") + frame(Kind.END, 1)
-        clock.turn(CHANNEL_PACE_SECONDS)
-        assert came() == b""
-        channel.queue_unhurried(Kind.DATA, 3, b"d")
-        clock.turn()
-        assert came() == frame(Kind.DATA, 3, b"d")  # the timer that found nothing is forgotten
 
     run(scenario)
 

@@ -35,9 +35,6 @@ class Outgoing(Protocol):
     def queue(self, kind: Kind, stream: int, payload: bytes) -> None:
         """Send a frame."""
 
-    def queue_unhurried(self, kind: Kind, stream: int, payload: bytes) -> None:
-        """Send a frame that may wait a moment for others."""
-
 
 class Sending(Protocol):
     """What the pool (or the echo provider) returns for a call under way."""
@@ -256,7 +253,7 @@ class ProviderCall:
         if not self._backlog and len(data) <= self._window and len(data) <= MAX_DATA_FRAME_BYTES and not self._complete:
             self._window -= len(data)
             if self._answered:
-                self._channel.queue_unhurried(Kind.DATA, self.stream, data)
+                self._channel.queue(Kind.DATA, self.stream, data)
             else:
                 self._answer(data, final=False)
             if self._channel.paused:

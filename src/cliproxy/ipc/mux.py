@@ -17,7 +17,7 @@ from typing import Annotated, Protocol, cast
 
 import msgspec
 
-from cliproxy.bounds import CHANNEL_HIGH_WATER_BYTES, CHANNEL_PACE_SECONDS, MAX_CHANNEL_BACKLOG_BYTES, MAX_FRAME_BYTES
+from cliproxy.bounds import CHANNEL_HIGH_WATER_BYTES, MAX_CHANNEL_BACKLOG_BYTES, MAX_FRAME_BYTES
 from cliproxy.errors import ChannelError
 
 HEADER = struct.Struct("<IBI")
@@ -198,8 +198,6 @@ class MuxChannel(asyncio.Protocol):
         self._rest = b""
         self._out: list[bytes] = []
         self._flush_due = False
-        self._timer_due = False
-        self._written_at = 0.0
         self._error: ChannelError | None = None
         self._dropped = False
         self.paused = False
@@ -266,26 +264,6 @@ class MuxChannel(asyncio.Protocol):
             self._flush_due = True
             self._loop.call_soon(self.flush)
 
-    def queue_unhurried(self, kind: Kind, stream: int, payload: bytes) -> None:
-        """Send a frame that may wait for others. It goes with this loop turn's write too, unless the last write was less than `CHANNEL_PACE_SECONDS` ago:
-        then when that time is over, or with the first frame that does not wait. Frames keep their order."""
-        out = self._out
-        out.append(HEADER.pack(len(payload), kind, stream))
-        out.append(payload)
-        if self._flush_due or self._timer_due:
-            return
-        left = self._written_at + CHANNEL_PACE_SECONDS - self._loop.time()
-        if left > 0.0:
-            self._timer_due = True
-            self._loop.call_later(left, self._flush_paced)
-        else:
-            self._flush_due = True
-            self._loop.call_soon(self.flush)
-
-    def _flush_paced(self) -> None:
-        self._timer_due = False
-        self.flush()
-
     def flush(self) -> None:
         """Write what was queued."""
         if self._before_write is not None and self._out:
@@ -306,7 +284,6 @@ class MuxChannel(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return
         transport.write(b"".join(out))
-        self._written_at = self._loop.time()
         if self.paused and transport.get_write_buffer_size() > MAX_CHANNEL_BACKLOG_BYTES:
             self.fail(ChannelError(f"{self.peer} does not read its channel"))
 
