@@ -49,6 +49,8 @@ class Endpoint(IntEnum):
     TRANSLATIONS = 13
 
 
+ENDPOINT_NAMES = {endpoint: endpoint.name.lower() for endpoint in Endpoint}  # as the log and the vault have them
+
 ENDPOINTS: dict[Endpoint, tuple[Operation, Dialect]] = {
     Endpoint.CHAT_COMPLETIONS: (Operation.GENERATE, Dialect.OPENAI_CHAT),
     Endpoint.RESPONSES: (Operation.GENERATE, Dialect.OPENAI_RESPONSES),

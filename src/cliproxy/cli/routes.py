@@ -142,10 +142,10 @@ def _steps(name: str, route: Route, live: _Live | None) -> list[dict[str, Any]]:
 
 def _conversations(target: Target) -> list[str]:
     """The endpoints for conversations there, in the order of preference; all that it has, where it has none for conversations."""
-    from cliproxy.dialects import ENDPOINTS, Operation
+    from cliproxy.dialects import ENDPOINT_NAMES, ENDPOINTS, Operation
 
-    names = [endpoint.name.lower() for endpoint in target.endpoints if ENDPOINTS[endpoint][0] is Operation.GENERATE]
-    return names or [endpoint.name.lower() for endpoint in target.endpoints]
+    names = [ENDPOINT_NAMES[endpoint] for endpoint in target.endpoints if ENDPOINTS[endpoint][0] is Operation.GENERATE]
+    return names or [ENDPOINT_NAMES[endpoint] for endpoint in target.endpoints]
 
 
 def _state(target: Target, live: _Live | None) -> dict[str, Any]:

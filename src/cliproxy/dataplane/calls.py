@@ -277,10 +277,12 @@ class PendingCall:
 
     def _collect(self, whole: WholeAnswer, answer: Answer) -> None:
         whole.headers = self._headers(JSON_HEADERS, answer)
-        if answer.body:
-            self._add(whole, answer.body)
-        if answer.final and self._whole is not None:
+        if answer.final:  # in one frame: nothing waits for its end, and nobody waits for credit
+            whole.add(answer.body)
+            self._owner.collected += len(answer.body)
             self._say(whole)
+        elif answer.body:
+            self._add(whole, answer.body)
 
     def _add(self, whole: WholeAnswer, data: bytes) -> None:
         """Hold a piece of an answer that is translated when it is whole. Egress bounds it too; the receiver checks."""

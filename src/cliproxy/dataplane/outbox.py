@@ -49,9 +49,13 @@ class Outbox:
 
     def take(self) -> bytes:
         """Return everything that waits, and forget it."""
-        if self._pieces:
+        out, pieces = self._out, self._pieces
+        if len(pieces) == 1 and not out and self.chunked:  # nearly always, of a stream
+            piece = pieces.pop()
+            self.size = 0
+            return b"%x\r\n%b\r\n" % (len(piece), piece)
+        if pieces:
             self._seal()
-        out = self._out
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
         self.size = 0

@@ -29,7 +29,7 @@ from cliproxy.auth.principals import Principal
 from cliproxy.bounds import COOLDOWNS_PER_PACKET, MAX_ESTIMATE_FLOOR_TOKENS, MAX_REROUTES, MAX_ROUTE_TARGETS
 from cliproxy.config.routes import Group, Profile, Route, RouteTable, Target
 from cliproxy.config.schema import Provider, Settings
-from cliproxy.dialects import ENDPOINTS, Dialect, Endpoint
+from cliproxy.dialects import ENDPOINT_NAMES, ENDPOINTS, Dialect, Endpoint
 from cliproxy.egress.admission import Admission, Reservation
 from cliproxy.egress.cooldowns import Cooldowns, Fault, Key
 from cliproxy.egress.inject import BoundCredential, Injector
@@ -290,7 +290,7 @@ class Authoriser:
             or asked.n != order.n
             or (asked.stream != order.stream and (asked.stream is not None or order.reading.says_stream))
         ):
-            raise ChannelError(f"a body for {order.endpoint.name.lower()} is not what the worker said")
+            raise ChannelError(f"a body for {ENDPOINT_NAMES[order.endpoint]} is not what the worker said")
         if order.max_tokens > self._max_tokens:
             raise SchemaError(f"max_tokens is above this gateway's limit of {self._max_tokens}.", param="max_tokens")
         return final

@@ -29,11 +29,11 @@ from cliproxy.bounds import (
     RATE_COOLDOWN_FIRST_SECONDS,
     RATE_COOLDOWN_LONGEST_SECONDS,
 )
-from cliproxy.dialects import Endpoint
+from cliproxy.dialects import ENDPOINT_NAMES, Endpoint
 from cliproxy.errors import ClientError, CliproxyError, ProviderRefusal, RateLimited, Unavailable, UpstreamError
 from cliproxy.ipc.messages import CooldownRecord
 
-_ENDPOINTS = {endpoint.name.lower(): endpoint for endpoint in Endpoint}
+_ENDPOINTS = {name: endpoint for endpoint, name in ENDPOINT_NAMES.items()}
 PROBE_AGAIN_SECONDS = 1.0  # what a client is told to wait for the verdict of a probe under way
 
 
@@ -238,7 +238,7 @@ class Cooldowns:
                 provider=key.provider,
                 credential=key.credential,
                 model=key.model,
-                endpoint=Endpoint(key.endpoint).name.lower(),
+                endpoint=ENDPOINT_NAMES[Endpoint(key.endpoint)],
                 until=0.0 if found is None else wall + found.until - now,
                 status=0 if found is None else found.status,
                 code="" if found is None else found.code,

@@ -23,6 +23,7 @@ from typing import Protocol, cast
 from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import ChannelViolation, ProviderOutcome, ProviderRequest, clip
 from cliproxy.bounds import AUDIT_AGAIN_SECONDS, MAX_BYTES_AWAITING_AUDIT, MAX_OUTCOMES_WAITING, POLICY_ACK_SECONDS
+from cliproxy.dialects import ENDPOINT_NAMES
 from cliproxy.egress.acknowledgements import Acknowledgements
 from cliproxy.egress.authorise import Authoriser, AuthorizedRequest, Order, Rest
 from cliproxy.egress.between import KeptBodies, Rerouted
@@ -436,7 +437,7 @@ def _intent(request: AuthorizedRequest) -> ProviderRequest:
         address=order.address,
         attempt=request.attempt,
         credential="" if request.credential is None else request.credential.id,
-        endpoint=order.endpoint.name.lower(),
+        endpoint=ENDPOINT_NAMES[order.endpoint],
         model=request.target.model,
         principal=order.principal.id,
         provider=request.target.provider,

@@ -99,6 +99,7 @@ class Pool:
         sweep_seconds: float = SWEEP_SECONDS,
     ) -> None:
         self._loop = loop
+        self.now = loop.time
         self._dialer = dialer
         self._limit = connections_per_provider
         self._lanes: dict[str, Lane] = {}
@@ -310,10 +311,6 @@ class Pool:
             connection.abort()
         while lane.waiting:
             lane.waiting.popleft().fail(Unavailable("The provider's settings have changed; try again.", code="provider_changed"))
-
-    def now(self) -> float:
-        """Return the loop's clock, seconds."""
-        return self._loop.time()
 
     def counts(self) -> dict[str, tuple[int, int, int]]:
         """Return for each provider how many connections are open, how many of these are idle, and how many calls wait."""

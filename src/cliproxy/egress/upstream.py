@@ -114,6 +114,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, pool: Pool, lane: Lane) -> None:
         self._pool = pool
+        self._now = pool.now
         self.lane = lane
         self.since = 0.0  # idle: since when; else when bytes last came, or the request was sent
         self.transport: asyncio.Transport
@@ -165,7 +166,7 @@ class Connection(asyncio.Protocol):
         """Read again."""
         if self._paused and not self.transport.is_closing():
             self._paused = False
-            self.since = self._pool.now()
+            self.since = self._now()
             self.transport.resume_reading()
 
     def enforce(self, timeouts: ProviderTimeouts, now: float) -> None:
@@ -211,7 +212,7 @@ class Connection(asyncio.Protocol):
         if self._received > MAX_RESPONSE_BYTES:
             self._fail("The provider's answer is too large.", code="provider_answer_too_large")
             return
-        self.since = self._pool.now()
+        self.since = self._now()
         self._pass_on(sent)
 
     def eof_received(self) -> None:

@@ -223,7 +223,7 @@ class Encoded(_Value, frozen=True):
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
-class StopReason(Enum):
+class StopReason(str, Enum):
     """Why a choice ended. `FILTER`: the provider's safety filter; `REFUSAL`: the model declined; `PAUSE`: a long turn that the client may continue."""
 
     END = "end"

@@ -51,7 +51,7 @@ def turns(messages: Sequence[Message], dropped: list[str]) -> list[dict[str, Any
     made: list[dict[str, Any]] = []
     for role, parts in _joined(messages):
         blocks = [block for part in parts if (block := _block(part, role, dropped)) is not None]
-        if role == "user":
+        if role == "user" and len(blocks) > 1:
             blocks.sort(key=_comes_second)
         if not blocks:
             continue

@@ -45,8 +45,8 @@ def encode_conversation(request: ConversationRequest, quirks: Quirks) -> Encoded
     """
     dropped: list[str] = []
     body: dict[str, Any] = {"max_tokens": request.max_tokens}
-    body |= common_fields(request, dropped, by_budget=_has(quirks, Quirks.BUDGET_THINKING))
-    body |= _settings(request, dropped, thinks=_is_thinking(body))
+    _add_prompt(body, request, dropped, by_budget=_has(quirks, Quirks.BUDGET_THINKING))
+    _add_settings(body, request, dropped, thinks=_is_thinking(body))
     if request.stream:
         body["stream"] = True
     encoded = with_hole(_json(body), vertex=_has(quirks, Quirks.VERTEX))
@@ -56,8 +56,9 @@ def encode_conversation(request: ConversationRequest, quirks: Quirks) -> Encoded
 def encode_count(request: ConversationRequest, quirks: Quirks) -> Encoded:
     """Return the question for the tokens of `request`. What only steers an answer is left out: it has no tokens. Raises as `encode_conversation` does."""
     dropped: list[str] = []
-    rest = _json(common_fields(request, dropped, by_budget=_has(quirks, Quirks.BUDGET_THINKING)))
-    return Encoded(VERTEX_COUNT_PREFIX if _has(quirks, Quirks.VERTEX) else PREFIX, b"," + rest, tuple(dict.fromkeys(dropped)))
+    body: dict[str, Any] = {}
+    _add_prompt(body, request, dropped, by_budget=_has(quirks, Quirks.BUDGET_THINKING))
+    return Encoded(VERTEX_COUNT_PREFIX if _has(quirks, Quirks.VERTEX) else PREFIX, b"," + _json(body), tuple(dict.fromkeys(dropped)))
 
 
 def _has(quirks: Quirks, quirk: Quirks) -> bool:
@@ -80,9 +81,8 @@ def _json(body: dict[str, Any]) -> bytes:
 # --- what counts as prompt -------------------------------------------------------------------------------------------
 
 
-def common_fields(request: ConversationRequest, dropped: list[str], *, by_budget: bool) -> dict[str, Any]:
-    """Return the fields that a request and a question for its tokens have in common. `by_budget`: the model thinks by budgets and knows no effort."""
-    fields: dict[str, Any] = {}
+def _add_prompt(fields: dict[str, Any], request: ConversationRequest, dropped: list[str], *, by_budget: bool) -> None:
+    """Add what a request and a question for its tokens have in common. `by_budget`: the model thinks by budgets and knows no effort."""
     thinking = None
     if request.thinking is not None:
         thinking = thinking_of(request, dropped, by_budget=by_budget, begin_with_thoughts=lambda: begin_with_thoughts(request.messages))
@@ -101,7 +101,6 @@ def common_fields(request: ConversationRequest, dropped: list[str], *, by_budget
         output = _output_config(request, dropped, by_budget=by_budget)
         if output:
             fields["output_config"] = output
-    return fields
 
 
 def _tools(request: ConversationRequest) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
@@ -181,10 +180,9 @@ def _is_thinking(body: dict[str, Any]) -> bool:
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-def _settings(request: ConversationRequest, dropped: list[str], *, thinks: bool) -> dict[str, Any]:
-    """Return the settings that steer the answer. 1.0 is the vendor's own temperature and `top_p`: it is left out, as newer models refuse either."""
+def _add_settings(fields: dict[str, Any], request: ConversationRequest, dropped: list[str], *, thinks: bool) -> None:
+    """Add the settings that steer the answer. 1.0 is the vendor's own temperature and `top_p`: it is left out, as newer models refuse either."""
     _refuse_what_changes_answers(request)
-    fields: dict[str, Any] = {}
     if request.temperature is not None and request.temperature != 1:
         if request.temperature > 1 or thinks:
             refuse("temperature")
@@ -213,8 +211,8 @@ def _settings(request: ConversationRequest, dropped: list[str], *, thinks: bool)
             dropped.append("service_tier")
     if request.store:  # Anthropic stores nothing, as `false` wants it
         dropped.append("store")
-    dropped += [name for name in ("seed", "verbosity", "cache_key", "metadata") if getattr(request, name) not in (None, "")]
-    return fields
+    if request.seed is not None or request.verbosity or request.cache_key or request.metadata is not None:
+        dropped += [name for name in ("seed", "verbosity", "cache_key", "metadata") if getattr(request, name) not in (None, "")]
 
 
 def _refuse_what_changes_answers(request: ConversationRequest) -> None:

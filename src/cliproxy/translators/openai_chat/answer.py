@@ -159,6 +159,16 @@ def encode_answer(answer: ConversationAnswer, *, request: ChatRequest | None, id
 
 
 def _told(choice: Choice) -> dict[str, Any]:
+    parts = choice.parts
+    message: dict[str, Any]
+    if len(parts) == 1 and isinstance(text := parts[0], Text) and not text.citations:  # most answers
+        message = {"role": "assistant", "content": text.text, "refusal": None}
+    else:
+        message = _message_of(parts)
+    return {"index": choice.index, "message": message, "logprobs": None, "finish_reason": finish_reason_of(choice.stop, refused=message["refusal"] is not None)}
+
+
+def _message_of(parts: tuple[AssistantPart, ...]) -> dict[str, Any]:
     texts: list[str] = []
     thoughts: list[str] = []
     refusals: list[str] = []
@@ -167,7 +177,7 @@ def _told(choice: Choice) -> dict[str, Any]:
     notes: list[dict[str, Any]] = []
     pictures: list[dict[str, Any]] = []
     offset = 0
-    for part in choice.parts:
+    for part in parts:
         if isinstance(part, Text):
             told = [annotation_of(citation, offset=offset, length=len(part.text)) for citation in part.citations]
             notes += [note for note in told if note is not None]
@@ -189,7 +199,7 @@ def _told(choice: Choice) -> dict[str, Any]:
             message[name] = value
     if calls:
         message["tool_calls"] = calls
-    return {"index": choice.index, "message": message, "logprobs": None, "finish_reason": finish_reason_of(choice.stop, refused=bool(refusals))}
+    return message
 
 
 def _told_call(call: ToolCall) -> dict[str, Any]:

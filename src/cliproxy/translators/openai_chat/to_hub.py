@@ -66,32 +66,35 @@ def conversation_of(request: ChatRequest) -> ConversationRequest:
     if body.stream_options is not None and body.stream_options.include_obfuscation:
         _refuse("stream_options.include_obfuscation")
     system, messages = _History().read(body.messages)
+    # Positional, in the order of the fields: keywords cost as much as everything else here.
     return ConversationRequest(
-        dialect=Dialect.OPENAI_CHAT,
-        model=request.model,
-        stream=request.stream,
-        max_tokens=request.max_tokens,
-        messages=messages,
-        system=system,
-        tools=_tools(body),
-        tool_choice=_tool_choice(body),
-        parallel_tool_calls=body.parallel_tool_calls,
-        n=request.n,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
-        seed=body.seed,
-        presence_penalty=body.presence_penalty,
-        frequency_penalty=body.frequency_penalty,
-        logit_bias=body.logit_bias,
-        output=_output(body),
-        thinking=Thinking(body.reasoning_effort) if body.reasoning_effort else None,
-        verbosity=body.verbosity or "",
-        user=body.user or body.safety_identifier or "",
-        metadata=body.metadata,
-        service_tier=body.service_tier or "",
-        store=body.store,
-        cache_key=body.prompt_cache_key or "",
+        Dialect.OPENAI_CHAT,
+        request.model,
+        request.stream,
+        request.max_tokens,
+        messages,
+        system,
+        _tools(body),
+        _tool_choice(body),
+        body.parallel_tool_calls,
+        request.n,
+        body.temperature,
+        body.top_p,
+        None,  # top_k: nothing of chat's
+        (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        body.seed,
+        body.presence_penalty,
+        body.frequency_penalty,
+        body.logit_bias,
+        None,  # logprobs: refused above
+        _output(body),
+        Thinking(body.reasoning_effort) if body.reasoning_effort else None,
+        body.verbosity or "",
+        body.user or body.safety_identifier or "",
+        body.metadata,
+        body.service_tier or "",
+        body.store,
+        body.prompt_cache_key or "",
     )
 
 
@@ -113,19 +116,18 @@ def _verify_known(typed: Any, raw: Any, path: str) -> None:
         return
     kind = type(typed)
     names = _KNOWN.get(kind) or _names_of(kind)
+    if not names.issuperset(raw):
+        for name, value in raw.items():
+            if name not in names and value is not None:
+                _refuse(f"{path}.{name}" if path else name)
     for name, value in raw.items():
-        if type(value) in _PLAIN:
-            if name not in names:
-                _refuse(f"{path}.{name}" if path else name)
-        elif value is not None:
-            if name not in names:
-                _refuse(f"{path}.{name}" if path else name)
+        if type(value) in _DEEP and name in names:
             known = getattr(typed, name)
             if isinstance(known, list | msgspec.Struct):
                 _verify_known(known, value, f"{path}.{name}" if path else name)
 
 
-_PLAIN = frozenset({str, int, float, bool})  # values that hold no names
+_DEEP = frozenset({dict, list})  # values that hold names
 _KNOWN: dict[type, frozenset[str]] = {}
 
 
@@ -155,9 +157,13 @@ class _History:
         system: list[Text] = []
         for index, message in enumerate(messages):
             kind = type(message)
-            if kind is wire.UserMessage and not self._results and type(message.content) is str and not message.name:
-                self._messages.append(Message("user", (Text(message.content),)))
-                continue
+            if type(message.content) is str and not message.name and not self._results:  # the plain ones, which are most
+                if kind is wire.UserMessage:
+                    self._messages.append(Message("user", (Text(message.content),)))
+                    continue
+                if kind is wire.SystemMessage and not self._messages:
+                    system.append(Text(message.content))
+                    continue
             at = f"messages[{index}]"
             if message.name and kind not in _NAMED_BY_THE_VENDOR:
                 raise UnsupportedFeature("The provider of this model knows no names of who speaks: write the name into the text.", param=f"{at}.name")
