@@ -219,14 +219,14 @@ class Supervisor:
             numbers = set(os.read(self._signals, 4096))
         except BlockingIOError:
             return
+        if signal.SIGHUP in numbers and self._announced and self._phases is None:
+            self._request_reload()  # before deaths: one that ends a reload must not make of this a request of its own, after the one that waits already
         if signal.SIGCHLD in numbers:
             deaths, others = self._fleet.reap()
             for death in deaths:
                 self._on_death(death)
             for pid, status in others:
                 self._reload.process_ended(pid, status)
-        if signal.SIGHUP in numbers and self._announced and self._phases is None:
-            self._request_reload()
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
             self._stop(0, at_once=self._phases is not None)
 
