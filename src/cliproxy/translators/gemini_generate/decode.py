@@ -15,6 +15,7 @@ from cliproxy.errors import SchemaError
 from cliproxy.translators.estimate import AUDIO_CHARS_PER_TOKEN, FILE_CHARS_PER_TOKEN, IMAGE_TOKENS, tokens_of_text
 from cliproxy.translators.gemini_generate.hub import conversation_of
 from cliproxy.translators.gemini_generate.marks import MARK
+from cliproxy.translators.gemini_generate.request import GeminiRequest
 from cliproxy.translators.gemini_generate.spelling import Shape, may_be_misspelt, normalise, shape_of, verify_names
 from cliproxy.translators.gemini_generate.state import verify_stateless
 from cliproxy.translators.gemini_generate.wire import PART_KINDS, Content, GenerateBody, GenerationConfig, Tool
@@ -49,21 +50,6 @@ FIELD_NAMES: dict[str, str] = {
     "service_tier": "serviceTier",
     "store": "store",
 }
-
-
-class GeminiRequest(msgspec.Struct, frozen=True):
-    """A checked request. `model` and `stream` are the path's. `max_tokens` is the most output tokens of one of its `n` candidates, so `estimate + n *
-    max_tokens` is what to reserve. `rest` is everything that leaves, `wire` the same as types. `marked`: its history may have thoughts of other vendors', which
-    must not leave (`marks`)."""
-
-    model: str
-    stream: bool
-    n: int
-    max_tokens: int
-    estimate: int
-    rest: dict[str, Any]
-    wire: GenerateBody
-    marked: bool = False
 
 
 T = TypeVar("T", bound=msgspec.Struct)

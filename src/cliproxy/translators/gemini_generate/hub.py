@@ -20,7 +20,7 @@ A `thinkingBudget` is the hub's `budget`; -1 (as the model likes) is the same as
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -44,10 +44,8 @@ from cliproxy.translators.conversation import (
 from cliproxy.translators.gemini_generate import wire
 from cliproxy.translators.gemini_generate.marks import is_marked, thought_in
 from cliproxy.translators.gemini_generate.media import media_of_blob, media_of_file
+from cliproxy.translators.gemini_generate.request import GeminiRequest
 from cliproxy.translators.gemini_generate.schemas import json_schema_of
-
-if TYPE_CHECKING:
-    from cliproxy.translators.gemini_generate.decode import GeminiRequest
 
 # What is understood of each object. The rest of its fields is refused.
 _BODY = frozenset({"contents", "systemInstruction", "tools", "toolConfig", "generationConfig", "safetySettings", "labels", "serviceTier", "store"})

@@ -14,29 +14,12 @@ from cliproxy.bounds import MAX_CHAT_VALUES
 from cliproxy.errors import SchemaError
 from cliproxy.translators.estimate import AUDIO_CHARS_PER_TOKEN, FILE_CHARS_PER_TOKEN, IMAGE_TOKENS, tokens_of_text
 from cliproxy.translators.json_bounds import decode_json
+from cliproxy.translators.openai_chat.request import ChatRequest
 from cliproxy.translators.openai_chat.to_hub import FIELD_NAMES, conversation_of
 from cliproxy.translators.openai_chat.wire import KNOWN_FIELDS, AssistantMessage, AudioPart, ChatBody, FilePart, ImagePart, Message
 from cliproxy.translators.schema import refuse, refuse_excess, refuse_state, verify_unknown_fields
 
 __all__ = ["FIELD_NAMES", "ChatRequest", "conversation_of", "decode_chat"]
-
-
-class ChatRequest(msgspec.Struct, frozen=True):
-    """A checked chat completion request.
-
-    `max_tokens` is the most output tokens of one of its `n` choices, so `estimate + n * max_tokens` is what to reserve. `include_usage` says whether the client
-    asked for the usage event of a stream. `rest` is everything that leaves for an upstream of the same dialect but the model; `wire` the same as types,
-    before caps and the wish for usage were put in: what `conversation_of` translates.
-    """
-
-    model: str
-    stream: bool
-    include_usage: bool
-    n: int
-    max_tokens: int
-    estimate: int
-    rest: dict[str, Any]
-    wire: ChatBody
 
 
 def decode_chat(body: bytes, *, max_tokens_cap: int, on_excess: Literal["reject", "clamp"], allow_provider_state: bool = False) -> ChatRequest:

@@ -5,7 +5,7 @@ What always holds: whatever is in the body and has no place in the hub is refuse
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -30,10 +30,8 @@ from cliproxy.translators.conversation import (
     ToolResult,
 )
 from cliproxy.translators.openai_chat import wire
+from cliproxy.translators.openai_chat.request import ChatRequest
 from cliproxy.translators.openai_chat.shapes import MEDIA_TYPE_OF_AUDIO, citations_of, data_of, image_of, is_on_the_web, thoughts_of
-
-if TYPE_CHECKING:
-    from cliproxy.translators.openai_chat.decode import ChatRequest
 
 _OWN_NAMES = """
     model stream max_tokens messages tools tool_choice parallel_tool_calls n temperature top_p top_k stop seed presence_penalty frequency_penalty

@@ -1,0 +1,24 @@
+"""What a `generateContent` request is once it was checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from cliproxy.translators.gemini_generate.wire import GenerateBody
+
+
+class GeminiRequest(msgspec.Struct, frozen=True):
+    """A checked request. `model` and `stream` are the path's. `max_tokens` is the most output tokens of one of its `n` candidates, so `estimate + n *
+    max_tokens` is what to reserve. `rest` is everything that leaves, `wire` the same as types. `marked`: its history may have thoughts of other vendors', which
+    must not leave (`marks`)."""
+
+    model: str
+    stream: bool
+    n: int
+    max_tokens: int
+    estimate: int
+    rest: dict[str, Any]
+    wire: GenerateBody
+    marked: bool = False
