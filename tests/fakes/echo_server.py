@@ -35,6 +35,9 @@ class EchoExchange:
         self.writable: list[Connection] = []
         self.flooded = 0
 
+    def on_head(self, connection: Connection, request: RawRequest) -> None:
+        pass
+
     def on_request(self, connection: Connection, request: RawRequest) -> None:
         self.seen.append(request)
         path = request.path

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, cast
 
-from cliproxy.bounds import LINGER_BYTES, LINGER_SECONDS, MAX_UNSENT_BYTES, MIN_READER_BYTES, PIPELINE_BYTES, WRITE_HIGH_WATER_BYTES
+from cliproxy.bounds import LINGER_BYTES, LINGER_SECONDS, MAX_STRANGERS_BODY_BYTES, MAX_UNSENT_BYTES, MIN_READER_BYTES, PIPELINE_BYTES, WRITE_HIGH_WATER_BYTES
 from cliproxy.dataplane.outbox import CHUNKED, CLOSE, CONTINUE, Outbox
 from cliproxy.errors import CliproxyError, FramingError, RateLimited, Unavailable
 from cliproxy.ingress.address import Address
@@ -65,6 +65,7 @@ class Connection(asyncio.Protocol):
         "_state",
         "_streaming",
         "_transport",
+        "_vetted",
         "address",
         "call",
         "client",
@@ -95,6 +96,7 @@ class Connection(asyncio.Protocol):
         self._omits_body = False
         self._streaming = False
         self._serving = False
+        self._vetted = False
         self._reading_paused = False
         self._counted = True
         self._held = 0
@@ -340,14 +342,29 @@ class Connection(asyncio.Protocol):
             if wait is not None:
                 self._refuse(RateLimited("Too many requests from your address.", retry_after=wait))
                 return
+            self._vetted = False
+        if phase is Phase.BODY:
+            if not self._vetted and (framer.wants_continue or framer.expected > MAX_STRANGERS_BODY_BYTES) and not self._vet():
+                return
             if framer.wants_continue:
                 framer.wants_continue = False
                 self._outbox.append(CONTINUE)
                 self._mark_dirty()
-        if phase is Phase.BODY:
             self._hold(framer.held)
             if server.is_overloaded:
                 self._refuse(Unavailable("The gateway holds more request bodies than it may; try again in a moment.", code="overloaded"))
+
+    def _vet(self) -> bool:
+        """Say whether the request under way may send the rest of its body, which strangers may not make us hold; answer it if not."""
+        request = self._framer.announced
+        if request is not None:
+            try:
+                self._server.exchange.on_head(self, request)
+            except CliproxyError as error:
+                self._refuse(error)
+                return False
+        self._vetted = True
+        return True
 
     def _hold(self, count: int) -> None:
         """Account for `count` bytes of bodies and of what waits behind them."""

@@ -99,6 +99,15 @@ class Exchange:
         except CliproxyError as error:
             self.refuse(connection, error, request_id, shape_of_request(request))
 
+    def on_head(self, connection: Connection, request: RawRequest) -> None:
+        """Raise what `request` is refused for before its body is read: strangers make us hold none, and the gateway's own pages take none."""
+        route = route_of(request)
+        if route is None:
+            raise NotFound(NO_ROUTE, code="unknown_route")
+        if route.row is None or request.method != route.method:
+            raise ClientError(f"{request.method.decode()} takes no body on this route.", code="body_too_long", status=413)
+        self._identify(connection, request, time.monotonic())
+
     def on_client_gone(self, connection: Connection) -> None:
         """The client closed while its request was under way: the call is cancelled, upstream too."""
         call = connection.call

@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from cliproxy.bounds import MAX_MODEL_NAME_CHARS, MAX_QUERY_PARAMETERS
+from cliproxy.bounds import MAX_MODEL_NAME_CHARS, MAX_QUERY_PARAMETERS, MAX_QUERY_VALUE_BYTES
 from cliproxy.dataplane.errors import Shape
 from cliproxy.dialects import Dialect, Operation
 from cliproxy.errors import ClientError, NotFound
@@ -77,6 +77,7 @@ _VERBS: Final = {
     b"embedContent": (Dialect.GEMINI_EMBED, Operation.EMBED, None, False),
     b"batchEmbedContents": (Dialect.GEMINI_EMBED, Operation.EMBED, None, True),
 }
+_MOST_BYTES_A_CHARACTER: Final = 12  # four of UTF-8, each as %XX
 # What a client is told that took another path than it meant.
 NO_ROUTE: Final = "There is no such route. The base URL for OpenAI's SDKs ends in /v1; for Anthropic's and Google's it has no path."
 METHODS_OF_MODELS: Final = f"; what a model does stands behind a colon: {', '.join(verb.decode() for verb in _VERBS)}"
@@ -85,6 +86,8 @@ METHODS_OF_MODELS: Final = f"; what a model does stands behind a colon: {', '.jo
 def route_of(request: RawRequest) -> ClientRoute | None:
     """Return the row of the request's path, `None` if there is none. Raises `NotFound` for a name that no model can have, 400 for a bad `alt`."""
     path = request.path
+    if request.query is not None and request.query.count(b"&") >= MAX_QUERY_PARAMETERS and is_gemini(path):
+        raise ClientError(f"The query has more than {MAX_QUERY_PARAMETERS} parameters.", code="invalid_request")
     route = EXACT.get(path)
     if route is not None:
         if route.row is None and path == b"/v1/models":
@@ -105,8 +108,6 @@ def route_of(request: RawRequest) -> ClientRoute | None:
 
 
 def _gemini(rest: bytes, query: bytes | None) -> ClientRoute:
-    if query is not None and query.count(b"&") >= MAX_QUERY_PARAMETERS:
-        raise ClientError(f"The query has more than {MAX_QUERY_PARAMETERS} parameters.", code="invalid_request")
     # Model names may hold colons (`llama3:8b`): only what follows the last one can be a verb.
     name, _, verb = rest.rpartition(b":")
     found = _VERBS.get(verb)
@@ -119,6 +120,8 @@ def _gemini(rest: bytes, query: bytes | None) -> ClientRoute:
 
 def _model_name(encoded: bytes) -> str:
     """Return the name in a path. Decoded once: what still looks encoded is part of the name."""
+    if len(encoded) > MAX_MODEL_NAME_CHARS * _MOST_BYTES_A_CHARACTER:
+        raise _no_such_model()
     decoded = unquote_to_bytes(encoded)
     try:
         name = decoded.decode()
@@ -142,11 +145,12 @@ def is_gemini(path: bytes) -> bool:
 
 
 def parameters(query: bytes | None, name: bytes) -> list[bytes]:
-    """Return the values of the parameter `name`, percent-decoded; other spellings of the name are other parameters."""
+    """Return the values of the parameter `name`, percent-decoded; other spellings of the name are other parameters. A value that is too long for any use
+    stays as it is: decoding 16 KB costs strangers nothing and us a millisecond."""
     if query is None:
         return []
     pairs = (part.partition(b"=") for part in query.split(b"&"))
-    return [unquote_to_bytes(value) for found, _, value in pairs if found == name]
+    return [unquote_to_bytes(value) if len(value) <= MAX_QUERY_VALUE_BYTES else value for found, _, value in pairs if found == name]
 
 
 def _alt(query: bytes | None) -> bytes:

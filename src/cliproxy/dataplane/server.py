@@ -40,7 +40,10 @@ __all__ = ["Connection", "Exchange", "RawRequest", "Server", "State"]
 
 
 class Exchange(Protocol):
-    """Who answers requests. What it raises (but `CliproxyError` from `on_request`, which is answered) closes the connection."""
+    """Who answers requests. What it raises (but `CliproxyError` from `on_head` and `on_request`, which is answered) closes the connection."""
+
+    def on_head(self, connection: Connection, request: RawRequest) -> None:
+        """Raise what `request`, whose body is large and still to come, is refused for whatever that says. If it is not, `on_request` asks again."""
 
     def on_request(self, connection: Connection, request: RawRequest) -> None:
         """Answer `request`, now or later, through `connection`. The next one of this connection comes only after that."""

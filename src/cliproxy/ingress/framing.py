@@ -144,6 +144,17 @@ class Framer:
         return len(self._buffer)
 
     @property
+    def announced(self) -> RawRequest | None:
+        """The request whose body is still to come, without it; None while there is none."""
+        head = self._head
+        return None if head is None else _request(head, b"", keep_alive=False)
+
+    @property
+    def expected(self) -> int:
+        """How many body bytes the request under way will have at least, as far as it has said."""
+        return self.held + self._missing
+
+    @property
     def glimpse(self) -> Glimpse:
         """What the request that is not whole, or was refused, seems to say."""
         head = self._head
@@ -359,18 +370,22 @@ class Framer:
         self._missing = 0
         self.wants_continue = False
         self.phase = Phase.HEAD if self._buffer else Phase.BETWEEN
-        return RawRequest(
-            head.method,
-            head.path,
-            head.query,
-            head.authorization,
-            head.api_key,
-            head.content_type,
-            head.accept,
-            body,
-            head.keep_alive and self._parser_keeps,
-            head.http_1_0,
-            head.goog_api_key,
-            head.anthropic_version,
-            head.session,
-        )
+        return _request(head, body, keep_alive=head.keep_alive and self._parser_keeps)
+
+
+def _request(head: Head, body: bytes, *, keep_alive: bool) -> RawRequest:
+    return RawRequest(
+        head.method,
+        head.path,
+        head.query,
+        head.authorization,
+        head.api_key,
+        head.content_type,
+        head.accept,
+        body,
+        keep_alive,
+        head.http_1_0,
+        head.goog_api_key,
+        head.anthropic_version,
+        head.session,
+    )
