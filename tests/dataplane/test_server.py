@@ -365,6 +365,25 @@ def test_a_large_answer_that_nobody_reads_is_given_up(quick: EchoServer) -> None
     assert [request.path for request in quick.exchange.seen] == [b"/large", b"/large"]  # nothing is begun for a client that does not read
 
 
+def test_the_last_bytes_that_nobody_reads_hold_no_connection_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "LINGER_SECONDS", 0.05)
+    with EchoServer(limits=QUICK) as server, server.connect(receive_buffer=4096) as sock:
+        sock.sendall(get(b"/flood"))
+        server.wait_until(lambda: server.exchange.waiting)
+        connection = server.exchange.waiting.pop()
+
+        def waits() -> bool:
+            """Write what fits, and a little more: too little for the connection to be paused."""
+            if connection._transport.get_write_buffer_size() < 8192:
+                connection.write_chunk(bytes(8192))
+            return 8192 <= connection._transport.get_write_buffer_size()
+
+        server.wait_until(waits)
+        assert not server.call(lambda: connection.paused)
+        server.call(connection.end_stream)
+        server.wait_until(lambda: server.server.open_connections == 0)
+
+
 # --- rules ---
 
 

@@ -447,6 +447,7 @@ class Connection(asyncio.Protocol):
                 self._state = State.LINGER
                 self._deadline = server.after(LINGER_SECONDS)
                 self._transport.close()
+                self._watch_reader()  # the last answer may still be on its way, to somebody who reads nothing
         elif self._state is State.LINGER and (self.paused or self._transport.get_write_buffer_size()):
             self._deadline = server.after(LINGER_SECONDS)  # the answer is still on its way; `_watch_reader` bounds that
         else:
