@@ -417,6 +417,43 @@ def test_a_silent_stream_is_kept_alive_in_its_dialect(shape: str, comment: bytes
     assert client.ending == "ended"
 
 
+@pytest.mark.parametrize("hears", ["a provider's comments", "arguments that are told whole"])
+def test_what_the_client_hears_nothing_of_does_not_stop_its_comments(hears: str) -> None:
+    worker = rig()
+    client = worker.post(*STREAMED["gemini"])
+    events = chat_events("m", WORDS)
+    call = json.loads(events[1].removeprefix(b"data: "))
+    call["choices"][0]["delta"] = {"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": '{"a": "'}}]}
+    worker.answer(client, b"".join(events[:2]), sse=True, final=False)
+    if hears == "arguments that are told whole":
+        worker.data(client, b"data: %b\n\n" % json.dumps(call).encode())
+    call["choices"][0]["delta"] = {"tool_calls": [{"index": 0, "function": {"arguments": "x"}}]}
+    silent = b": the provider thinks\n\n" if hears == "a provider's comments" else b"data: %b\n\n" % json.dumps(call).encode()
+    before = len(client.body)
+    for _ in range(40):
+        worker.exchange.sweep(worker.exchange.clock + 1)
+        worker.data(client, silent)
+    assert client.body[before:] == b"\n\n"  # one each 15 seconds
+
+
+@pytest.mark.parametrize("shape", ["messages", "array", "gemini"])
+def test_nothing_follows_the_end_of_a_translated_stream(shape: str) -> None:
+    worker = rig()
+    client = worker.post(*STREAMED[shape])
+    worker.answer(client, b"".join(chat_events("m", WORDS)), sse=True, final=False)
+    worker.abort(client, message="The provider broke off.")
+    assert streamed_text(shape, client.body) == "".join(WORDS) and client.ending == "ended"
+
+
+@pytest.mark.parametrize("path", [STREAMED["chat"], *NATIVE.values()])
+def test_a_stream_that_ends_without_one_event_is_no_answer(path: tuple[str, Any]) -> None:
+    worker = rig()
+    client = worker.post(*path)
+    worker.answer(client, b": only this\n\n", sse=True, final=False)
+    worker.end(client)
+    assert b"error" in client.body and client.ending == "ended"
+
+
 # --- a client that does not read ---------------------------------------------------------------------------------------
 
 
@@ -475,6 +512,22 @@ def test_what_waits_and_is_broken_ends_once_the_client_reads() -> None:
     assert broken("messages", client.body)["message"] and client.ending == "ended"
     assert b"one" in client.body and b"two" not in client.body
     assert worker.faults == []
+
+
+def test_the_end_of_a_translated_stream_waits_for_a_client_that_does_not_read() -> None:
+    """It repeats the whole text, four times for `/v1/responses`, and a client that is sent so much while it does not read is dropped."""
+    worker = rig()
+    client = worker.post("/v1/responses", {"model": "gemini", "input": "Hi.", "stream": True})
+    event = (
+        b'data: {"candidates":[{"content":{"parts":[{"text":"Hi"}],"role":"model"},"index":0,"finishReason":"STOP"}],"modelVersion":"m","responseId":"r"}\n\n'
+    )
+    worker.answer(client, event, sse=True, final=False)
+    client.paused = True
+    written = len(client.body)
+    worker.end(client)
+    assert len(client.body) == written and client.ending == ""
+    resume(worker, client)
+    assert b"response.completed" in client.body and client.ending == "ended" and client.call is None
 
 
 def test_a_client_that_goes_while_pieces_wait_for_it_cancels_the_call() -> None:

@@ -112,6 +112,59 @@ def test_a_stream_is_passed_on_in_whole_events_and_ends_with_done():
     assert case.outcomes[0].usage.total == 5
 
 
+OVER = {
+    Endpoint.CHAT_COMPLETIONS: EVENT + LAST + DONE,
+    Endpoint.RESPONSES: b'event: response.completed\ndata: {"type":"response.completed","response":{"usage":{"input_tokens":3,"output_tokens":2}}}\n\n',
+    Endpoint.MESSAGES: b'event: message_start\ndata: {"type":"message_start","message":{"usage":{"input_tokens":3,"output_tokens":1}}}\n\n'
+    b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":2}}\n\n'
+    b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
+    Endpoint.CONVERSE: b'event: messageStop\ndata: {"stopReason":"end_turn"}\n\nevent: metadata\ndata: {"usage":{"inputTokens":3,"outputTokens":2}}\n\n',
+}
+
+
+@pytest.mark.parametrize("endpoint", OVER)
+def test_a_stream_that_has_told_its_end_is_whole_whatever_becomes_of_its_connection(endpoint):
+    case = Case(stream=True, endpoint=endpoint, goes_on=True)
+
+    def scenario():
+        case.head()
+        case.call.on_data(OVER[endpoint])
+        case.call.on_failure(UpstreamError("The provider broke off the connection.", code="provider_broke_off"))
+
+    run(scenario)
+    assert case.channel.kinds() == [Kind.ANSWER, Kind.END]
+    assert case.channel.body() == OVER[endpoint]
+    assert case.outcomes[0].error == "" and case.outcomes[0].usage.total == 5 and len(case.outcomes) == 1
+
+
+def test_a_stream_of_gemini_has_no_end_but_that_of_its_body():
+    case = Case(stream=True, endpoint=Endpoint.GENERATE_CONTENT)
+
+    def scenario():
+        case.head()
+        case.call.on_data(b'data: {"candidates":[{"index":0,"finishReason":"STOP"}]}\n\n')
+        case.call.on_failure(UpstreamError("gone", code="provider_broke_off"))
+
+    run(scenario)
+    assert case.channel.kinds() == [Kind.ANSWER, Kind.ABORT]
+
+
+@pytest.mark.parametrize("endpoint", OVER)
+def test_an_event_that_is_no_text_ends_the_stream_before_the_client_has_it(endpoint):
+    case = Case(stream=True, endpoint=endpoint)
+    event = 'data: {"text":"ä€😀"}\n\n'.encode()
+
+    def scenario():
+        case.head()
+        for byte in event:
+            case.call.on_data(bytes([byte]))
+        case.call.on_data(b'data: {"text":"\xff\xfe"}\n\n')
+
+    run(scenario)
+    assert case.channel.body() == event and case.channel.kinds()[-1] is Kind.ABORT
+    assert case.outcomes[0].error == "bad_upstream_answer"
+
+
 def test_the_client_sees_the_head_even_if_no_event_comes():
     case = Case(stream=True)
     run(case.head)

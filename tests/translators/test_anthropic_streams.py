@@ -274,6 +274,13 @@ def test_an_error_in_a_stream_ends_it_after_the_events_before_it(name: str) -> N
         alone.feed(ERRORS[name])
 
 
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_behind_the_end_is_not_looked_at(name: str) -> None:
+    whole = START + TEXT + DELTA + STOP + END + OVER
+    assert count([whole + ERRORS[name]]) == (whole, Usage(3, 5))
+    assert count([whole, ERRORS[name]]) == (whole, Usage(3, 5))
+
+
 def test_the_prompts_count_alone_is_no_usage() -> None:
     stream = StreamUsage()
     stream.feed(START + TEXT + DELTA)

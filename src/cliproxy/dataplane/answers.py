@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 from cliproxy.bounds import MAX_HEADER_VALUE_CHARS, MAX_RESPONSES_EVENT_BYTES, MAX_WARNINGS
 from cliproxy.errors import UpstreamError
 from cliproxy.ipc.mux import Abort, Answer
+from cliproxy.translators.conversation import Ended, StreamEvent
 from cliproxy.translators.sse import EventSplitter
 from cliproxy.translators.table import ArrayPass, ArrayWriter, ClientRow, Pass, Reader, TargetRow, Writer
 
@@ -80,7 +81,13 @@ class SameStream:
         raise UpstreamError("The provider answered in a form that was not asked for.", code="bad_upstream_answer")
 
     def finish(self) -> bytes:
+        self._verify_begun()
         return b""
+
+    def _verify_begun(self) -> None:
+        """Raise `UpstreamError` for a stream that ends without one event."""
+        if self.feed == self._feed_first:
+            raise UpstreamError("The provider answered in a form that was not asked for.", code="bad_upstream_answer")
 
     def broken(self, abort: Abort) -> bytes:
         return _error_event(self._row, abort)
@@ -89,10 +96,11 @@ class SameStream:
 class TranslatedStream:
     """A stream in another dialect than the client's: the provider's bytes to the hub's events to the client's bytes."""
 
-    __slots__ = ("_reader", "_row", "_writer", "headers", "keep_alive")
+    __slots__ = ("_is_over", "_reader", "_row", "_writer", "headers", "keep_alive")
 
     def __init__(self, row: ClientRow, reader: Reader, writer: Writer) -> None:
         self._row = row
+        self._is_over = False  # the client has the end
         self._reader = reader
         self._writer = writer
         self.headers = SSE_HEADERS
@@ -100,13 +108,21 @@ class TranslatedStream:
 
     def feed(self, data: bytes) -> bytes:
         events = self._reader.feed(data)
-        return self._writer.write(events) if events else b""
+        return self._write(events) if events else b""
 
     def finish(self) -> bytes:
         events = self._reader.finish()
-        return self._writer.write(events) if events else b""
+        return self._write(events) if events else b""
+
+    def _write(self, events: Sequence[StreamEvent]) -> bytes:
+        written = self._writer.write(events)
+        self._is_over = type(events[-1]) is Ended
+        return written
 
     def broken(self, abort: Abort) -> bytes:
+        return b"" if self._is_over else self._error(abort)
+
+    def _error(self, abort: Abort) -> bytes:
         return _error_event(self._row, abort)
 
 
@@ -122,6 +138,7 @@ class SameArray(SameStream):
         self.headers = ARRAY_HEADERS
 
     def finish(self) -> bytes:
+        self._verify_begun()
         return self._pass.finish()
 
     def broken(self, abort: Abort) -> bytes:
@@ -139,7 +156,7 @@ class TranslatedArray(TranslatedStream):
         super().__init__(row, reader, writer)
         self.headers = ARRAY_HEADERS
 
-    def broken(self, abort: Abort) -> bytes:
+    def _error(self, abort: Abort) -> bytes:
         return self._writer.error_event(abort.message, kind=abort.kind, code=abort.code, status=abort.status)
 
 

@@ -167,7 +167,6 @@ class PendingCall:
 
     def on_data(self, data: bytes) -> None:
         connection = self.connection
-        self.heard_at = self._owner.clock
         stream = self._stream
         if stream is None:
             if self._whole is not None:
@@ -183,7 +182,9 @@ class PendingCall:
             except UpstreamError as error:
                 self._give_up(abort_of(error))
                 return
-        connection.write_chunk(passed)
+        if passed:  # what the client hears nothing of (a provider's comments, arguments that are told whole) breaks no silence
+            self.heard_at = self._owner.clock
+            connection.write_chunk(passed)
         self._owed += len(data)
         if self._owed >= STREAM_GRANT_BYTES and not connection.paused:
             self._pay()
@@ -191,8 +192,8 @@ class PendingCall:
     def on_end(self) -> None:
         if self._whole is not None:
             self._say(self._whole)
-        elif self._waiting:
-            self._ended = True  # the client does not read; `resume` goes on
+        elif self._waiting is not None and (self._waiting or self.connection.paused):
+            self._ended = True  # the client does not read, and the end may be long; `resume` goes on
         else:
             self._end()
 
@@ -232,9 +233,9 @@ class PendingCall:
             if self._stream is None:
                 return
             self._waiting = waiting
-            if self._ended:
-                self._end()
-                return
+        if self._ended:
+            self._end()
+            return
         self._pay()
 
     def keep_alive(self) -> None:

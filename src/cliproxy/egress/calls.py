@@ -154,6 +154,8 @@ class ProviderCall:
         if self._sse is not None:
             try:
                 events = self._sse.feed(data)
+                if not events.isascii():
+                    _verify_text(events)
             except UpstreamError as error:
                 self._fail(error)
                 return
@@ -187,7 +189,10 @@ class ProviderCall:
             raise
 
     def on_failure(self, error: CliproxyError) -> None:
-        """Nothing more comes: the provider refused, timed out, broke off, or its framing was wrong."""
+        """Nothing more comes: the provider refused, timed out, broke off, or its framing was wrong. A stream that has told its end is whole all the same."""
+        if self._sse is not None and self._sse.is_over:
+            self.on_complete()
+            return
         if isinstance(error, ProviderRefusal):
             self._status = error.provider_status
         self._fail(error)
@@ -315,6 +320,14 @@ class ProviderCall:
             usage = self._sse.usage
         duration = int((time.monotonic() - self._began) * 1000)
         return self._ledger.settled(self, Outcome(self._status, code, usage, self._received, duration), error)
+
+
+def _verify_text(events: bytes) -> None:
+    """Raise `UpstreamError` unless whole events are UTF-8: clients' libraries have no clean error for anything else."""
+    try:
+        events.decode()
+    except UnicodeDecodeError:
+        raise UpstreamError("The provider's answer is not text.", code="bad_upstream_answer") from None
 
 
 def abort_of(error: CliproxyError) -> Abort:

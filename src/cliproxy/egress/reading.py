@@ -23,7 +23,7 @@ from cliproxy.translators.usage import AskedFor, Usage
 
 
 class StreamReading(Protocol):
-    """A stream of one dialect: whole events out, `UpstreamError` for what is none and for what broke off."""
+    """A stream of one dialect: whole events out, `UpstreamError` for what is none and for what broke off. `is_over`: its end was told; `finish` is fine."""
 
     def feed(self, data: bytes) -> bytes: ...
 
@@ -31,6 +31,9 @@ class StreamReading(Protocol):
 
     @property
     def usage(self) -> Usage | None: ...
+
+    @property
+    def is_over(self) -> bool: ...
 
 
 class Reading(NamedTuple):

@@ -235,6 +235,11 @@ class StreamUsage:
         raise UpstreamError("The provider broke off in the middle of its answer.", code="upstream_broke_off")
 
     @property
+    def is_over(self) -> bool:
+        """Whether the stream has said its end: what becomes of its connection then is nobody's business."""
+        return self._done
+
+    @property
     def usage(self) -> Usage | None:
         """The usage that the last events report; None if they have none that makes sense. The first event alone, which counts the prompt, is not enough."""
         for events in reversed(self._kept):
@@ -252,6 +257,7 @@ class StreamUsage:
             event = _parse(data_line(events, at))
             if event is not None and event.type == "message_stop":
                 self._done = True
+                self._error = None  # what comes after the end is not looked at
                 return events[: events.find(b"\n\n", at) + 2]
             at = _next_line(events, _STOP, at)
         return events

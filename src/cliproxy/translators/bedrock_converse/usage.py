@@ -145,6 +145,11 @@ class StreamUsage:
         self._error: UpstreamError | None = None
         self.usage: Usage | None = None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the stream has said its end: what becomes of its connection then is nobody's business."""
+        return self._done
+
     def feed(self, data: bytes) -> bytes:
         """Return the whole events that `data` completes, to be forwarded; empty if none.
 

@@ -239,6 +239,11 @@ class StreamUsage:
         raise UpstreamError("The provider broke off in the middle of its answer.", code="upstream_broke_off")
 
     @property
+    def is_over(self) -> bool:
+        """Never: only the end of the body says so."""
+        return False
+
+    @property
     def usage(self) -> Usage | None:
         """The usage that the last events report, so far; None if they have none that makes sense."""
         for events in reversed(self._kept):

@@ -214,6 +214,11 @@ class StreamUsage:
         raise UpstreamError("The provider broke off in the middle of its answer.", code="upstream_broke_off")
 
     @property
+    def is_over(self) -> bool:
+        """Whether the stream has said its end: what becomes of its connection then is nobody's business."""
+        return self._done
+
+    @property
     def usage(self) -> Usage | None:
         """The usage that the last events report, so far; None if they have none that makes sense."""
         for events in reversed(self._kept):
