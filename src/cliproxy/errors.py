@@ -103,7 +103,7 @@ class UnsupportedFeature(SchemaError):
 
 
 class RateLimited(ClientError):
-    """429. `retry_after` is in seconds, 0 < retry_after."""
+    """429. `retry_after` is in seconds, 0 < retry_after; infinite where waiting does not help."""
 
     status = 429
     code = "rate_limit_exceeded"

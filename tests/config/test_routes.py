@@ -98,7 +98,7 @@ WILDCARDS = {
     "w/gpt-3.5": None,
     "w/other": None,
     "w/": None,
-    "w/gpt-4o/../../x": "wild/gpt-4o/../../x",  # a name like another: into a path it goes as one segment
+    "w/gpt-4o/../../x": None,  # into a path it would go as one segment, but whoever decodes and normalises that finds another model
     "v/gpt-4o": None,
     "gpt-4o": None,
     "w/gpt-4o\n": None,

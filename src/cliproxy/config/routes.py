@@ -26,7 +26,9 @@ from cliproxy.providers.facts import Endpoints, ProviderFacts
 from cliproxy.providers.origin import Origin, parse_base_url
 from cliproxy.providers.table import facts_of
 
-MODEL_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:/@+-]*[A-Za-z0-9])?")  # as it may stand in the configuration, and as a wildcard may be used
+# As it may stand in the configuration, and as a wildcard may be used. Without empty and dotted segments: whoever takes them out finds another model, which a
+# wildcard may not have meant and an exclusion may.
+MODEL_NAME = re.compile(r"(?!.*/\.{0,2}/)[A-Za-z0-9](?:[A-Za-z0-9._:/@+-]*[A-Za-z0-9])?")
 WILDCARD = "*"
 _FORMS = frozenset({Endpoint.TRANSCRIPTIONS, Endpoint.TRANSLATIONS})  # bodies that are no JSON
 

@@ -10,6 +10,7 @@ entry is dropped when nothing is under way and its minute is over.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from cliproxy.auth.principals import Principal
@@ -64,7 +65,8 @@ class _Limit:
         if limit:
             if tokens > limit:
                 raise self.error(
-                    f"The call reserves {tokens} tokens, more than {self.whose} may use in a minute ({limit}); lower max_tokens.", retry_after=_MINUTE
+                    f"The call reserves {tokens} tokens, more than {self.whose} may use in a minute ({limit}): lower max_tokens or send less.",
+                    retry_after=math.inf,
                 )
             over = meter.debt + tokens - limit
             if over > 0:

@@ -21,6 +21,7 @@ _WHERE_TO = """
     api_base base_url api_url api_host endpoint endpoint_url custom_host custom_endpoint custom_llm_provider host url
     proxy http_proxy https_proxy proxy_url webhook webhook_url callback_url api_version api_type deployment deployment_id region region_name
     model_list models fallbacks context_window_fallbacks route router router_settings provider providers preset plugins
+    engine model_id model_name fallback_model
     data_sources datasources kv_transfer_params mcp_servers
 """
 _AS_WHOM = """
@@ -83,6 +84,12 @@ def refuse_excess(param: str, cap: int) -> NoReturn:
     """Raise the refusal of more output tokens than the operator allows."""
     message = f"{param} is above this gateway's limit of {cap}: ask for less, or have its operator raise requests.max_tokens."
     raise SchemaError(message, param=param, code="max_tokens_exceeded")
+
+
+def refuse_other_model(param: str) -> NoReturn:
+    """Raise the refusal of a second model, which no route leads to and no key is held against."""
+    message = "A request uses the one model that it names, which its key is permitted: a tool may not bring another."
+    raise SchemaError(message, param=param, code="forbidden_field")
 
 
 def refuse_state(param: str, *, how_to: str = "send the content itself") -> NoReturn:

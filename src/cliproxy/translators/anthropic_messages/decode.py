@@ -33,7 +33,7 @@ from cliproxy.translators.anthropic_messages.wire import (
 )
 from cliproxy.translators.estimate import FILE_CHARS_PER_TOKEN, IMAGE_TOKENS, tokens_of_text
 from cliproxy.translators.json_bounds import decode_json
-from cliproxy.translators.schema import REFUSED_FIELDS, refuse, refuse_excess, refuse_state, verify_unknown_fields
+from cliproxy.translators.schema import REFUSED_FIELDS, refuse, refuse_excess, refuse_other_model, refuse_state, verify_unknown_fields
 
 __all__ = ["FIELD_NAMES", "MessagesRequest", "checked", "conversation_of", "decode_messages", "estimate_of", "verify_stateless", "without_marks"]
 
@@ -122,11 +122,14 @@ def _names_file(block: Any) -> bool:
 
 
 def _verify_vendors_tool(tool: dict[str, Any], index: int) -> None:
-    """Raise `SchemaError` if a tool that the vendor runs would bring a server or a credential along."""
+    """Raise `SchemaError` if a tool that the vendor runs would bring a server, a credential or a model along."""
     if tool["type"].startswith("mcp"):  # `mcp_toolset` goes with `mcp_servers`
         raise SchemaError("This gateway does not let a request connect tool servers.", param=f"tools[{index}].type", code="forbidden_field")
     for name in tool:
-        if name.casefold().replace("-", "_") in REFUSED_FIELDS:
+        plain = name.casefold().replace("-", "_")
+        if plain == "model":  # an adviser's
+            refuse_other_model(f"tools[{index}].model")
+        if plain in REFUSED_FIELDS:
             raise SchemaError("A tool may not bring its own routing or credentials.", param=f"tools[{index}]", code="forbidden_field")
 
 

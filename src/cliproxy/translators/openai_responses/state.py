@@ -29,15 +29,20 @@ from cliproxy.translators.openai_responses.wire import (
     ReasoningItem,
     ResponsesBody,
 )
+from cliproxy.translators.schema import refuse_other_model
 
 ENCRYPTED_REASONING = "reasoning.encrypted_content"
 HOW_TO = "send the whole input, with store: false"
 
 
 def verify_credentials(wire: ResponsesBody) -> None:
-    """Raise `SchemaError` for what no configuration allows: another server, secrets, a response that nobody could fetch."""
+    """Raise `SchemaError` for what no configuration allows: another server, secrets, another model, a response that nobody could fetch."""
+    if isinstance(wire.tool_choice, ImageGeneration) and wire.tool_choice.model is not None:
+        refuse_other_model("tool_choice.model")
     for index, tool in enumerate(wire.tools or ()):
         at = f"tools[{index}]"
+        if isinstance(tool, ImageGeneration) and tool.model is not None:
+            refuse_other_model(f"{at}.model")
         if isinstance(tool, Mcp):
             raise SchemaError("A request may not choose servers or credentials for the provider to use.", param=at, code="forbidden_field")
         if isinstance(tool, CodeInterpreter) and isinstance(tool.container, dict):

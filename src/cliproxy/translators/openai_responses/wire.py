@@ -266,7 +266,10 @@ class CodeInterpreter(_Typed, frozen=True, gc=False, tag="code_interpreter"):
 
 
 class ImageGeneration(_Typed, frozen=True, gc=False, tag="image_generation"):
+    """`model`, another one than the request's, is refused."""
+
     input_image_mask: dict[str, Any] | None = None
+    model: Any = None
 
 
 class LocalShell(_Typed, frozen=True, gc=False, tag="local_shell"):
