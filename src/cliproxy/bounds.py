@@ -104,6 +104,7 @@ MAX_MODEL_HEADS = 128  # request heads with a model's name in their path that eg
 # --- egress --------------------------------------------------------------------------------------------------------
 MAX_WHOLE_ANSWER_BYTES = 32 * MIB  # an embeddings answer of 2,048 inputs x 3,072 floats is 25 MiB
 MAX_ERROR_BODY_BYTES = 64 * KIB  # of a provider's error, which is parsed and rewritten
+MAX_HELD_ANSWER_BYTES = 256 * MIB  # whole answers that egress holds, of all calls together; 503 above. 60 of the largest took it to 1.9 GB
 ANSWER_PIECES_PER_JOIN = 1024  # pieces of a whole answer are joined in lots of these: 32 MiB in reads of two bytes were 900 MB
 MAX_REQUEST_BYTES_PER_WORKER = 128 * MIB  # bodies that egress holds for one worker until they are whole
 MAX_ADMISSION_ENTRIES = 100_000  # keys and providers whose limits egress counts at once

@@ -39,6 +39,7 @@ from cliproxy.config.schema import ModelRoute, Provider, Settings
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.admission import Admission
 from cliproxy.egress.authorise import Authoriser
+from cliproxy.egress.between import HeldAnswers
 from cliproxy.egress.calls import Outcome, ProviderCall
 from cliproxy.egress.desk import Desk
 from cliproxy.egress.echo import answer_chat
@@ -506,6 +507,7 @@ class Ledger:
     def __init__(self) -> None:
         self.endings: list[str] = []
         self.frames: list[Kind] = []
+        self.held = HeldAnswers()
 
     def answered(self, call: ProviderCall) -> None:
         pass

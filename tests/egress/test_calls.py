@@ -10,7 +10,9 @@ import pytest
 
 from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_WHOLE_ANSWER_BYTES, STREAM_WINDOW_BYTES
 from cliproxy.dialects import Endpoint
+from cliproxy.egress.between import HeldAnswers
 from cliproxy.egress.calls import ProviderCall
+from cliproxy.egress.cooldowns import Rule, fault_of
 from cliproxy.egress.reading import READINGS
 from cliproxy.errors import ProviderRefusal, UpstreamError
 from cliproxy.ipc.mux import Abort, Answer, Kind
@@ -59,7 +61,7 @@ class Case:
         self.channel, self.sending, self.outcomes = Channel(), Sending(), []
         order = SimpleNamespace(reading=READINGS[endpoint])
         request = SimpleNamespace(stream=stream, endpoint=endpoint, order=order, target=SimpleNamespace(provider="p", model="theirs"), attempt=3)
-        self.goes_on, self.began = goes_on, 0
+        self.goes_on, self.began, self.held = goes_on, 0, HeldAnswers()
         self.call = ProviderCall(request, channel=self.channel, slot=0, stream=9, ledger=self)
         self.call.sent(self.sending)
 
@@ -296,6 +298,48 @@ def test_an_answer_without_end_is_cut_off():
     run(scenario)
     assert case.channel.abort().code == "provider_answer_too_large"
     assert case.sending.did == ["cancel"]
+
+
+def test_whole_answers_are_held_within_a_bound_for_all_calls_together(monkeypatch):
+    monkeypatch.setattr("cliproxy.egress.calls.MAX_HELD_ANSWER_BYTES", 1000)
+    case = Case(goes_on=False)
+    case.held.bytes = 980  # other calls'
+
+    def scenario():
+        case.head()
+        case.call.on_data(WHOLE[:20])
+        case.call.on_data(WHOLE[20:])
+
+    run(scenario)
+    abort = case.channel.abort()
+    assert (abort.status, abort.code) == (503, "overloaded") and case.sending.did == ["cancel"]
+    assert case.held.bytes == 980
+    assert fault_of(UpstreamError("full", status=503, code="overloaded")).rule is Rule.NOTHING  # nobody's fault: nothing cools
+
+
+@pytest.mark.parametrize("how", ["whole", "large", "cancelled", "failed", "nonsense"])
+def test_what_is_held_of_whole_answers_is_counted_until_the_call_ends(how):
+    case = Case()
+    body = WHOLE.replace(b"hi", b"x" * STREAM_WINDOW_BYTES * 2) if how == "large" else b"nonsense" if how == "nonsense" else WHOLE
+
+    def scenario():
+        case.head()
+        case.call.on_data(body[:50])
+        case.call.on_data(body[50:])
+        assert case.held.bytes == len(body)
+        if how == "cancelled":
+            case.call.cancel("client_gone")
+        elif how == "failed":
+            case.call.on_failure(UpstreamError("gone", code="provider_broke_off"))
+        else:
+            case.call.on_complete()
+        if how == "large":
+            assert case.held.bytes == len(body) and case.call._parts == []  # it waits for credit, once
+            while not case.outcomes:
+                assert case.call.credit(STREAM_WINDOW_BYTES)
+
+    run(scenario)
+    assert case.held.bytes == 0 and len(case.outcomes) == 1
 
 
 @pytest.mark.parametrize("stream", [False, True])

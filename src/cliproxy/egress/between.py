@@ -1,4 +1,4 @@
-"""What egress holds of calls between two attempts: their bodies, within a bound, and who was asked to write a call anew.
+"""What egress holds of calls: their bodies between two attempts, within a bound, who was asked to write a call anew, and how much of answers.
 
 What always holds: the bytes that are counted are those of bodies that are kept; a call that comes again after a REROUTE is known again once, within
 `REROUTE_SECONDS`, and only as the same key's call for the same name over the same worker.
@@ -32,6 +32,15 @@ class KeptBodies:
         self.bytes -= order.kept
         order.kept = 0
         order.body = b""
+
+
+class HeldAnswers:
+    """Whole answers that wait for their end, or for a slow client: how many `bytes`, of all calls."""
+
+    __slots__ = ("bytes",)
+
+    def __init__(self) -> None:
+        self.bytes = 0
 
 
 class Rerouted:

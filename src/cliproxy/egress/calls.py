@@ -16,8 +16,9 @@ from typing import Protocol
 
 import msgspec
 
-from cliproxy.bounds import ANSWER_PIECES_PER_JOIN, MAX_DATA_FRAME_BYTES, MAX_WHOLE_ANSWER_BYTES, STREAM_WINDOW_BYTES
+from cliproxy.bounds import ANSWER_PIECES_PER_JOIN, MAX_DATA_FRAME_BYTES, MAX_HELD_ANSWER_BYTES, MAX_WHOLE_ANSWER_BYTES, STREAM_WINDOW_BYTES
 from cliproxy.egress.authorise import AuthorizedRequest
+from cliproxy.egress.between import HeldAnswers
 from cliproxy.egress.reading import StreamReading
 from cliproxy.errors import ClientError, CliproxyError, ProviderRefusal, UpstreamError
 from cliproxy.ipc.mux import Abort, Answer, Kind
@@ -50,7 +51,9 @@ class Sending(Protocol):
 
 
 class Ledger(Protocol):
-    """Who is told how an attempt goes."""
+    """Who is told how an attempt goes. `held`: what all calls hold of whole answers."""
+
+    held: HeldAnswers
 
     def answered(self, call: ProviderCall) -> None:
         """The worker has the first of the answer: this is the call's last attempt."""
@@ -170,8 +173,12 @@ class ProviderCall:
         if len(parts) - self._joined >= ANSWER_PIECES_PER_JOIN:
             parts[self._joined :] = [b"".join(parts[self._joined :])]
             self._joined += 1
+        held = self._ledger.held
+        held.bytes += len(data)
         if self._received > MAX_WHOLE_ANSWER_BYTES:
             self._fail(UpstreamError("The provider's answer is larger than the gateway takes.", code="provider_answer_too_large"))
+        elif held.bytes > MAX_HELD_ANSWER_BYTES:
+            self._fail(UpstreamError("The gateway holds more answers than it may; try again in a moment.", status=503, code="overloaded"))
 
     def on_complete(self) -> None:
         """The body is whole."""
@@ -181,7 +188,8 @@ class ProviderCall:
             if self._sse is not None:
                 self._finish_stream(self._sse)
             else:
-                self._finish_whole(self._parts[0] if len(self._parts) == 1 else b"".join(self._parts))
+                parts, self._parts = self._parts, []
+                self._finish_whole(parts.pop() if len(parts) == 1 else b"".join(parts))
         except UpstreamError as error:
             self._fail(error)
         except Exception:
@@ -316,7 +324,9 @@ class ProviderCall:
             sending.cancel()
         self._backlog.clear()
         self._parts.clear()
-        if usage is None and self._sse is not None:
+        if self._sse is None:
+            self._ledger.held.bytes -= self._received
+        elif usage is None:
             usage = self._sse.usage
         duration = int((time.monotonic() - self._began) * 1000)
         return self._ledger.settled(self, Outcome(self._status, code, usage, self._received, duration), error)

@@ -81,7 +81,7 @@ _STATUSES = {
 _OTHER_4XX = (False, Rule.NOTHING)
 _OTHER = (True, Rule.TRANSIENT)
 # A fault of our own, and an answer, or an event of one, that is too large wherever it comes from: its client asked for that much.
-_OURS = frozenset({"internal_error", "provider_answer_too_large", "upstream_too_large"})
+_OURS = frozenset({"internal_error", "overloaded", "provider_answer_too_large", "upstream_too_large"})
 _UNREACHABLE = frozenset(
     {
         "provider_resolve",

@@ -26,7 +26,7 @@ from cliproxy.bounds import AUDIT_AGAIN_SECONDS, MAX_BYTES_AWAITING_AUDIT, MAX_O
 from cliproxy.dialects import ENDPOINT_NAMES
 from cliproxy.egress.acknowledgements import Acknowledgements
 from cliproxy.egress.authorise import Authoriser, AuthorizedRequest, Order, Rest
-from cliproxy.egress.between import KeptBodies, Rerouted
+from cliproxy.egress.between import HeldAnswers, KeptBodies, Rerouted
 from cliproxy.egress.calls import Outcome, ProviderCall, Sending
 from cliproxy.egress.cooldowns import fault_of
 from cliproxy.egress.workers import WorkerChannel
@@ -97,6 +97,7 @@ class Desk:
         self._resting: dict[tuple[int, int], _Resting] = {}  # by worker's slot and stream
         self._rerouted = Rerouted()
         self._kept = KeptBodies()
+        self.held = HeldAnswers()
         self._outcomes: deque[ProviderOutcome] = deque()
         self._flush_due = False
         self._looks_again = False
