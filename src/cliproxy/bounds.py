@@ -243,6 +243,7 @@ MAX_CONFIG_NAME_CHARS = 200  # a model's or an alert's name
 MAX_WILDCARDS = 4  # in one pattern of model names: a pattern is tried on names that clients send, and costs more with each
 MAX_ROUTE_TARGETS = 64  # that one public name can lead to, its fallbacks included; what was tried travels with a call
 MAX_WILDCARD_ROUTES = 1024  # routes of names that only a wildcard knows, kept ready, about 1 KiB each
+MAX_ROUTING_STEPS = 250_000  # targets and names behind all public names together: about 0.5 KiB and 5 us each, in every worker and in egress
 MAX_NEAR_NAMES = 3  # names told to a client that asked for one that there is not
 MAX_NEAR_NAMES_SEEN = 2048  # names that are looked at for these, 1 us each
 MAX_NEAR_NAMES_COMPARED = 32  # and compared letter by letter, some 20 us each

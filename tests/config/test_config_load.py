@@ -179,7 +179,7 @@ INVALID = {
     "list at the top": ("- 1\n", 1, None),
     "text at the top": ("hello\n", 1, None),
     "tab": ("server:\n\tport: 1\n", 2, None),
-    "unclosed quote": ('server:\n  listen: ["a\n', 3, None),
+    "unclosed quote": ('server:\n  listen: ["a\n', 2, None),
     "alias without anchor": ("server: *x\n", 1, None),
     "alias to its own block": ("server: &x\n  port: *x\n", 2, None),
     "list as key": ("? [a]\n: 1\n", 1, None),
@@ -375,6 +375,7 @@ GARBAGE = st.one_of(
 @example(b"&a")
 @example(b"- &a *a")
 @example(b'"\\U00110000"')
+@example(b'"\\UFFFFFFFF"')
 @example(b'"\\ud800"')
 @example(b"%YAML 9.9\n---\n")
 @example(b"[" * 3000)

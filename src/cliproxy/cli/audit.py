@@ -169,7 +169,7 @@ def prove(home: Home, as_json: bool, index: int | None, since: BinaryIO | None, 
         note = consistency.checkpoint
     data["checkpoint"] = note.decode("utf-8")
     lines = [f"{name}: {value}" for name, value in data.items() if name not in ("path", "checkpoint")]
-    emit(data, [*lines, *(f"path: {node}" for node in data["path"]), "checkpoint:", data["checkpoint"].rstrip("\n")], as_json=as_json)
+    emit(data, [*lines, *(f"path: {node}" for node in data["path"]), "checkpoint:", *data["checkpoint"].rstrip("\n").split("\n")], as_json=as_json)
 
 
 @group.command(epilog="Example: cliproxy audit checkpoint > witness-$(date +%F).note")

@@ -20,6 +20,7 @@ def command(home: Home, as_json: bool, config_file: Path | None, unsafe_no_sandb
     A fault is one line: file, line, key, what is wrong and how to mend it; the exit code is then 78.
     """
     from cliproxy.cli.output import emit
+    from cliproxy.cli.tls_files import verify_tls_files
     from cliproxy.config.load import load_settings
     from cliproxy.vault.master_key import load_master_key
 
@@ -28,6 +29,7 @@ def command(home: Home, as_json: bool, config_file: Path | None, unsafe_no_sandb
     if loaded.inline_master_key is not None:
         load_master_key(path=home.master_key_file, environment={}, inline=loaded.inline_master_key).wipe()
         loaded.inline_master_key.wipe()
+    verify_tls_files(loaded, file=str(file))
     emit(
         {"file": str(file), "usable": True, "models": sorted(loaded.settings.models), "warnings": list(loaded.warnings)},
         [*(f"warning: {warning}" for warning in loaded.warnings), f"{file}: usable, {len(loaded.settings.models)} models"],

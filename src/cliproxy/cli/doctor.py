@@ -141,10 +141,12 @@ def _take_away_access(path: Path, *, directory: bool) -> str:
 
 
 def _configuration(home: Home) -> Iterator[Finding]:
+    from cliproxy.cli.tls_files import verify_tls_files
     from cliproxy.config.load import load_settings
 
     try:
         loaded = load_settings(home.config_file, allow_no_sandbox=True)
+        verify_tls_files(loaded, file=str(home.config_file))
     except ConfigError as error:
         yield Finding("config", str(error), False)
         return

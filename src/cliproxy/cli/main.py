@@ -7,6 +7,7 @@ A command is one file here and is imported only when it is called, so that `clip
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from typing import Any
@@ -66,6 +67,8 @@ def cli(ctx: click.Context, home: str | None) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit. Never shows a traceback for what the operator can mend."""
     given = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: a terminal without our characters is no reason to fail
     sys.exit(_run(given))
 
 
@@ -109,7 +112,9 @@ def _exit_code(error: CliproxyError) -> int:
 
 
 def _fail(message: str, code: int, arguments: list[str]) -> int:
-    line = " ".join(message.split())
+    from cliproxy.cli.output import visible
+
+    line = visible(" ".join(message.split()))
     if "--json" in arguments:
         import json
 

@@ -1,4 +1,4 @@
-"""What commands print: text for people, one JSON object with `--json`."""
+"""What commands print: text for people, one JSON object with `--json`. What was named elsewhere (files, arguments) cannot steer a terminal: `visible`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 
 
 def emit(data: Any, lines: Sequence[str], *, as_json: bool) -> None:
-    """Print `data` as JSON or `lines` as text."""
+    """Print `data` as JSON or `lines` as text, each on one line."""
     if as_json:
         sys.stdout.write(json.dumps(data) + "\n")
     else:
-        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.write("".join(f"{visible(line)}\n" for line in lines))
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows: a table on a terminal, else tab-separated lines for other programs, without headings."""
     if not sys.stdout.isatty():
-        sys.stdout.write("".join("\t".join(row) + "\n" for row in rows))
+        sys.stdout.write("".join("\t".join(map(visible, row)) + "\n" for row in rows))
         return
     from rich.console import Console
     from rich.table import Table
@@ -28,8 +28,15 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     drawn = Table(*headings, box=None, pad_edge=False)
     for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))  # Text: no markup in what an operator named
+        drawn.add_row(*(Text(visible(cell)) for cell in row))  # Text: no markup in what an operator named
     Console().print(drawn)
+
+
+def visible(text: str) -> str:
+    """Return `text` with everything but printable characters and tabs as escapes: no terminal sequence, no second line, no half of a surrogate pair."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each == "\t" else each.encode("unicode_escape").decode("ascii") for each in text)
 
 
 def when(seconds: int) -> str:

@@ -34,9 +34,11 @@ def load_configuration(config_file: Path, *, unsafe_no_sandbox: bool) -> tuple[b
     result, key = lift(os.memfd_create("settings", os.MFD_CLOEXEC)), lift(os.memfd_create("key", os.MFD_CLOEXEC))
     try:
         command = [*program("config_loader"), str(config_file), WITH_KEY, *([UNSAFE_NO_SANDBOX] if unsafe_no_sandbox else [])]
-        code = _wait(spawn(command, descriptors={RESULT_FD: result, KEY_FD: key}))
+        code, late = _wait(spawn(command, descriptors={RESULT_FD: result, KEY_FD: key}))
         if code == EXIT_CONFIG:
             raise StatedConfigError(os.pread(result, MAX_LOADER_LINE_BYTES, 0).decode("utf-8", "replace"))
+        if late:
+            raise ConfigError(f"to read it takes longer than {LOADER_SECONDS:g} s", cure="give it fewer models and providers", file=str(config_file))
         if code:
             raise ConfigError(f"the configuration loader ended with {code}", cure="run `cliproxy check`", file=str(config_file))
         inline = os.pread(key, MAX_MASTER_KEY_FILE_BYTES, 0)
@@ -46,19 +48,20 @@ def load_configuration(config_file: Path, *, unsafe_no_sandbox: bool) -> tuple[b
         os.close(key)
 
 
-def _wait(pid: int) -> int:
-    """Return the exit code of the loader, killed after `LOADER_SECONDS`."""
+def _wait(pid: int) -> tuple[int, bool]:
+    """Return the exit code of the loader, and whether it was killed because `LOADER_SECONDS` were over."""
     import select
 
     descriptor = os.pidfd_open(pid)
     try:
         poller = select.poll()
         poller.register(descriptor, select.POLLIN)
-        if not poller.poll(int(LOADER_SECONDS * 1000)):
+        late = not poller.poll(int(LOADER_SECONDS * 1000))
+        if late:
             os.kill(pid, 9)
     finally:
         os.close(descriptor)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), late
 
 
 def make_plan(

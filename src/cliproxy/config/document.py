@@ -17,6 +17,8 @@ import yaml
 from cliproxy.bounds import MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH, MAX_CONFIG_NAME_CHARS, MAX_CONFIG_NODES
 from cliproxy.errors import ConfigError
 
+_BRACKETS = {"while parsing a flow sequence": "[", "while parsing a flow mapping": "{"}  # PyYAML's contexts
+
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
@@ -71,24 +73,21 @@ class _Open:
     mapping: bool
     anchor: str | None
     children: list[_Sized] = field(default_factory=list)
-    keys: list[tuple[int, str]] = field(default_factory=list)
+    keys: dict[str, int] = field(default_factory=dict)  # with their lines, in the file's order
 
 
 def parse_document(data: bytes, *, file: str) -> Mapping:
     """Return the one document in `data`; an empty one is an empty block. Raises `ConfigError` and nothing else."""
     text = _text(data, file=file)
+    builder = _Builder(file)
     try:
-        return _Builder(file).build(yaml.parse(text, Loader=yaml.SafeLoader))
+        return builder.build(yaml.parse(text, Loader=yaml.SafeLoader))
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        raise _not_yaml(error, file=file) from None
+    except (yaml.YAMLError, RecursionError, ValueError, IndexError, OverflowError):  # the last three: PyYAML on escapes and versions that are out of range
         raise ConfigError(
-            f"this is not YAML: {_without_quotations(error.problem or 'unreadable')}",
-            cure="mend the indentation or the quotes of this line",
-            file=file,
-            line=1 if mark is None else mark.line + 1,
+            "this is not YAML, here or somewhat below", cure="look at the escapes (\\x \\u \\U) between double quotes", file=file, line=builder.line
         ) from None
-    except (yaml.YAMLError, RecursionError, ValueError, IndexError):  # ValueError, IndexError: PyYAML on broken escapes
-        raise ConfigError("this is not YAML", cure="compare it with docs/configuration.md", file=file, line=1) from None
 
 
 def _text(data: bytes, *, file: str) -> str:
@@ -106,6 +105,22 @@ def _text(data: bytes, *, file: str) -> str:
     return text
 
 
+def _not_yaml(error: yaml.MarkedYAMLError, *, file: str) -> ConfigError:
+    """Say what PyYAML stumbled over, in the line that has to be mended: of a quote that is never closed that is the first line, not the file's last."""
+    mark, began = error.problem_mark or error.context_mark, error.context_mark
+    line = 1 if mark is None else mark.line + 1
+    problem = error.problem or "unreadable"
+    cure = "mend the indentation or the quotes of this line"
+    if problem.startswith(r"found character '\t'"):
+        problem, cure = "there is a tab", "write spaces in its place"
+    elif began is not None and error.context == "while scanning a quoted scalar" and "unexpected" in problem:
+        line, problem, cure = began.line + 1, "this quote is not closed", "close it"
+    elif began is not None and error.context in _BRACKETS:
+        problem = f"a comma is missing, or the {_BRACKETS[error.context]} that was opened in line {began.line + 1} is not closed"
+        cure = "mend it here or there"
+    return ConfigError(f"this is not YAML: {_without_quotations(problem)}", cure=cure, file=file, line=line)
+
+
 def _without_quotations(problem: str) -> str:
     """PyYAML's messages quote the text, which may be a key: leave only single characters and words of YAML itself."""
     return re.sub(r"'[^']{2,}'|\"[^\"]{2,}\"", "…", " ".join(problem.split()))[:200]
@@ -120,10 +135,12 @@ class _Builder:
         self._open: list[_Open] = []
         self._nodes = 0
         self._root: _Sized | None = None
+        self.line = 1  # of the last thing that was understood
 
     def build(self, events: Iterator[yaml.Event]) -> Mapping:
         documents = 0
         for event in events:
+            self.line = _line(event)
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
@@ -145,7 +162,7 @@ class _Builder:
                 done = self._open.pop()
                 if done.mapping:
                     values = done.children
-                    entries = {key: Entry(line, value.node) for (line, key), value in zip(done.keys, values, strict=True)}
+                    entries = {key: Entry(line, value.node) for (key, line), value in zip(done.keys.items(), values, strict=True)}
                     self._close(Mapping(done.line, entries), done.anchor, values, event)
                 else:
                     self._close(Sequence(done.line, tuple(child.node for child in done.children)), done.anchor, done.children, event)
@@ -178,7 +195,7 @@ class _Builder:
             return
         parent = self._open[-1]
         if parent.mapping and len(parent.keys) == len(parent.children):
-            parent.keys.append((_line(event), self._key(sized.node, event, parent)))
+            parent.keys[self._key(sized.node, event, parent)] = _line(event)
         else:
             parent.children.append(sized)
 
@@ -190,9 +207,9 @@ class _Builder:
             raise self._error(event, f"a key is empty, longer than {MAX_CONFIG_NAME_CHARS} characters or not printable", cure="write one word before the colon")
         if name == "<<" and node.plain:
             raise self._error(event, "merge keys (<<) are not supported", cure="write the keys out")
-        for line, key in parent.keys:
-            if key == name:
-                raise self._error(event, f"the key {name!r} stands twice in this block (first in line {line})", cure="remove one of them")
+        first = parent.keys.get(name)
+        if first is not None:
+            raise self._error(event, f"the key {name!r} stands twice in this block (first in line {first})", cure="remove one of them")
         return name
 
     def _refuse_tag(self, event: yaml.ScalarEvent | yaml.MappingStartEvent | yaml.SequenceStartEvent) -> None:

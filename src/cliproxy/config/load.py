@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from cliproxy.bounds import MAX_CONFIG_BYTES
+from cliproxy.bounds import MAX_BOOT_BYTES, MAX_CONFIG_BYTES
 from cliproxy.config.document import Mapping, Scalar, parse_document
 from cliproxy.config.rules import Judge
-from cliproxy.config.schema import Settings
+from cliproxy.config.schema import Settings, encode_settings
 from cliproxy.config.shape import Path as KeyPath
 from cliproxy.config.shape import Shaper, find, line_of, name_of
 from cliproxy.errors import ConfigError
@@ -27,11 +27,12 @@ _KEY_PATH: KeyPath = ("auth", "encryption", "key")
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """What a file said. `warnings` are single lines for the operator."""
+    """What a file said. `warnings` are single lines for the operator; `root` is for the lines of what is found out later, and no longer holds the key."""
 
     settings: Settings
     inline_master_key: Secret | None
     warnings: tuple[str, ...]
+    root: Mapping = field(repr=False, compare=False)
 
 
 def load_settings(path: str | Path, *, allow_no_sandbox: bool = False) -> LoadedConfig:
@@ -41,10 +42,10 @@ def load_settings(path: str | Path, *, allow_no_sandbox: bool = False) -> Loaded
     """
     file = str(path)
     data, mode = _read(file)
-    loaded, root, key_line = _parse(data, file=file, allow_no_sandbox=allow_no_sandbox)
+    loaded, key_line = _parse(data, file=file, allow_no_sandbox=allow_no_sandbox)
     if loaded.inline_master_key is not None and mode & 0o077:
         raise ConfigError("the file holds the master key and others may read it", cure=f"chmod 600 {file}", file=file, line=key_line, key=name_of(_KEY_PATH))
-    _verify_files(loaded.settings, root, file=file)
+    _verify_files(loaded.settings, loaded.root, file=file)
     return loaded
 
 
@@ -53,19 +54,21 @@ def parse_config(data: bytes, *, file: str, allow_no_sandbox: bool = False) -> L
     return _parse(data, file=file, allow_no_sandbox=allow_no_sandbox)[0]
 
 
-def _parse(data: bytes, *, file: str, allow_no_sandbox: bool) -> tuple[LoadedConfig, Mapping, int]:
+def _parse(data: bytes, *, file: str, allow_no_sandbox: bool) -> tuple[LoadedConfig, int]:
     root = parse_document(data, file=file)
     key, key_line = _take_key(root, file=file)
     settings: Settings = Shaper(file=file).block(Settings, root, ())
     judge = Judge(root, file=file)
     settings = judge.settings(settings, sandbox_may_be_off=allow_no_sandbox or not sys.platform.startswith("linux"))
+    if len(encode_settings(settings)) > MAX_BOOT_BYTES:
+        raise ConfigError(f"with its aliases written out it has more than {MAX_BOOT_BYTES} bytes", cure="give it fewer models or shorter lists", file=file)
     warnings = judge.warnings
     if key is not None:
         warnings = (
             f"{file}:{key_line}: {name_of(_KEY_PATH)}: the master key stands in the configuration; move it to key/master.key",
             *warnings,
         )
-    return LoadedConfig(settings, key, warnings), root, key_line
+    return LoadedConfig(settings, key, warnings, root), key_line
 
 
 def _take_key(root: Mapping, *, file: str) -> tuple[Secret | None, int]:
@@ -74,9 +77,11 @@ def _take_key(root: Mapping, *, file: str) -> tuple[Secret | None, int]:
     if not isinstance(encryption, Mapping) or "key" not in encryption.entries:
         return None, 0
     value = encryption.entries.pop("key")
-    if not isinstance(value.value, Scalar) or not value.value.text:
-        raise ConfigError("the key is empty", cure="remove the line: key/master.key is used then", file=file, line=value.line, key=name_of(_KEY_PATH))
-    return Secret(value.value.text.encode("utf-8", "surrogatepass")), value.line
+    text = value.value.text if isinstance(value.value, Scalar) else ""
+    if not text or "${" in text:
+        problem = "variables of the environment are not filled in here" if text else "the key is empty, or more than one value"
+        raise ConfigError(problem, cure="remove the line: key/master.key is used then", file=file, line=value.line, key=name_of(_KEY_PATH))
+    return Secret(text.encode("utf-8", "surrogatepass")), value.line
 
 
 def _read(file: str) -> tuple[bytes, int]:

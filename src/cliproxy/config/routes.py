@@ -18,7 +18,15 @@ from typing import NamedTuple, cast
 
 import msgspec
 
-from cliproxy.bounds import MAX_MODEL_CHARS, MAX_NEAR_NAMES, MAX_NEAR_NAMES_COMPARED, MAX_NEAR_NAMES_SEEN, MAX_ROUTE_TARGETS, MAX_WILDCARD_ROUTES
+from cliproxy.bounds import (
+    MAX_MODEL_CHARS,
+    MAX_NEAR_NAMES,
+    MAX_NEAR_NAMES_COMPARED,
+    MAX_NEAR_NAMES_SEEN,
+    MAX_ROUTE_TARGETS,
+    MAX_ROUTING_STEPS,
+    MAX_WILDCARD_ROUTES,
+)
 from cliproxy.config.schema import ModelRoute, PoolMember, Provider, Settings, Strategy
 from cliproxy.dialects import ENDPOINTS, Dialect, Endpoint, Operation, Quirks
 from cliproxy.errors import ConfigError
@@ -133,6 +141,7 @@ class RouteTable:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._makers = {name: _Maker(name, provider) for name, provider in settings.providers.items()}
+        self._steps = 0
         self._routes = {name: self._route(name) for name in settings.models}
         self._prefixes = {maker.provider.prefix: maker for maker in self._makers.values() if maker.provider.prefix}
         self._wild = lru_cache(MAX_WILDCARD_ROUTES)(self._wildcard_route)
@@ -181,6 +190,7 @@ class RouteTable:
         seen: set[str] = set()
         for tier, (tier_name, route) in enumerate(self._tiers(name)):
             key = f"models.{tier_name}"
+            self._step(len(_members(route)), name)
             made = [self._maker(member.provider, key).target(member, key=key, tier=tier) for member in _members(route)]
             fresh = {target.id: target for target in reversed(made) if target.id not in seen}
             seen.update(fresh)
@@ -194,13 +204,14 @@ class RouteTable:
             raise ConfigError(f"more than {MAX_ROUTE_TARGETS} targets can be tried for one name", key=f"models.{name}", cure="shorten its pool or its fallback")
         return Route(name, tuple(groups))
 
-    def _tiers(self, name: str) -> Iterator[tuple[str, ModelRoute]]:
-        """Yield the route of `name` behind its aliases, then those of its fallbacks, each with its own fallbacks behind it, and each once."""
+    def _tiers(self, public: str) -> Iterator[tuple[str, ModelRoute]]:
+        """Yield the route of `public` behind its aliases, then those of its fallbacks, each with its own fallbacks behind it, and each once."""
         told: set[str] = set()
 
         def walk(name: str, under: tuple[str, ...]) -> Iterator[tuple[str, ModelRoute]]:
             chain = under
             while True:
+                self._step(1, public)
                 if name in chain:
                     raise ConfigError("aliases and fallbacks lead back to where they began", key=f"models.{name}", cure="take one name out of the circle")
                 chain = (*chain, name)
@@ -221,7 +232,16 @@ class RouteTable:
             for other in route.fallback:
                 yield from walk(other, chain)
 
-        return walk(name, ())
+        return walk(public, ())
+
+    def _step(self, count: int, name: str) -> None:
+        self._steps += count
+        if self._steps > MAX_ROUTING_STEPS:
+            raise ConfigError(
+                f"with this one, all models together have more than {MAX_ROUTING_STEPS} targets and names behind them",
+                key=f"models.{name}",
+                cure="shorten the pools and the fallbacks that many models share",
+            )
 
     def _maker(self, provider: str, key: str) -> _Maker:
         maker = self._makers.get(provider)
@@ -284,8 +304,12 @@ class _Maker:
 
 
 def pattern_of(text: str) -> re.Pattern[str]:
-    """Return `text` as a pattern in which `*` stands for anything and everything else for itself."""
-    return re.compile(".*".join(re.escape(part) for part in re.split(r"\*+", text)))
+    """Return `text` as a pattern in which `*` stands for anything and everything else for itself. To match takes time in proportion to the name's length:
+    what stands between two stars is sought once, from the left, and never again (atomic groups), since an earlier place is as good as any later one."""
+    parts = [re.escape(part) for part in re.split(r"\*+", text)]
+    if len(parts) == 1:
+        return re.compile(parts[0])
+    return re.compile(parts[0] + "".join(f"(?>.*?{part})" for part in parts[1:-1]) + ".*" + parts[-1])
 
 
 def _shared(one: str, other: str) -> int:

@@ -7,7 +7,9 @@ raises `ConfigError` with the line of the key at fault. What is allowed but dese
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -29,7 +31,8 @@ from cliproxy.config.routes import MODEL_NAME, WILDCARD, RouteTable
 from cliproxy.config.schema import ModelRoute, Provider, Settings
 from cliproxy.config.shape import Path, find, line_of, name_of
 from cliproxy.errors import ConfigError
-from cliproxy.providers.facts import SETTING_NAMES
+from cliproxy.providers.facts import SETTING_NAMES, path_of
+from cliproxy.providers.origin import parse_base_url
 from cliproxy.providers.table import PROVIDERS
 
 CIPHER_SUITES = frozenset(  # TLS 1.2 with forward secrecy and authenticated encryption (RFC 9325 §4.2)
@@ -41,6 +44,7 @@ ALWAYS_ON_SUITES = frozenset({"TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384"
 ALERT_METRICS = frozenset({"auth_failures", "rate_limit_violations", "suspicious_activity", "blocked_ips"})  # the specification's counters
 _CONDITION = re.compile(r"([a-z_]{1,64}) (>|>=|<|<=|==) ([0-9]{1,12}(?:\.[0-9]{1,6})?)")
 _DURATION = re.compile(r"[1-9][0-9]{0,5}[smhd]")
+_FEW = 8  # names that a message can list
 _PROVIDER_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 
 
@@ -66,8 +70,9 @@ class Judge:
             self._refuse(("auth", "encryption", "enabled"), "stored credentials are always encrypted", cure="write true or remove the line")
         providers = {name: self._provider(name, provider) for name, provider in settings.providers.items()}
         models = self._models(settings.models, providers)
+        prefixes = Counter(provider.prefix for provider in providers.values())
         for name, provider in providers.items():
-            self._prefix(("providers", name), provider, providers)
+            self._prefix(("providers", name), provider, taken=prefixes[provider.prefix] > 1)
         settings = msgspec.structs.replace(settings, providers=providers, models=models)
         self._table(settings)
         self._sandbox(settings, may_be_off=sandbox_may_be_off)
@@ -88,7 +93,7 @@ class Judge:
             self._refuse(listen, f"there are more than {MAX_LISTENERS} addresses to listen on", cure='write "0.0.0.0" or "::" for all of this machine')
         for index, address in enumerate(server.listen):
             self._judge((*listen, index), complaint_about_listener(address))
-            if address in server.listen[:index]:
+            if any(ipaddress.ip_address(address) == ipaddress.ip_address(other) for other in server.listen[:index]):
                 self._refuse((*listen, index), "this address stands twice", cure="remove one")
         self._tls(settings)
         exposed = [index for index, address in enumerate(server.listen) if not is_loopback(address)]
@@ -137,6 +142,7 @@ class Judge:
         provider = self._kind(path, msgspec.structs.replace(provider, kind=kind))
         if provider.base_url:
             self._judge((*path, "base_url"), complaint_about_base_url(provider.base_url, plain_http=provider.plain_http))
+            self._endpoints_path((*path, "base_url"), provider)
             if sends_in_clear(provider.base_url):
                 self._warn((*path, "plain_http"), "the credential and the prompts cross this network in clear")
         elif kind != "echo":
@@ -148,6 +154,19 @@ class Judge:
         if provider.proxy:
             self._judge((*path, "proxy"), complaint_about_proxy(provider.proxy))
         return msgspec.structs.replace(provider, base_url=provider.base_url.rstrip("/"))
+
+    def _endpoints_path(self, path: Path, provider: Provider) -> None:
+        """Warn where `base_url` goes on into an endpoint's path: calls would go to `…/chat/completions/chat/completions`."""
+        facts = PROVIDERS[provider.kind]
+        settings = {key: getattr(provider, key) for key in SETTING_NAMES}
+        base = parse_base_url(provider.base_url)[1].split("/")[1:]
+        for endpoint in facts.endpoints:
+            whole = path_of(facts, endpoint, base_path="", stream=False, settings=settings)
+            fixed = whole.partition("?")[0].partition("/{")[0].split("/")[1:]
+            for count in range(len(fixed), 0, -1):
+                if base[-count:] == fixed[:count] and (count == len(fixed) or count > 1):
+                    self._warn(path, f"it should end before /{'/'.join(fixed[:count])}: calls go to it with {whole} behind it")
+                    return
 
     def _kind(self, path: Path, provider: Provider) -> Provider:
         """Return `provider` with what its kind implies: the scheme of its credential, its own `base_url`. A key that the kind does not have is refused."""
@@ -216,10 +235,12 @@ class Judge:
         else:
             if route.model:
                 self._refuse((*path, "model"), "a pool names a model for each member", cure="remove the key")
+            members: set[tuple[str, str]] = set()
             for index, member in enumerate(route.pool):
                 self._member((*path, "pool", index), member.provider, member.model, providers)
-                if any((member.provider, member.model) == (other.provider, other.model) for other in route.pool[:index]):
+                if (member.provider, member.model) in members:
                     self._refuse((*path, "pool", index), "this member stands twice", cure="remove one, or give the other a weight")
+                members.add((member.provider, member.model))
         others: list[tuple[Path, str]] = [((*path, "alias"), route.alias)] if route.alias else []
         for at, name in others + [((*path, "fallback", index), name) for index, name in enumerate(route.fallback)]:
             if name not in known:
@@ -231,8 +252,8 @@ class Judge:
     def _member(self, path: Path, name: str, model: str, providers: dict[str, Provider]) -> None:
         provider = providers.get(name)
         if provider is None:
-            known = ", ".join(sorted(providers)) or "none"
-            self._refuse((*path, "provider"), "there is no provider of this name", cure=f"add it under providers (known: {known})")
+            known = ", ".join(sorted(providers) if len(providers) <= _FEW else difflib.get_close_matches(name, list(providers)[:1000], n=3))
+            self._refuse((*path, "provider"), "there is no provider of this name", cure=f"add it under providers (there is {known or 'none like it'})")
         if not model:
             self._refuse((*path, "model"), "this key is missing", cure="add it")
         self._model_name((*path, "model"), model)
@@ -255,11 +276,11 @@ class Judge:
             return ("providers", route.provider, "models", settings.providers[route.provider].models.index(route.model))
         return ("models", name)
 
-    def _prefix(self, path: Path, provider: Provider, providers: dict[str, Provider]) -> None:
+    def _prefix(self, path: Path, provider: Provider, *, taken: bool) -> None:
         if provider.prefix:
             if not _PROVIDER_NAME.fullmatch(provider.prefix):
                 self._refuse((*path, "prefix"), "this is no prefix", cure="use 1 to 64 of a-z 0-9 . _ - (a letter or digit at both ends)")
-            if sum(other.prefix == provider.prefix for other in providers.values()) > 1:
+            if taken:
                 self._refuse((*path, "prefix"), "another provider has this prefix", cure="give one of them another")
             if not provider.models:
                 self._refuse((*path, "prefix"), "a prefix without models leads to none", cure='add models: ["*"] for all, or name them')
@@ -286,6 +307,7 @@ class Judge:
             self._warn(path, "the processes are NOT locked down")
 
     def _alerts(self, settings: Settings) -> None:
+        names: set[str] = set()
         for index, alert in enumerate(settings.alerts):
             path = ("alerts", index)
             if not alert.name or len(alert.name) > MAX_CONFIG_NAME_CHARS:
@@ -297,8 +319,9 @@ class Judge:
                 self._refuse((*path, "condition"), "this metric is not known", cure="choose from " + ", ".join(sorted(ALERT_METRICS)))
             if not _DURATION.fullmatch(alert.duration):
                 self._refuse((*path, "duration"), "this is no duration", cure="write a number and s, m, h or d, as in 5m")
-            if any(alert.name == other.name for other in settings.alerts[:index]):
+            if alert.name in names:
                 self._refuse((*path, "name"), "an alert of this name stands above", cure="give it another name")
+            names.add(alert.name)
         if settings.alerts:
             self._warn(("alerts",), "alert rules are checked, but not evaluated yet")
 

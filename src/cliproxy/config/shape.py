@@ -21,6 +21,7 @@ Path = tuple[str | int, ...]
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")  # YAML 1.2 core schema, within 64 bits
 _FLOAT = re.compile(r"[-+]?([0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][-+]?[0-9]{1,2})?")
+_SECRETS = re.compile(r"(.*[_-])?(api[_-]?)?(keys?|tokens?|secrets?|passwords?|credentials?)", re.IGNORECASE)  # as other gateways name them
 _NOTHING = ("", "~", "null", "Null", "NULL")
 _BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 
@@ -49,7 +50,7 @@ class Shaper:
         values: dict[str, Any] = {}
         for key, entry in node.entries.items():
             if key not in fields:
-                raise ConfigError("this key is unknown", cure=_near(key, list(fields)), file=self._file, line=entry.line, key=name_of((*path, key)))
+                raise ConfigError("this key is unknown", cure=_near(key, list(fields), path), file=self._file, line=entry.line, key=name_of((*path, key)))
             values[key] = self.value(fields[key].type, entry.value, (*path, key))
         for name, field in fields.items():
             if field.required and name not in values:
@@ -95,6 +96,8 @@ class Shaper:
             raise self._error(node, path, "this must be text, not a number or true/false", cure="put it in quotes")
         if not node.text.isprintable():
             raise self._error(node, path, "this text has control characters or line breaks", cure="write it on one line")
+        if "${" in node.text:
+            raise self._error(node, path, "variables of the environment are not filled in here", cure="write the value itself")
         return node.text
 
     def _integer(self, node: Scalar, path: Path) -> int:
@@ -152,10 +155,12 @@ def _is_nothing(node: Node) -> bool:
     return isinstance(node, Scalar) and node.plain and node.text in _NOTHING
 
 
-def _near(key: str, known: list[str]) -> str:
+def _near(key: str, known: list[str], path: Path) -> str:
     similar = difflib.get_close_matches(key[:MAX_CONFIG_NAME_CHARS].lower(), known, n=1, cutoff=0.6)
     if similar:
         return f"did you mean {similar[0]}?"
+    if path[:1] == ("providers",) and _SECRETS.fullmatch(key):
+        return f"a provider's secret goes into the vault: remove this and run `cliproxy credentials add {path[-1]}`"
     return f"known here: {', '.join(known)}"
 
 

@@ -150,7 +150,7 @@ class Reload:
             os.close(output)
         if status != 0:
             line = blob[:MAX_LOADER_LINE_BYTES].decode("utf-8", "replace") if os.WIFEXITED(status) and os.WEXITSTATUS(status) == EXIT_CONFIG else ""
-            self._refuse(line or "the configuration loader failed", b"")
+            self._refuse(line or "the configuration loader failed or took too long; run `cliproxy check`", b"")
             return
         try:
             settings = decode_settings(blob)
