@@ -28,6 +28,7 @@ from cliproxy.errors import ChannelError, CliproxyError, ProviderRefusal, Unavai
 from cliproxy.ipc.messages import KeyRecord, PolicyBegin, PolicyChange, PolicyEnd, PolicyKeys, PolicyRules
 from cliproxy.ipc.mux import Abort, Answer, Call, Kind, Reroute
 from cliproxy.ipc.policy_feed import PolicyFeed
+from cliproxy.sandbox.loop import make_event_loop
 from cliproxy.secret import Secret
 
 PROOF = bytes(range(32))
@@ -343,6 +344,63 @@ def test_a_round_waits_for_the_first_cooldown_to_end_and_goes_there() -> None:
     in_a_loop(test)
 
 
+def test_a_rest_is_over_when_the_cooldown_is_and_never_before() -> None:
+    """A timer of uvloop's may run a millisecond early: the call then found its target still cooling, and failed with its last round used up."""
+
+    async def test() -> None:
+        case = Case({"providers": {"a": of("a")}, "models": {"m": pool("a")}}, routing=Routing(retry_rounds=1))
+        for number in range(1, 41):
+            case.submit(number)
+            case.fail(refusal(429, 0.0101))
+            while not case.started[-1].request.probe and not case.frames:
+                await asyncio.sleep(0.001)
+            assert not case.frames, f"call {number} found its target cooling"
+            case.succeed()
+            case.frames.clear()
+
+    with asyncio.Runner(loop_factory=make_event_loop) as runner:
+        runner.run(test())
+
+
+def test_a_call_that_rests_before_its_first_attempt_holds_its_keys_place() -> None:
+    async def test() -> None:
+        limits = {"concurrency": 2, "requests_per_minute": 10, "tokens_per_minute": 100}
+        case = Case({"providers": {"a": of("a")}, "models": {"m": pool("a")}}, key=limits, routing=Routing(retry_rounds=1))
+        case.submit(1)
+        case.fail(refusal(429, 0.05))
+        for number in (2, 3, 4):
+            case.submit(number)
+        assert case.worker.waiting == {1, 2}
+        assert [stream for _, stream, _ in case.frames] == [3, 4]
+
+        def held() -> tuple[int, int]:
+            under_way, tokens = case.meters()[0]["k"]
+            return under_way, round(tokens)
+
+        reserved = case.started[0].request.reservation.tokens
+        assert held() == (2, 2 * reserved - 1) and case.meters()[1]["a"] == (0, 0.0)  # the model's name is not in the body of the second
+        case.worker._on_cancel(2, b"")
+        assert held() == (1, reserved)
+        while len(case.started) == 1:
+            await asyncio.sleep(0.005)
+        case.succeed()
+        assert case.tried() == "aa" and held() == (0, 5)
+
+    in_a_loop(test)
+
+
+@pytest.mark.parametrize("changes", [{"max_tokens": -1000}, {"n": -1}])
+def test_a_worker_cannot_make_room_in_a_limit_with_a_call_that_rests(changes: dict[str, Any]) -> None:
+    def test() -> None:
+        case = Case({"providers": {"a": of("a")}, "models": {"m": pool("a")}}, routing=Routing(retry_rounds=1))
+        case.submit(1)
+        case.fail(refusal(429, 1.0))
+        with pytest.raises(ChannelError):
+            case.submit(2, **changes)
+
+    in_a_loop(test)
+
+
 def test_a_wait_that_is_too_long_or_one_round_too_many_is_an_error_at_once() -> None:
     async def test() -> None:
         case = Case(routing=Routing(retry_rounds=1, max_wait_seconds=1.0))
@@ -402,6 +460,55 @@ def test_a_call_counts_once_for_its_key_and_at_each_provider_that_it_was_sent_to
         assert keys["k"] == (0, 5.0) and providers["c"] == (0, 5.0)
         case.submit(2)
         assert case.told(Kind.ABORT, Abort).status == 429  # a request a minute is what the key has
+
+    in_a_loop(test)
+
+
+# what became of the only attempt -> whether its tokens stay counted
+USED = {
+    "429": (refusal(429), False),
+    "400": (refusal(400), False),
+    "not reached": (UpstreamError("x", code="provider_refused_connection"), False),
+    "no room": (Unavailable("x", code="provider_busy"), False),
+    "broken off": (UpstreamError("x", code="provider_broke_off"), True),
+    "silent": (UpstreamError("x", status=504, code="provider_timeout"), True),
+}
+
+
+@pytest.mark.parametrize("how", ["at once", "after a round", "client gone while it rests"])
+@pytest.mark.parametrize(("error", "counted"), USED.values(), ids=USED)
+def test_tokens_are_given_back_to_key_and_provider_unless_some_may_have_been_used(error: CliproxyError, counted: bool, how: str) -> None:
+    async def test() -> None:
+        limits = {"requests_per_minute": 10, "tokens_per_minute": 100}  # few, so that what time pays back meanwhile does not matter
+        rounds = 0 if how == "at once" else 1
+        routing = Routing(retry_rounds=rounds, cooldown_seconds=0.02)
+        case = Case({"providers": {"a": of("a", rate_limit=ProviderRate(tokens_per_minute=100))}, "models": {"m": pool("a")}}, key=limits, routing=routing)
+        case.submit()
+        reserved = case.started[0].request.reservation.tokens
+        case.fail(error)
+        if how == "client gone while it rests":
+            case.worker._on_cancel(1, b"")
+        elif case.worker.waiting:
+            while len(case.started) < 2 and case.worker.waiting:
+                await asyncio.sleep(0.005)
+            if len(case.started) == 2:
+                case.fail(refusal(429))
+        keys, providers = case.meters()
+        assert (keys["k"][0], round(keys["k"][1])) == (0, reserved if counted else 0)
+        assert (providers["a"][0], round(providers["a"][1])) == (0, reserved if counted else 0)
+
+    in_a_loop(test)
+
+
+def test_a_provider_in_the_process_that_a_reload_took_away_is_not_called_by_calls_from_before() -> None:
+    def test() -> None:
+        models = {"m": ModelRoute(provider="a", model="at-a", fallback=("e",)), "e": ModelRoute(provider="echo", model="echo")}
+        case = Case({"providers": {"a": of("a"), "echo": Provider(kind="echo")}, "models": models})
+        case.submit()
+        settings = Settings(providers={"a": of("a")}, models={"m": pool("a")}, routing=Routing(retry_rounds=0))
+        case.authoriser.reconfigure(settings, now=time.monotonic())
+        case.fail(refusal(500))
+        assert case.tried() == "a" and case.told(Kind.ABORT, Abort).code == "was_500"
 
     in_a_loop(test)
 

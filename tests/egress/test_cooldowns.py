@@ -18,6 +18,7 @@ from cliproxy.errors import (
     Unavailable,
     UpstreamError,
 )
+from cliproxy.ipc.messages import CooldownRecord
 
 MINUTE, HOUR = 60.0, 3600.0
 KEY = Key("p", "cred_1", "m", 1)
@@ -149,10 +150,23 @@ def test_a_probe_without_a_verdict_lets_the_next_call_probe(verdict: str) -> Non
     cooldowns.failed(KEY, fault(500), started=0.0, now=0.0)
     cooldowns.begin(KEY, 60.0)
     if verdict == "released":
-        cooldowns.released(KEY)
+        cooldowns.released(KEY, started=60.0)
     else:
         cooldowns.failed(KEY, fault(400), started=60.0, now=61.0)
     assert cooldowns.table[KEY].allows(61.0)
+
+
+def test_the_late_end_of_an_earlier_probe_does_not_let_a_second_call_probe_beside_the_present_one() -> None:
+    cooldowns = Cooldowns(transient_seconds=60.0)
+    cooldowns.failed(KEY, fault(500), started=0.0, now=0.0)
+    cooldowns.begin(KEY, 60.0)
+    cooldowns.succeeded(KEY, started=60.0)  # its answer began: a stream, which goes on
+    cooldowns.failed(KEY, fault(500), started=61.0, now=62.0)
+    cooldowns.begin(KEY, 122.0)
+    cooldowns.released(KEY, started=60.0)
+    assert not cooldowns.table[KEY].allows(123.0)
+    cooldowns.released(KEY, started=122.0)
+    assert cooldowns.table[KEY].allows(123.0)
 
 
 def test_a_call_without_a_cooldown_is_no_probe() -> None:
@@ -182,15 +196,56 @@ def test_the_table_is_bounded_and_what_cools_longest_makes_room() -> None:
     cooldowns = Cooldowns(transient_seconds=60.0)
     for number in range(MAX_COOLDOWNS - 1):
         cooldowns.failed(Key("p", "c", f"made-up-{number}", 1), fault(404), started=0.0, now=float(number))
-    cooldowns.failed(KEY, fault(500), started=0.0, now=0.0)
+    cooldowns.failed(KEY, fault(500), started=0.0, now=5000.0)
     for number in range(3 * MAX_COOLDOWNS):
-        cooldowns.failed(Key("p", "c", f"more-{number}", 1), fault(404), started=0.0, now=5000.0 + number)
+        cooldowns.failed(Key("p", "c", f"more-{number}", 1), fault(404), started=0.0, now=5000.0 + number / 1000)
     assert len(cooldowns.table) == MAX_COOLDOWNS
     assert KEY in cooldowns.table
     told = 0
     while changes := cooldowns.take_changes(now=0.0, wall=0.0, most=1000):
         told += len(changes)
     assert told <= 2 * MAX_COOLDOWNS
+
+
+def test_what_is_over_makes_room_before_what_still_cools() -> None:
+    cooldowns = Cooldowns(transient_seconds=60.0)
+    for number in range(MAX_COOLDOWNS):
+        cooldowns.failed(Key("p", "c", f"made-up-{number}", 1), fault(429), started=0.0, now=0.0)
+    cooldowns.failed(KEY, fault(401), started=100.0, now=100.0)
+    for number in range(MAX_COOLDOWNS - 1):
+        cooldowns.failed(Key("p", "c", f"more-{number}", 1), fault(500), started=100.0, now=100.0)
+    assert len(cooldowns.table) == MAX_COOLDOWNS and KEY in cooldowns.table
+    assert not any(key.model.startswith("made-up") for key in cooldowns.table)
+
+
+def test_the_vault_keeps_nothing_that_has_made_room() -> None:
+    cooldowns = Cooldowns(transient_seconds=60.0)
+    kept: dict[tuple[str, str], float] = {}
+
+    def tell() -> None:
+        while records := cooldowns.take_changes(now=0.0, wall=1_700_000_000.0, most=64):
+            for record in records:
+                if record.until:
+                    kept[record.credential, record.model] = record.until
+                else:
+                    kept.pop((record.credential, record.model), None)
+
+    cooldowns.failed(KEY, fault(404), started=0.0, now=0.0)
+    tell()
+    cooldowns.failed(KEY, fault(404), started=1.0, now=1.0)  # changed, and not told yet
+    for number in range(2 * MAX_COOLDOWNS):
+        cooldowns.failed(Key("p", "c", f"made-up-{number}", 1), fault(500), started=0.0, now=0.0)
+    assert KEY not in cooldowns.table
+    tell()
+    assert set(kept) == {(key.credential, key.model) for key in cooldowns.table}
+
+
+@pytest.mark.parametrize("status", [409, 425])
+def test_a_record_of_what_cools_nothing_is_not_believed(status: int) -> None:
+    cooldowns = Cooldowns(transient_seconds=60.0)
+    record = CooldownRecord(provider="p", credential="cred_1", model="m", endpoint="chat_completions", until=1100.0, status=status, code="c", strikes=0)
+    cooldowns.load([record], now=0.0, wall=1000.0)
+    assert not cooldowns.table
 
 
 def test_what_the_vault_is_told_survives_a_restart() -> None:
@@ -278,7 +333,7 @@ def test_at_most_one_probe_is_under_way_and_no_cooldown_is_longer_than_the_longe
             probing = False
             assert KEY not in cooldowns.table
         elif what == "release" and probing:
-            cooldowns.released(KEY)
+            cooldowns.released(KEY, started=started)
             probing = False
         found = cooldowns.table.get(KEY)
         if found is not None:

@@ -62,6 +62,7 @@ class Case:
             kept=0,
             attempts=0,
             error=None,
+            unknown=False,
         )
 
     def authorise(self, order: Any, *, now: float, wall: float) -> Any:

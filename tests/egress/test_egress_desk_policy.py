@@ -60,7 +60,7 @@ class Case:
         self.acknowledged.clear()
 
     def admit(self, call: Any, body: bytes, *, now: float, wall: float) -> Any:
-        reservation = SimpleNamespace(tokens=7, settle=self.released.append)
+        reservation = SimpleNamespace(tokens=7, settle=self.released.append, leave=lambda used: None)
         return SimpleNamespace(
             request_id=call.request_id,
             address=call.address,
@@ -70,6 +70,7 @@ class Case:
             body=b"{}",
             kept=0,
             attempts=0,
+            unknown=False,
         )
 
     def authorise(self, order: Any, *, now: float, wall: float) -> Any:

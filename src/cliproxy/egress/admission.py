@@ -79,9 +79,9 @@ class Reservation:
 
     __slots__ = ("_key", "_provider", "_request", "tokens")
 
-    def __init__(self, key: _Meter, provider: _Meter, tokens: int, request: float) -> None:
+    def __init__(self, key: _Meter, provider: _Meter | None, tokens: int, request: float) -> None:
         self._key: _Meter | None = key
-        self._provider: _Meter | None = provider
+        self._provider = provider
         self._request = request  # seconds by which the key's bucket of requests moved
         self.tokens = tokens
 
@@ -155,8 +155,18 @@ class Admission:
         self._last_use[principal.id] = int(wall)
         return Reservation(key_meter, provider_meter, tokens, 0.0 if limit.requests is None else limit.requests.interval)
 
+    def hold(self, principal: Principal, *, tokens: int, now: float, wall: float) -> Reservation:
+        """Take the key's part for a call that waits until a provider can take it; `move` takes the provider's. Raises `RateLimited` and takes nothing."""
+        meter = self._meters.get(principal.id) or self._new_meter(self._meters, principal.id)
+        limit = self._limit_of(principal)
+        meter.tat = limit.verify(meter, tokens, now)
+        meter.debt += tokens
+        meter.in_flight += 1
+        self._last_use[principal.id] = int(wall)
+        return Reservation(meter, None, tokens, 0.0 if limit.requests is None else limit.requests.interval)
+
     def move(self, reservation: Reservation, provider: str, *, now: float) -> None:
-        """Take what another attempt of the same call needs of `provider`, after `Reservation.leave`. Raises `ProviderLimited` and takes nothing."""
+        """Take what the next attempt of the same call needs of `provider`, after `Reservation.leave` or `hold`. Raises `ProviderLimited` and takes nothing."""
         meter = self._provider_meters.get(provider) or self._new_meter(self._provider_meters, provider)
         meter.tat = self._provider_limits[provider].verify(meter, reservation.tokens, now)
         reservation.enter(meter)

@@ -39,6 +39,7 @@ from cliproxy.errors import ChannelError, CliproxyError, NotAuthenticated, NotFo
 from cliproxy.ipc.messages import CooldownRecord
 from cliproxy.ipc.mux import Call, Reroute
 from cliproxy.ipc.policy_feed import PolicyFeed
+from cliproxy.providers.table import facts_of
 
 _ENDPOINTS = {int(endpoint): endpoint for endpoint in Endpoint}
 _DIALECTS = {dialect.value: dialect for dialect in Dialect}
@@ -47,7 +48,8 @@ _IN_PROCESS: tuple[BoundCredential | None, ...] = (None,)
 
 class Order(msgspec.Struct, gc=False):
     """A call that may leave, until it has its answer: what the worker said of it, and how far it has come. `body` (with its hole) goes when the answer
-    begins: from then on nothing is tried again. `error` is the last attempt's; `kept` are the bytes of `body` that the desk counts."""
+    begins: from then on nothing is tried again. `error` is the last attempt's; `kept` are the bytes of `body` that the desk counts; `unknown`: what one of
+    the attempts used, nobody knows."""
 
     request_id: str
     address: str
@@ -71,6 +73,7 @@ class Order(msgspec.Struct, gc=False):
     reservation: Reservation | None = None
     error: CliproxyError | None = None
     kept: int = 0
+    unknown: bool = False
 
     def __repr__(self) -> str:
         return f"Order({self.request_id})"
@@ -157,6 +160,7 @@ class Authoriser:
             if after is None or _who(after) != _who(before):
                 self.cooldowns.forget(name, now=now)  # the operator has mended it, as like as not
         self._providers = settings.providers
+        self._in_process = {name for name, provider in settings.providers.items() if not facts_of(name, kind=provider.kind).remote}
         self._max_tokens = settings.requests.max_tokens
         self._routing = settings.routing
         self._max_attempts = settings.routing.max_attempts
@@ -193,6 +197,8 @@ class Authoriser:
         tried = call.tried
         if len(tried) > MAX_ROUTE_TARGETS:
             raise ChannelError("a call was tried more often than there are targets")
+        if call.max_tokens < 0 or call.n < 0:
+            raise ChannelError("a call that asks for less than nothing would make room in a limit")
         order = Order(
             call.request_id,
             call.address,
@@ -229,6 +235,7 @@ class Authoriser:
             if rules.lockdown:
                 raise _lockdown()
         limited: ProviderLimited | None = None
+        reservation = order.reservation
         while order.attempts < self._max_attempts:
             chosen = self._only_one(order) or self._router.choose(
                 order.groups,
@@ -240,13 +247,15 @@ class Authoriser:
                 now=now,
             )
             if chosen is None:
-                return self._otherwise(order, limited, now)
+                step = self._otherwise(order, limited, now)
+                if reservation is None and type(step) is Rest:  # it holds its key's place while it waits, like any other call
+                    order.reservation = self._admission.hold(order.principal, tokens=_tokens(order, len(order.body)), now=now, wall=wall)
+                return step
             target, credential = chosen
             final = self._spliced(order, target)
-            reservation = order.reservation
             try:
                 if reservation is None:
-                    tokens = max(order.estimate, min(len(final) // 8, MAX_ESTIMATE_FLOOR_TOKENS)) + order.max_tokens * order.n
+                    tokens = _tokens(order, len(final))
                     reservation = order.reservation = self._admission.reserve(order.principal, target.provider, tokens=tokens, now=now, wall=wall)
                 else:
                     self._admission.move(reservation, target.provider, now=now)
@@ -270,13 +279,16 @@ class Authoriser:
             targets = order.groups[0].targets
             if len(targets) == 1:
                 target = targets[0]
-                credentials = self._injector.credentials_of(target.provider) if target.facts.remote else _IN_PROCESS
+                credentials = self._credentials(target)
                 if len(credentials) == 1 and target.provider not in self._policy.rules.disabled_providers:
                     return target, credentials[0]
         return None
 
     def _credentials(self, target: Target) -> Sequence[BoundCredential | None]:
-        return self._injector.credentials_of(target.provider) if target.facts.remote else _IN_PROCESS
+        """Return what `target` can be called with; a reload since the call came may have left nothing."""
+        if target.facts.remote:
+            return self._injector.credentials_of(target.provider)
+        return _IN_PROCESS if target.provider in self._in_process else ()
 
     def _spliced(self, order: Order, target: Target) -> bytes:
         """Return the final body for `target`, which asks for just what the worker said; raises `ChannelError` if it does not."""
@@ -347,7 +359,7 @@ class Authoriser:
         if fault is not None:
             self.cooldowns.failed(request.key, fault, started=request.started, now=now)
         elif request.probe:
-            self.cooldowns.released(request.key)
+            self.cooldowns.released(request.key, started=request.started)
 
     def tried(self, request: AuthorizedRequest, error: CliproxyError, fault: Fault) -> None:
         """The attempt failed with `error` before its answer began, and the call goes on without this target."""
@@ -361,6 +373,7 @@ class Authoriser:
     def count_once(self, order: Order, before: Order) -> None:
         """`order` is the call of `before` again, after a REROUTE: it goes on where that was, and is counted once."""
         order.tried, order.attempts, order.rounds, order.reroutes, order.error = before.tried, before.attempts, before.rounds, before.reroutes, before.error
+        order.unknown = before.unknown
         if before.reservation is not None:
             self._admission.count_once(order.principal, before.reservation)
 
@@ -369,6 +382,11 @@ class Authoriser:
     def take_cooldown_changes(self, *, now: float, wall: float) -> tuple[CooldownRecord, ...]:
         """Return what the vault has not been told of cooldowns: a packet's worth at most."""
         return self.cooldowns.take_changes(now=now, wall=wall, most=COOLDOWNS_PER_PACKET)
+
+
+def _tokens(order: Order, size: int) -> int:
+    """Return what is set aside for a call whose body has `size` bytes."""
+    return max(order.estimate, min(size // 8, MAX_ESTIMATE_FLOOR_TOKENS)) + order.max_tokens * order.n
 
 
 def _lockdown() -> Unavailable:

@@ -151,6 +151,7 @@ class Cooldowns:
         self.transient_seconds = transient_seconds
         self.table: dict[Key, Cooldown] = {}
         self._changed: dict[Key, None] = {}
+        self._told: set[Key] = set()  # what the vault keeps
         self._anew: dict[str, float] = {}  # since when a provider's name means another one
 
     def begin(self, key: Key, now: float) -> bool:
@@ -168,10 +169,10 @@ class Cooldowns:
             del self.table[key]
             self._changed[key] = None
 
-    def released(self, key: Key) -> None:
-        """A probe ended without a verdict: its client went away, or the request was at fault."""
+    def released(self, key: Key, *, started: float) -> None:
+        """A probe that began at `started` ended without a verdict: its client went away, or the request was at fault."""
         found = self.table.get(key)
-        if found is not None:
+        if found is not None and started >= found.since:  # else it probed another cooldown, which is over: this one may have a probe of its own
             found.probing = False
 
     def failed(self, key: Key, fault: Fault, *, started: float, now: float) -> None:
@@ -188,7 +189,7 @@ class Cooldowns:
         if seconds <= 0.0 or (found is not None and found.until >= now + seconds):
             return
         if found is None and len(self.table) >= MAX_COOLDOWNS:
-            self._drop_one()
+            self._drop_one(now)
         strikes = max(1, strikes if same else strikes + 1) if fault.rule is Rule.RATE else 0
         since = found.since if found is not None and same else now
         fresh = Cooldown(fault.rule, since=since, until=now + seconds, status=fault.status, code=fault.code, strikes=strikes)
@@ -207,14 +208,16 @@ class Cooldowns:
             return min(RATE_COOLDOWN_FIRST_SECONDS * 2.0 ** min(strikes, 30), RATE_COOLDOWN_LONGEST_SECONDS)
         return max(self.transient_seconds, min(fault.seconds, MODEL_COOLDOWN_SECONDS))
 
-    def _drop_one(self) -> None:
-        """Make room: what cools longest goes, which costs one call that fails. Names that only a wildcard knows end there (404)."""
-        last = max(self.table, key=lambda key: self.table[key].until)
-        del self.table[last]
-        if last in self._changed:
-            del self._changed[last]  # the vault has not heard of it
+    def _drop_one(self, now: float) -> None:
+        """Make room: what is over for longest goes; where nothing is, what cools longest, which costs one call that fails. Names that only a wildcard knows end
+        there (404)."""
+        oldest = min(self.table, key=lambda key: self.table[key].until)
+        gone = oldest if self.table[oldest].until <= now else max(self.table, key=lambda key: self.table[key].until)
+        del self.table[gone]
+        if gone in self._told:
+            self._changed[gone] = None
         else:
-            self._changed[last] = None
+            self._changed.pop(gone, None)  # the vault has not heard of it, and need not
 
     def forget(self, provider: str, *, now: float) -> None:
         """What was found out about `provider` no longer holds, nor what calls find out that began before `now`: it is another one now."""
@@ -234,6 +237,10 @@ class Cooldowns:
             key = next(iter(self._changed))
             del self._changed[key]
             found = self.table.get(key)
+            if found is None:
+                self._told.discard(key)
+            else:
+                self._told.add(key)
             record = CooldownRecord(
                 provider=key.provider,
                 credential=key.credential,
@@ -250,6 +257,7 @@ class Cooldowns:
     def forget_told(self) -> None:
         """The vault is told everything anew, from an empty table on."""
         self._changed = dict.fromkeys(self.table)
+        self._told.clear()
 
     def load(self, records: Iterable[CooldownRecord], *, now: float, wall: float) -> None:
         """Take what was known before a restart. What we have found out since stays; an entry whose time is over is half open."""
@@ -258,8 +266,9 @@ class Cooldowns:
             if endpoint is None:
                 continue
             key = Key(record.provider, record.credential, record.model, int(endpoint))
-            if key in self.table or len(self.table) >= MAX_COOLDOWNS:
-                continue
-            seconds = min(record.until - wall, MODEL_COOLDOWN_SECONDS)
             rule = _STATUSES.get(record.status, _OTHER)[1]
+            if key in self.table or len(self.table) >= MAX_COOLDOWNS or rule is Rule.NOTHING:  # none of ours cools for nothing
+                continue
+            self._told.add(key)
+            seconds = min(record.until - wall, MODEL_COOLDOWN_SECONDS)
             self.table[key] = Cooldown(rule, since=now, until=now + seconds, status=record.status, code=record.code, strikes=record.strikes)

@@ -22,7 +22,7 @@ from typing import Protocol, cast
 
 from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import ChannelViolation, ProviderOutcome, ProviderRequest, clip
-from cliproxy.bounds import AUDIT_AGAIN_SECONDS, MAX_BYTES_AWAITING_AUDIT, MAX_OUTCOMES_WAITING, POLICY_ACK_SECONDS
+from cliproxy.bounds import AUDIT_AGAIN_SECONDS, MAX_BYTES_AWAITING_AUDIT, MAX_OUTCOMES_WAITING, POLICY_ACK_SECONDS, TIMER_EARLY_SECONDS
 from cliproxy.dialects import ENDPOINT_NAMES
 from cliproxy.egress.acknowledgements import Acknowledgements
 from cliproxy.egress.authorise import Authoriser, AuthorizedRequest, Order, Rest
@@ -126,7 +126,7 @@ class Desk:
         self._waiting = [turn for turn in self._waiting if turn.worker is not worker or self._release(turn)]
         for resting in [resting for resting in self._resting.values() if resting.worker is worker]:
             self._wake(resting)
-            self._over(resting.order, 0)
+            self._over(resting.order)
         self._rerouted.forget(worker.slot)
         if error is not None:
             self.violation(f"worker slot {worker.slot}", error)
@@ -164,7 +164,7 @@ class Desk:
         resting = self._resting.get((worker.slot, stream))
         if resting is not None:
             self._wake(resting)
-            self._over(resting.order, 0)
+            self._over(resting.order)
             return
         for turn in self._waiting:
             if turn.worker is worker and turn.stream == stream:
@@ -178,7 +178,7 @@ class Desk:
         try:
             step = self._authoriser.authorise(order, now=now, wall=wall)
         except BaseException:
-            self._over(order, None if order.attempts else 0)
+            self._over(order)
             raise
         if type(step) is AuthorizedRequest:
             self._waiting.append(_Turn(worker, stream, step, now))
@@ -187,7 +187,7 @@ class Desk:
         elif isinstance(step, Rest):
             self._rest(worker, stream, order, step.seconds)
         else:
-            self._over(order, 0)
+            self._over(order, used=0)  # it is counted when it comes again
             self._rerouted.remember(worker.slot, order, now)
             worker.reroute(stream, cast(Reroute, step))
 
@@ -221,12 +221,19 @@ class Desk:
             )
         )
         self._flush_soon()
+        used = None if usage is None else usage.total
+        if usage is None:
+            # A provider that refused used nothing, nor did one that was not reached; what became of a request that it did not answer, nobody knows.
+            nothing = call.may_go_on and fault is not None and (fault.everywhere or isinstance(error, ProviderRefusal | Unavailable))
+            used = 0 if nothing else None
+            order.unknown = order.unknown or not nothing
         if mine and worker is not None and error is not None and fault is not None and fault.elsewhere and call.may_go_on and order.kept:
-            # A provider that refused used nothing; what became of a request that it did not answer, nobody knows.
-            request.reservation.leave(0 if isinstance(error, ProviderRefusal | Unavailable) else None)
+            request.reservation.leave(used)
             self._authoriser.tried(request, error, fault)
             return self._go_on(worker, call.stream, order, now)
-        self._over(order, None if usage is None else usage.total)
+        if usage is None:
+            request.reservation.leave(used)
+        self._over(order, used=None if usage is None else usage.total)
         return False
 
     def _go_on(self, worker: WorkerChannel, stream: int, order: Order, now: float) -> bool:
@@ -244,10 +251,11 @@ class Desk:
 
     def _rest(self, worker: WorkerChannel, stream: int, order: Order, seconds: float) -> None:
         if not self._kept.keep(order):
-            self._over(order, 0)
+            self._over(order)
             raise order.error or Unavailable("The gateway holds more calls than it can let wait.", code="overloaded", retry_after=seconds)
         resting = self._resting[worker.slot, stream] = _Resting(worker, stream, order)
-        resting.timer = self._loop.call_later(seconds, self._rested, resting)
+        # Never before the time: the call would find what it waits for still cooling, and have used up its round.
+        resting.timer = self._loop.call_later(seconds + TIMER_EARLY_SECONDS, self._rested, resting)
         worker.waiting.add(stream)
 
     def _rested(self, resting: _Resting) -> None:
@@ -260,11 +268,11 @@ class Desk:
         if resting.timer is not None:
             resting.timer.cancel()
 
-    def _over(self, order: Order, used: int | None) -> None:
-        """The call is over, or begins anew: nothing of it is held any more."""
+    def _over(self, order: Order, *, used: int | None = None) -> None:
+        """The call is over, or begins anew: nothing of it is held any more. Where its use is not told, it is nothing, unless an attempt's is not known."""
         self._kept.let_go(order)
         if order.reservation is not None:
-            order.reservation.settle(used)
+            order.reservation.settle(0 if used is None and not order.unknown else used)
 
     def _flush_soon(self) -> None:
         if not self._flush_due:
@@ -347,7 +355,7 @@ class Desk:
     def _release(self, turn: _Turn) -> bool:
         turn.worker.waiting.discard(turn.stream)
         self._authoriser.ended(turn.request, None, now=0.0)
-        self._over(turn.request.order, 0)
+        self._over(turn.request.order)
         return False
 
     def _offer_outcomes(self) -> None:
@@ -375,7 +383,7 @@ class Desk:
         self._acknowledgements.expect(self._policy.number, streams_ended=streams, now=self._loop.time())
         self._acknowledge_if_complete()
         if self._acknowledgements:
-            self._loop.call_later(POLICY_ACK_SECONDS + 0.01, self._acknowledge_if_complete)  # uvloop's clock ticks in milliseconds
+            self._loop.call_later(POLICY_ACK_SECONDS + TIMER_EARLY_SECONDS, self._acknowledge_if_complete)
 
     def acknowledged(self, worker: WorkerChannel, number: int) -> None:
         if number > self._policy.number:
@@ -405,7 +413,7 @@ class Desk:
                 self._waiting.append(turn)
         for resting in [resting for resting in self._resting.values() if is_over(resting.order)]:
             self._wake(resting)
-            self._over(resting.order, 0)
+            self._over(resting.order)
             resting.worker.refuse(resting.stream, over)
         return streams
 
