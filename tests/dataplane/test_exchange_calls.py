@@ -318,7 +318,7 @@ OWN = {
 def test_a_stream_of_the_same_dialect_passes_in_whole_events_however_frames_cut_it(shape: str, size: int) -> None:
     worker = rig()
     client = worker.post(*NATIVE[shape])
-    whole = b": a comment first\n\n" + b"".join(OWN[shape])
+    whole = b": a comment first, on data: of nobody\n\n" + b"".join(OWN[shape])
     worker.answer(client, b"", sse=True, final=False)
     for start in range(0, len(whole), size):
         worker.data(client, whole[start : start + size])

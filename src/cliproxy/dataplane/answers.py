@@ -71,7 +71,7 @@ class SameStream:
         return self._pass.feed(events) if events else b""
 
     def _is_begun(self, events: bytes) -> bool:
-        start = events.find(b"data:")
+        start = 0 if events.startswith(b"data:") else events.find(b"\ndata:")  # a comment may say it too
         if start < 0:
             return False
         first = events[start : events.index(b"\n\n", start)]
