@@ -325,7 +325,11 @@ def test_routes_say_whether_some_or_all_of_a_target_cools(cooling: list[tuple[st
         cooldowns.setdefault(("p", credential, "x"), []).append(record)
     route = table.find("m")
     assert route is not None
-    (step,) = _steps("m", route, _Live({"p": ["cred_1", "cred_2"]}, cooldowns, frozenset()))
+    (step,) = _steps(
+        "m",
+        route,
+        _Live({("p", "https://api.example.com:443"): ["cred_1", "cred_2"], ("p", "https://old.example.com:443"): ["cred_9"]}, cooldowns, frozenset()),
+    )
     assert step["state"] == state
 
 

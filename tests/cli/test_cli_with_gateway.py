@@ -150,6 +150,10 @@ def test_readiness_over_tls_trusts_the_configured_certificate_alone(cliproxy: Ru
         certificate.write_bytes(other.read_bytes())
         refused = cliproxy("status", "--ready", *at)
         assert (refused.code, "another certificate" in refused.out) == (1, True)
+        for text in (b"", b"-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n", b"\xff" * 100):  # as a broken renewal leaves it
+            certificate.write_bytes(text)
+            refused = cliproxy("status", "--ready", *at)
+            assert (refused.code, "another certificate" in refused.out) == (1, True)
     finally:
         gateway.configure("echo")
         assert cliproxy("reload", *at).code == 0

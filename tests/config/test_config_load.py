@@ -433,7 +433,7 @@ def test_a_missing_file_names_init(tmp_path: Path) -> None:
 def test_a_file_that_others_may_write_is_refused(tmp_path: Path) -> None:
     for mode in (0o620, 0o602):
         assert "others may write" in str(load_fault(write(tmp_path / "c.yaml", "", mode)))
-    load_settings(write(tmp_path / "c.yaml", "", 0o444))
+    load_settings(write(tmp_path / "c.yaml", "server: {}\n", 0o444))
 
 
 def test_a_file_with_the_key_inside_is_for_us_alone(tmp_path: Path) -> None:
@@ -444,7 +444,7 @@ def test_a_file_with_the_key_inside_is_for_us_alone(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="chown needs root")
 def test_another_users_file_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "c.yaml", "")
+    path = write(tmp_path / "c.yaml", "server: {}\n")
     os.chown(path, 12345, -1)
     assert "belongs to uid 12345" in str(load_fault(path))
 

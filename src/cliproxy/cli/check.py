@@ -20,8 +20,8 @@ def command(home: Home, as_json: bool, config_file: Path | None, unsafe_no_sandb
     A fault is one line: file, line, key, what is wrong and how to mend it; the exit code is then 78.
     """
     from cliproxy.cli.output import emit
-    from cliproxy.cli.tls_files import verify_tls_files
     from cliproxy.config.load import load_settings
+    from cliproxy.processes.tls_files import verify_tls_files
     from cliproxy.vault.master_key import load_master_key
 
     file = config_file or home.config_file

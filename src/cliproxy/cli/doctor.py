@@ -141,8 +141,8 @@ def _take_away_access(path: Path, *, directory: bool) -> str:
 
 
 def _configuration(home: Home) -> Iterator[Finding]:
-    from cliproxy.cli.tls_files import verify_tls_files
     from cliproxy.config.load import load_settings
+    from cliproxy.processes.tls_files import verify_tls_files
 
     try:
         loaded = load_settings(home.config_file, allow_no_sandbox=True)

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 class _Live(NamedTuple):
-    """What the running gateway says: credential ids by provider, cooldowns by what cools, providers that are switched off."""
+    """What the running gateway says: credential ids by provider and the origin that they were added for, cooldowns by what cools, providers switched off."""
 
-    credentials: dict[str, list[str]]
+    credentials: dict[tuple[str, str], list[str]]
     cooldowns: dict[tuple[str, str, str], list[CooldownRecord]]
     disabled: frozenset[str]
 
@@ -47,7 +47,7 @@ def command(home: Home, as_json: bool, model: str | None) -> int:
     ready            it would be called
     cooling for …    it failed, and is left alone for so long; the line below says why
     partly cooling   one of its credentials or endpoints is; the others would be called
-    no credential    cliproxy credentials add PROVIDER
+    no credential    none that was added for this address: cliproxy credentials add PROVIDER
     switched off     no call goes to this provider
     """
     from cliproxy.cli.connection import attach
@@ -96,12 +96,12 @@ def _why_not(name: str, routes: RouteTable) -> str:
 def _ask(session: Session) -> _Live:
     from cliproxy.ipc import commands
 
-    credentials: dict[str, list[str]] = {}
+    credentials: dict[tuple[str, str], list[str]] = {}
     last, more = "", True
     while more:
         page = session.ask(commands.ListCredentials(after=last), commands.CredentialPage)
         for item in page.credentials:
-            credentials.setdefault(item.provider, []).append(item.id)
+            credentials.setdefault((item.provider, item.origin), []).append(item.id)
             last = item.id
         more = page.more and bool(page.credentials)
     cooldowns: dict[tuple[str, str, str], list[CooldownRecord]] = {}
@@ -153,7 +153,7 @@ def _state(target: Target, live: _Live | None) -> dict[str, Any]:
     wants_none = not target.facts.remote or (target.settings.auth or target.facts.auth) == "none"
     if live is None:
         return {"state": "not known", "credentials": [], "cooldowns": []}
-    ids = [""] if wants_none else live.credentials.get(target.provider, [])
+    ids = [""] if wants_none else live.credentials.get((target.provider, target.origin), [])
     now = time.time()
     cooling = [item for id in ids for item in live.cooldowns.get((target.provider, id, target.model), []) if item.until > now]
     pairs = {(item.credential, item.endpoint) for item in cooling}

@@ -101,7 +101,11 @@ def _shows(connection: HTTPConnection, cert_file: str) -> bool:
     text = Path(cert_file).read_text(encoding="ascii", errors="replace")
     first = text[: text.find(ssl.PEM_FOOTER) + len(ssl.PEM_FOOTER)]
     sock = connection.sock
-    return isinstance(sock, ssl.SSLSocket) and sock.getpeercert(binary_form=True) == ssl.PEM_cert_to_DER_cert(first[first.find(ssl.PEM_HEADER) :])
+    try:
+        wanted = ssl.PEM_cert_to_DER_cert(first[first.find(ssl.PEM_HEADER) :])
+    except ValueError:  # no certificate is in it any more
+        return False
+    return isinstance(sock, ssl.SSLSocket) and sock.getpeercert(binary_form=True) == wanted
 
 
 def _address(settings: Settings) -> tuple[str, int]:

@@ -45,6 +45,8 @@ def load_settings(path: str | Path, *, allow_no_sandbox: bool = False) -> Loaded
     loaded, key_line = _parse(data, file=file, allow_no_sandbox=allow_no_sandbox)
     if loaded.inline_master_key is not None and mode & 0o077:
         raise ConfigError("the file holds the master key and others may read it", cure=f"chmod 600 {file}", file=file, line=key_line, key=name_of(_KEY_PATH))
+    if not loaded.root.entries:  # as an editor or a full disk leaves it; taken for the defaults it would end every route
+        raise ConfigError("the file says nothing", cure="write at least one key, as in docs/configuration.md", file=file)
     _verify_files(loaded.settings, loaded.root, file=file)
     return loaded
 
@@ -94,7 +96,8 @@ def _read(file: str) -> tuple[bytes, int]:
         raise ConfigError("there is no such file", cure="run `cliproxy init`, or name another home with --home", file=file) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "the name is not valid"
-        raise ConfigError(f"the file cannot be opened ({reason})", cure="run the command as the user that owns it", file=file) from None
+        cure = "run the command as the user that owns it" if isinstance(error, PermissionError) else "correct the path"
+        raise ConfigError(f"the file cannot be opened ({reason})", cure=cure, file=file) from None
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):

@@ -16,6 +16,7 @@ from cliproxy.config.load import load_settings
 from cliproxy.config.schema import encode_settings
 from cliproxy.errors import EXIT_CONFIG, EXIT_USAGE, ConfigError
 from cliproxy.processes.loader_protocol import KEY_FD, RESULT_FD, UNSAFE_NO_SANDBOX, WITH_KEY
+from cliproxy.processes.tls_files import verify_tls_files
 
 
 def main(arguments: list[str]) -> int:
@@ -24,6 +25,7 @@ def main(arguments: list[str]) -> int:
         return EXIT_USAGE
     try:
         loaded = load_settings(arguments[0], allow_no_sandbox=UNSAFE_NO_SANDBOX in arguments)
+        verify_tls_files(loaded, file=arguments[0])
     except ConfigError as error:
         _write(RESULT_FD, str(error).encode("utf-8", "backslashreplace"))
         return EXIT_CONFIG

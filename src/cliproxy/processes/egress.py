@@ -294,7 +294,7 @@ class Egress:
         self.generation = generation
         self.authoriser.reconfigure(settings, now=time.monotonic())
         for id in self.injector.retable(settings.providers):
-            say(f"cliproxy: credential {id} is sealed to another origin and is not used")
+            say(f"cliproxy: credential {id} is not used: no provider of that name is at the address that it was added for")
         self.pool.retable(settings.providers, self.trust.contexts_for(settings.providers))
         self.control.send(Up.COMMITTED, generation)
 

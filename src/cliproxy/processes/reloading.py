@@ -168,7 +168,7 @@ class Reload:
             return
         if self.phase is Phase.PREPARING and generation == self._next.generation:
             if kind is Up.REFUSED:
-                self._abandon(f"{child.name} refuses the settings")
+                self._abandon(f"{child.name} refuses the settings; the gateway's messages say why")
             elif kind is Up.PREPARED:
                 self._awaited.discard(child)
                 if not self._awaited:
@@ -262,7 +262,7 @@ class Reload:
             self._reverting = False
             self._refuse(f"{reason}, and neither do those of the settings before; restart the gateway", failed.blob)
             return
-        self._reason = reason
+        self._reason = f"{reason}; the gateway's messages say why"
         self._owner.say(f"cliproxy: reload: {reason}; going back to the settings before")
         self._owner.adopt(InForce(failed.generation, before.blob, before.settings, before.listeners))
         if failed.listeners is not None:
