@@ -326,8 +326,8 @@ def test_a_stream_of_the_same_dialect_passes_in_whole_events_however_frames_cut_
     worker.end(client)
     if shape == "array":
         assert json.loads(client.body) == [{"candidates": [{"index": number}]} for number in (0, 1)]
-    else:
-        assert client.body == whole
+    else:  # Google's SDK takes a comment for JSON
+        assert client.body == (b"".join(OWN[shape]) if shape == "gemini" else whole)
 
 
 @pytest.mark.parametrize("shape", [*NATIVE, "chat"])

@@ -376,7 +376,7 @@ def test_the_last_bytes_that_nobody_reads_hold_no_connection_for_ever(monkeypatc
             """Write what fits, and a little more: too little for the connection to be paused."""
             if connection._transport.get_write_buffer_size() < 8192:
                 connection.write_chunk(bytes(8192))
-            return 8192 <= connection._transport.get_write_buffer_size()
+            return connection._transport.get_write_buffer_size() >= 8192
 
         server.wait_until(waits)
         assert not server.call(lambda: connection.paused)

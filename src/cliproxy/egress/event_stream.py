@@ -60,10 +60,10 @@ class EventStreamDecoder:
         try:
             while len(held) - start >= _PRELUDE.size:
                 total, headers, crc = _PRELUDE.unpack_from(held, start)
-                if not _LEAST_BYTES + headers <= total <= MAX_EVENT_BYTES or headers > MAX_EVENT_HEADER_BYTES:
+                if zlib.crc32(held[start : start + 8]) != crc or total < _LEAST_BYTES + headers or headers > MAX_EVENT_HEADER_BYTES:
                     raise UpstreamError(_BROKEN, code="provider_bad_stream")
-                if zlib.crc32(held[start : start + 8]) != crc:
-                    raise UpstreamError(_BROKEN, code="provider_bad_stream")
+                if total > MAX_EVENT_BYTES:
+                    raise UpstreamError("The provider sent an event that is larger than the gateway takes.", code="upstream_too_large")
                 if len(held) - start < total:
                     break
                 events.append(self._event_of(bytes(held[start : start + total]), headers))

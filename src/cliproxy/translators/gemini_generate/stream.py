@@ -248,7 +248,7 @@ class Pass:
     def feed(self, data: bytes) -> bytes:
         """Return what the client gets for the whole events in `data`. Raises `UpstreamError` if an element of the array would be no JSON."""
         if self._form.sse:
-            return data
+            return _without_comments(data) if data.startswith(b":") or data.find(b"\n:") >= 0 else data
         pieces = [said for event in data.split(b"\n\n") if (said := data_of(event))]
         for piece in pieces:
             try:
@@ -267,6 +267,12 @@ class Pass:
 
 
 _json = msgspec.json.Decoder(msgspec.Raw)
+
+
+def _without_comments(events: bytes) -> bytes:
+    """Return whole `events` without comments, which Google's servers never send and its Python SDK takes for JSON."""
+    kept = (b"\n".join(line for line in event.split(b"\n") if not line.startswith(b":")) for event in events.split(b"\n\n"))
+    return b"".join(event + b"\n\n" for event in kept if event)
 
 
 # --- errors ------------------------------------------------------------------------------------------------------------
