@@ -10,6 +10,7 @@ import pytest
 from cliproxy.admin.desk import Desk, Gateway
 from cliproxy.audit.events import AdminEvent, Authentication, ConfigurationChange
 from cliproxy.bounds import MAX_BLOCKED_NETWORKS, PEER_ANSWER_SECONDS, STATUS_WAIT_SECONDS
+from cliproxy.config.schema import Server
 from cliproxy.errors import ChannelError
 from cliproxy.ipc import commands, messages
 from cliproxy.ipc.commands import Command, Refused, Reply
@@ -65,7 +66,7 @@ class Bench:
     def __init__(self, *, serving: bool = True) -> None:
         self.peers = Peers()
         self.answers: dict[int, Reply] = {}
-        self.desk = Desk(Gateway(build="b", serving=serving, supervisor_pid=7), self.peers, answer=self._answered, generation=3)
+        self.desk = Desk(Gateway(build="b", serving=serving, supervisor_pid=7), self.peers, answer=self._answered, generation=3, server=Server(port=8443))
         self.tickets = 0
         self.now = 50.0
 
@@ -304,7 +305,17 @@ def test_status_puts_both_answers_together(bench: Bench) -> None:
     assert bench.answers == {}
     bench.desk.on_vault(messages.RulesInForce(request=1, rules=PolicyRules(blocked=("10.0.0.0/8",), lockdown=True)))
     assert bench.answers[ticket] == commands.Status(
-        build="b", serving=True, generation=3, supervisor_pid=7, vault=True, auditor=True, lockdown=True, blocked=("10.0.0.0/8",)
+        build="b",
+        serving=True,
+        generation=3,
+        supervisor_pid=7,
+        vault=True,
+        auditor=True,
+        lockdown=True,
+        blocked=("10.0.0.0/8",),
+        host="127.0.0.1",
+        port=8443,
+        cert_file="",
     )
 
 

@@ -81,6 +81,12 @@ def test_a_file_that_is_none_or_breaks_the_parser_changes_nothing(gateway: Gatew
     assert f"{file}:" in refused_line(gateway)
 
 
+def test_readiness_is_asked_where_the_gateway_listens_and_not_where_a_changed_file_says(gateway: Gateway) -> None:
+    for text in ("server: [\n", "server: {port: 1, listen: ['127.0.0.9']}\n"):  # a probe of the container must not restart what serves well
+        config(gateway).write_text(text)
+        assert gateway.result("status", "--ready").returncode == 0
+
+
 def test_certificates_that_cannot_be_used_are_named_with_file_line_and_key(gateway: Gateway, tmp_path: Path) -> None:
     junk = tmp_path / "junk.pem"
     junk.write_text("junk\n")

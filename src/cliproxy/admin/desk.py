@@ -19,6 +19,7 @@ import msgspec
 from cliproxy.audit.events import AdminEvent, Authentication, ConfigurationChange
 from cliproxy.bounds import CONTROL_REQUEST_SECONDS, MAX_BLOCKED_NETWORKS, PEER_ANSWER_SECONDS, STATUS_WAIT_SECONDS
 from cliproxy.config.addresses import complaint_about_network
+from cliproxy.config.schema import Server
 from cliproxy.errors import ChannelError
 from cliproxy.ipc import commands, messages
 from cliproxy.ipc.commands import Command, Refused, Reply
@@ -59,11 +60,12 @@ class _Asked:
 class Desk:
     """`answer(ticket, reply)` is called once for each `take(ticket, ...)`. Times are monotonic seconds."""
 
-    def __init__(self, gateway: Gateway, peers: Peers, *, answer: Callable[[int, Reply], None], generation: int) -> None:
+    def __init__(self, gateway: Gateway, peers: Peers, *, answer: Callable[[int, Reply], None], generation: int, server: Server) -> None:
         self._gateway = gateway
         self._peers = peers
         self._answer = answer
         self.generation = generation
+        self.server = server  # of that generation
         self._now = 0.0
         self._last_request = 0
         self._vault: dict[int, _Asked] = {}
@@ -280,6 +282,9 @@ class Desk:
                     auditor=isinstance(log, messages.AuditStatus) and log.healthy,
                     lockdown=rules is not None and rules.lockdown,
                     blocked=() if rules is None else rules.blocked,
+                    host=self.server.listen[0],
+                    port=self.server.port,
+                    cert_file=self.server.tls.cert_file if self.server.tls.enabled else "",
                 ),
             )
 

@@ -14,7 +14,7 @@ from cliproxy.errors import EXIT_CHECK_FAILED
 if TYPE_CHECKING:
     from http.client import HTTPConnection
 
-    from cliproxy.config.schema import Settings
+    from cliproxy.ipc.commands import Status
 
 _READY_SECONDS = 5.0
 
@@ -52,27 +52,23 @@ def command(home: Home, as_json: bool, ready: bool) -> int:
         f"blocked  {', '.join(status.blocked) or 'nobody'}",
     ]
     if ready:
-        data["ready"], reason = _ask_ready(home)
+        data["ready"], reason = _ask_ready(status)
         good = good and data["ready"]
         lines.append(f"ready    {'yes' if data['ready'] else f'NO: {reason}'}")
     emit(data, lines, as_json=as_json)
     return 0 if good else EXIT_CHECK_FAILED
 
 
-def _ask_ready(home: Home) -> tuple[bool, str]:
-    """Return whether `/readyz` says so, and what it said. Asked where the configuration file says that the gateway listens."""
+def _ask_ready(status: Status) -> tuple[bool, str]:
+    """Return whether `/readyz` says so, and what it said. Asked where the gateway says that it listens, whatever the file says by now."""
     import http.client
 
-    from cliproxy.config.load import load_settings
-
-    settings = load_settings(home.config_file, allow_no_sandbox=True).settings
-    host, port = _address(settings)
-    tls = settings.server.tls
-    connection = _pinned(host, port) if tls.enabled else http.client.HTTPConnection(host, port, timeout=_READY_SECONDS)
+    host, port = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(status.host, status.host), status.port  # noqa: S104 - a comparison
+    connection = _pinned(host, port) if status.cert_file else http.client.HTTPConnection(host, port, timeout=_READY_SECONDS)
     try:
         connection.connect()
-        if tls.enabled and not _shows(connection, tls.cert_file):
-            return False, f"{host}:{port} shows another certificate than {tls.cert_file}"
+        if status.cert_file and not _shows(connection, status.cert_file):
+            return False, f"{host}:{port} shows another certificate than {status.cert_file}"
         connection.request("GET", "/readyz")
         answer = connection.getresponse()
         return answer.status == http.client.OK, f"/readyz answers {answer.status}"
@@ -106,8 +102,3 @@ def _shows(connection: HTTPConnection, cert_file: str) -> bool:
     except ValueError:  # no certificate is in it any more
         return False
     return isinstance(sock, ssl.SSLSocket) and sock.getpeercert(binary_form=True) == wanted
-
-
-def _address(settings: Settings) -> tuple[str, int]:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.server.listen[0], settings.server.listen[0])  # noqa: S104 - a comparison
-    return host, settings.server.port

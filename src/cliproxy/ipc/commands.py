@@ -198,7 +198,8 @@ class VaultStatus(_Reply, frozen=True, tag="vault_status"):
 
 
 class Status(_Reply, frozen=True, tag="status"):
-    """`vault` and `auditor`: whether each answered within its time just now."""
+    """`vault` and `auditor`: whether each answered within its time just now. `host`, `port` and `cert_file` (empty: no TLS) are where it listens first,
+    by the configuration in force, which the file need not be any more."""
 
     build: str
     serving: bool
@@ -208,6 +209,9 @@ class Status(_Reply, frozen=True, tag="status"):
     auditor: bool
     lockdown: bool
     blocked: tuple[str, ...]
+    host: str
+    port: int
+    cert_file: str
 
 
 class Reloaded(_Reply, frozen=True, tag="reloaded"):

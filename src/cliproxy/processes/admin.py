@@ -105,6 +105,7 @@ class Admin:
             self,
             answer=lambda ticket, reply: self._socket.answer(ticket, reply, now=time.monotonic()),
             generation=boot.generation,
+            server=self._settings.server,
         )
         self._idle_since = now
         self._had_connection = False
@@ -186,7 +187,7 @@ class Admin:
         elif order.kind is Down.COMMIT:
             if self._prepared is not None:
                 self._settings, self._prepared = self._prepared, None
-            self._desk.generation = order.argument
+            self._desk.generation, self._desk.server = order.argument, self._settings.server
             self._control.send(Up.COMMITTED, order.argument)
         elif order.kind is Down.ABANDON:
             self._prepared = None
