@@ -21,7 +21,7 @@ from cliproxy.dialects import Endpoint
 from cliproxy.egress.admission import Admission
 from cliproxy.egress.authorise import Authoriser
 from cliproxy.egress.calls import ProviderCall
-from cliproxy.egress.cooldowns import Key
+from cliproxy.egress.cooldowns import Key, fault_of
 from cliproxy.egress.desk import Desk
 from cliproxy.egress.inject import Injector
 from cliproxy.errors import ChannelError, CliproxyError, ProviderRefusal, Unavailable, UpstreamError
@@ -360,6 +360,21 @@ def test_a_rest_is_over_when_the_cooldown_is_and_never_before() -> None:
 
     with asyncio.Runner(loop_factory=make_event_loop) as runner:
         runner.run(test())
+
+
+def test_what_has_cooled_down_is_no_reason_to_wait_nor_the_one_that_a_client_is_told() -> None:
+    async def test() -> None:
+        case = Case({"providers": {"a": of("a", rate_limit=ProviderRate(requests_per_minute=1))}, "models": {"m": pool("a")}}, routing=Routing(retry_rounds=1))
+        case.submit()
+        case.fail(refusal(400))
+        now = time.monotonic()
+        case.authoriser.cooldowns.failed(Key("a", "", "at-a", 1), fault_of(refusal(401)), started=now - 2000.0, now=now - 1900.0)  # over, and never probed
+        case.frames.clear()
+        case.submit(2)
+        told = case.told(Kind.ABORT, Abort)
+        assert (told.status, told.message) == (429, "Too many requests a minute for provider a.") and told.retry_after > 50
+
+    in_a_loop(test)
 
 
 def test_a_call_that_rests_before_its_first_attempt_holds_its_keys_place() -> None:

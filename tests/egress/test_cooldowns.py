@@ -266,6 +266,13 @@ def test_what_the_vault_is_told_survives_a_restart() -> None:
     assert after.take_changes(now=3.0, wall=0.0, most=64)[0].credential == "cred_2"
 
 
+def test_what_is_told_after_a_step_of_the_clock_is_something_that_the_vault_takes() -> None:
+    cooldowns = Cooldowns(transient_seconds=60.0)
+    cooldowns.failed(KEY, fault(500), started=0.0, now=0.0)
+    (told,) = cooldowns.take_changes(now=5000.0, wall=100.0, most=64)  # over for long, and the clock was set to 1970
+    assert told.until > 0.0 and told.status == 500
+
+
 def test_an_end_is_told_too_and_everything_anew_to_a_vault_that_lost_it() -> None:
     cooldowns = Cooldowns(transient_seconds=60.0)
     cooldowns.failed(KEY, fault(401), started=0.0, now=0.0)

@@ -246,7 +246,7 @@ class Cooldowns:
                 credential=key.credential,
                 model=key.model,
                 endpoint=ENDPOINT_NAMES[Endpoint(key.endpoint)],
-                until=0.0 if found is None else wall + found.until - now,
+                until=0.0 if found is None else max(wall + found.until - now, 1.0),  # 0 means gone, and the clock may have been set back
                 status=0 if found is None else found.status,
                 code="" if found is None else found.code,
                 strikes=0 if found is None else found.strikes,

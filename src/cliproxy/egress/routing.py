@@ -106,7 +106,7 @@ class Router:
     ) -> Cooldown | None:
         """Return the cooldown among all `groups`, each for its endpoint, that ends first; `None` when nothing of them cools."""
         found: Cooldown | None = None
-        for cooldown in self._cooling(groups, credentials, disabled):
+        for cooldown in self._cooling(groups, credentials, disabled, now):
             if found is None or cooldown.wait(now) < found.wait(now):
                 found = cooldown
         return found
@@ -139,13 +139,15 @@ class Router:
                 allowed.append(credential)
         return allowed
 
-    def _cooling(self, groups: Iterable[tuple[int, tuple[Group, ...]]], credentials: Credentials[C], disabled: Collection[str]) -> Iterator[Cooldown]:
+    def _cooling(
+        self, groups: Iterable[tuple[int, tuple[Group, ...]]], credentials: Credentials[C], disabled: Collection[str], now: float
+    ) -> Iterator[Cooldown]:
         for endpoint, some in groups:
             for target in (target for group in some for target in group.targets if target.provider not in disabled):
                 for credential in credentials(target):
                     id = "" if credential is None else credential.id
                     cooldown = self._cooldowns.table.get(Key(target.provider, id, target.model, endpoint))
-                    if cooldown is not None:
+                    if cooldown is not None and not cooldown.allows(now):
                         yield cooldown
 
     def _pick(self, group: Group, usable: list[tuple[Target, Sequence[C]]], session: str) -> tuple[Target, Sequence[C]]:
