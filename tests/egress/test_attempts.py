@@ -614,6 +614,24 @@ def test_a_call_that_no_target_of_its_profile_can_take_is_rerouted_and_goes_on_w
     in_a_loop(test)
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_tokens_that_may_have_been_used_before_a_reroute_stay_counted_once(comes_back: bool) -> None:
+    def test() -> None:
+        case = Case(MIXED, key={"tokens_per_minute": 100})
+        case.submit()
+        reserved = case.started[0].request.reservation.tokens
+        case.fail(UpstreamError("x", code="provider_broke_off"))
+        reroute = case.told(Kind.REROUTE, Reroute)
+        assert (case.meters()[0]["k"][0], round(case.meters()[0]["k"][1])) == (0, reserved)  # a worker may find that it cannot write the call so
+        if comes_back:
+            case.submit(2, body=MESSAGES, endpoint=int(Endpoint.MESSAGES), request_id="req_1", tried=reroute.tried)
+            assert (case.meters()[0]["k"][0], round(case.meters()[0]["k"][1])) == (1, reserved)
+            case.fail(refusal(500))
+            assert (case.meters()[0]["k"][0], round(case.meters()[0]["k"][1])) == (0, reserved)
+
+    in_a_loop(test)
+
+
 def test_a_reroute_counts_anew_for_another_request_and_after_its_time() -> None:
     def test() -> None:
         case = Case(MIXED, key={"requests_per_minute": 1})

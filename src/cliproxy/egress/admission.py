@@ -77,17 +77,20 @@ class _Limit:
 class Reservation:
     """What one call has taken. `tokens` is what was set aside."""
 
-    __slots__ = ("_key", "_provider", "_request", "tokens")
+    __slots__ = ("_key", "_provider", "_request", "_standing", "tokens")
 
     def __init__(self, key: _Meter, provider: _Meter | None, tokens: int, request: float) -> None:
         self._key: _Meter | None = key
         self._provider = provider
         self._request = request  # seconds by which the key's bucket of requests moved
+        self._standing = 0  # tokens that stayed counted for the key when the call was over
         self.tokens = tokens
 
     def settle(self, used: int | None) -> None:
         """Replace the reservation by what was used; `None`: not known, it stays as reserved. Only the first time counts."""
         meters = (self._key, self._provider)
+        if used is None and self._key is not None:
+            self._standing = self.tokens
         self._key = self._provider = None
         for meter in meters:
             if meter is not None:
@@ -104,9 +107,11 @@ class Reservation:
                 provider.debt = max(0.0, provider.debt + used - self.tokens)
 
     def give_back(self, key: _Meter) -> None:
-        """The same call comes again and is counted then: its request is taken off `key`. Only the first time counts."""
+        """The same call comes again and is counted then: its request is taken off `key`, and tokens that stayed counted. Only the first time counts."""
         request, self._request = self._request, 0.0
         key.tat -= request
+        standing, self._standing = self._standing, 0
+        key.debt = max(0.0, key.debt - standing)
 
     def enter(self, provider: _Meter) -> None:
         """Take what the call needs of `provider`, which `Admission` has verified."""
@@ -172,7 +177,7 @@ class Admission:
         reservation.enter(meter)
 
     def count_once(self, principal: Principal, before: Reservation) -> None:
-        """The call of `before`, which was settled, comes again: its request does not count twice."""
+        """The call of `before`, which was settled, comes again: neither its request nor its tokens count twice."""
         meter = self._meters.get(principal.id)
         if meter is not None:
             before.give_back(meter)

@@ -187,7 +187,7 @@ class Desk:
         elif isinstance(step, Rest):
             self._rest(worker, stream, order, step.seconds)
         else:
-            self._over(order, used=0)  # it is counted when it comes again
+            self._over(order)
             self._rerouted.remember(worker.slot, order, now)
             worker.reroute(stream, cast(Reroute, step))
 
