@@ -362,6 +362,36 @@ def test_a_rest_is_over_when_the_cooldown_is_and_never_before() -> None:
         runner.run(test())
 
 
+@pytest.mark.parametrize("verdict", ["good", "bad", "none", "late"])
+def test_calls_that_rest_for_one_cooldown_wait_for_the_verdict_of_the_one_that_probes(verdict: str) -> None:
+    """They failed at the moment at which the provider was well again: all of them but the probe had used up their round."""
+
+    async def test() -> None:
+        routing = Routing(retry_rounds=1, max_wait_seconds=0.3 if verdict == "late" else 5.0)
+        case = Case({"providers": {"a": of("a")}, "models": {"m": pool("a")}}, routing=routing)
+        case.submit(1)
+        case.fail(refusal(429, 0.02))
+        for number in range(2, 6):
+            case.submit(number)
+        while len(case.started) < 2:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
+        assert len(case.started) == 2 and case.frames == []  # one probes, the others rest on
+        if verdict == "good":
+            case.succeed()
+        elif verdict == "bad":
+            case.fail(refusal(401))
+        elif verdict == "none":
+            case.worker._on_cancel(case.started[-1].stream, b"")
+        while case.desk._resting and (verdict != "none" or len(case.started) < 3):
+            await asyncio.sleep(0.01)
+        refused = [kind for kind, _, _ in case.frames if kind is Kind.ABORT]
+        started = {"good": 6, "bad": 2, "none": 3, "late": 2}[verdict]
+        assert (len(case.started), len(refused)) == (started, {"good": 0, "bad": 5, "none": 0, "late": 4}[verdict])
+
+    in_a_loop(test)
+
+
 def test_what_has_cooled_down_is_no_reason_to_wait_nor_the_one_that_a_client_is_told() -> None:
     async def test() -> None:
         case = Case({"providers": {"a": of("a", rate_limit=ProviderRate(requests_per_minute=1))}, "models": {"m": pool("a")}}, routing=Routing(retry_rounds=1))

@@ -31,7 +31,7 @@ from cliproxy.config.routes import Group, Profile, Route, RouteTable, Target
 from cliproxy.config.schema import Provider, Settings
 from cliproxy.dialects import ENDPOINT_NAMES, ENDPOINTS, Dialect, Endpoint
 from cliproxy.egress.admission import Admission, Reservation
-from cliproxy.egress.cooldowns import Cooldowns, Fault, Key
+from cliproxy.egress.cooldowns import PROBE_LOOK_SECONDS, Cooldown, Cooldowns, Fault, Key
 from cliproxy.egress.inject import BoundCredential, Injector
 from cliproxy.egress.reading import READINGS, Reading
 from cliproxy.egress.routing import Router, Tried
@@ -49,7 +49,7 @@ _IN_PROCESS: tuple[BoundCredential | None, ...] = (None,)
 class Order(msgspec.Struct, gc=False):
     """A call that may leave, until it has its answer: what the worker said of it, and how far it has come. `body` (with its hole) goes when the answer
     begins: from then on nothing is tried again. `error` is the last attempt's; `kept` are the bytes of `body` that the desk counts; `unknown`: what one of
-    the attempts used, nobody knows."""
+    the attempts used, nobody knows; `waited`: seconds of the present round."""
 
     request_id: str
     address: str
@@ -69,6 +69,7 @@ class Order(msgspec.Struct, gc=False):
     tried: Tried | None = None
     attempts: int = 0
     rounds: int = 0
+    waited: float = 0.0
     reroutes: int = 0
     reservation: Reservation | None = None
     error: CliproxyError | None = None
@@ -328,10 +329,9 @@ class Authoriser:
             disabled=disabled,
             now=now,
         )
-        if cooldown is not None and order.rounds < self._routing.retry_rounds and cooldown.wait(now) <= self._routing.max_wait_seconds:
-            order.rounds += 1
-            order.tried = None  # what has cooled down is tried again; what failed without cooling has had its turn
-            return Rest(cooldown.wait(now))
+        rest = None if cooldown is None else self._rest(order, cooldown, now)
+        if rest is not None:
+            return rest
         if order.error is not None:
             raise order.error
         if cooldown is not None:
@@ -344,6 +344,21 @@ class Authoriser:
         names = [name for name in names if name not in disabled]
         message = f"The gateway has no credential for {', '.join(names)} at the configured address: its operator adds one with `cliproxy credentials add`."
         raise Unavailable(message, code="no_credential", retry_after=60.0)
+
+    def _rest(self, order: Order, cooldown: Cooldown, now: float) -> Rest | None:
+        """Return how long `order` may wait for `cooldown`: a round; or, within the time of a round, for the verdict of the one call that probes already."""
+        routing = self._routing
+        probed = cooldown.is_probed(now)
+        seconds = PROBE_LOOK_SECONDS if probed else cooldown.wait(now)
+        if probed and order.rounds and order.waited + seconds <= routing.max_wait_seconds:
+            order.waited += seconds
+            return Rest(seconds)
+        if order.rounds >= routing.retry_rounds or seconds > routing.max_wait_seconds:
+            return None
+        order.rounds += 1
+        order.waited = seconds
+        order.tried = None  # what has cooled down is tried again; what failed without cooling has had its turn
+        return Rest(seconds)
 
     # --- what became of an attempt ---
 
@@ -373,7 +388,7 @@ class Authoriser:
     def count_once(self, order: Order, before: Order) -> None:
         """`order` is the call of `before` again, after a REROUTE: it goes on where that was, and is counted once."""
         order.tried, order.attempts, order.rounds, order.reroutes, order.error = before.tried, before.attempts, before.rounds, before.reroutes, before.error
-        order.unknown = before.unknown
+        order.unknown, order.waited = before.unknown, before.waited
         if before.reservation is not None:
             self._admission.count_once(order.principal, before.reservation)
 

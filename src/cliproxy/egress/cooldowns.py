@@ -35,6 +35,7 @@ from cliproxy.ipc.messages import CooldownRecord
 
 _ENDPOINTS = {name: endpoint for endpoint, name in ENDPOINT_NAMES.items()}
 PROBE_AGAIN_SECONDS = 1.0  # what a client is told to wait for the verdict of a probe under way
+PROBE_LOOK_SECONDS = 0.1  # how often a call that waits for it looks
 
 
 class Key(NamedTuple):
@@ -133,9 +134,13 @@ class Cooldown:
         """Whether a call may go there: the time is over, and no probe is under way."""
         return now >= self.until and not self.probing
 
+    def is_probed(self, now: float) -> bool:
+        """Whether its time is over and only the verdict of a probe is awaited."""
+        return self.probing and now >= self.until
+
     def wait(self, now: float) -> float:
         """Return the seconds until a call may go there, as far as one can say."""
-        return PROBE_AGAIN_SECONDS if self.probing and now >= self.until else max(self.until - now, 0.001)
+        return PROBE_AGAIN_SECONDS if self.is_probed(now) else max(self.until - now, 0.001)
 
     def error(self, now: float) -> RateLimited | Unavailable:
         """Return what a client gets that finds nothing but this."""
