@@ -392,6 +392,25 @@ def test_calls_that_rest_for_one_cooldown_wait_for_the_verdict_of_the_one_that_p
     in_a_loop(test)
 
 
+def test_a_cooldown_that_grows_longer_while_a_call_rests_costs_it_no_second_round() -> None:
+    async def test() -> None:
+        case = Case({"providers": {"a": of("a")}, "models": {"m": pool("a")}}, routing=Routing(retry_rounds=1))
+        case.submit(1)
+        case.submit(2)
+        case.started[0].on_failure(refusal(429, 0.02))
+        case.started[1].on_failure(refusal(429, 0.1))
+        while case.desk._resting and len(case.started) < 3:
+            await asyncio.sleep(0.005)
+        assert case.frames == []
+        case.succeed()
+        while case.desk._resting:
+            await asyncio.sleep(0.005)
+        case.succeed()
+        assert [kind for kind, _, _ in case.frames] == [Kind.ANSWER] * 2
+
+    in_a_loop(test)
+
+
 def test_what_has_cooled_down_is_no_reason_to_wait_nor_the_one_that_a_client_is_told() -> None:
     async def test() -> None:
         case = Case({"providers": {"a": of("a", rate_limit=ProviderRate(requests_per_minute=1))}, "models": {"m": pool("a")}}, routing=Routing(retry_rounds=1))

@@ -49,7 +49,7 @@ _IN_PROCESS: tuple[BoundCredential | None, ...] = (None,)
 class Order(msgspec.Struct, gc=False):
     """A call that may leave, until it has its answer: what the worker said of it, and how far it has come. `body` (with its hole) goes when the answer
     begins: from then on nothing is tried again. `error` is the last attempt's; `kept` are the bytes of `body` that the desk counts; `unknown`: what one of
-    the attempts used, nobody knows; `waited`: seconds of the present round."""
+    the attempts used, nobody knows; `waited`: seconds since the last attempt."""
 
     request_id: str
     address: str
@@ -265,6 +265,7 @@ class Authoriser:
                 limited = error
                 continue
             order.attempts += 1
+            order.waited = 0.0
             request = AuthorizedRequest(order, target, credential, reservation, order.stream, order.attempts, now, final)
             if self.cooldowns.table:
                 request.probe = self.cooldowns.begin(request.key, now)
@@ -346,18 +347,17 @@ class Authoriser:
         raise Unavailable(message, code="no_credential", retry_after=60.0)
 
     def _rest(self, order: Order, cooldown: Cooldown, now: float) -> Rest | None:
-        """Return how long `order` may wait for `cooldown`: a round; or, within the time of a round, for the verdict of the one call that probes already."""
-        routing = self._routing
-        probed = cooldown.is_probed(now)
-        seconds = PROBE_LOOK_SECONDS if probed else cooldown.wait(now)
-        if probed and order.rounds and order.waited + seconds <= routing.max_wait_seconds:
-            order.waited += seconds
-            return Rest(seconds)
-        if order.rounds >= routing.retry_rounds or seconds > routing.max_wait_seconds:
+        """Return how long `order` may wait for `cooldown`, or for the verdict of a call that probes it; `None`: no longer. A call that has waited and finds
+        that another one probes, or that it cools longer, goes on with the same round."""
+        seconds = PROBE_LOOK_SECONDS if cooldown.is_probed(now) else cooldown.wait(now)
+        if order.waited + seconds > self._routing.max_wait_seconds:
             return None
-        order.rounds += 1
-        order.waited = seconds
-        order.tried = None  # what has cooled down is tried again; what failed without cooling has had its turn
+        if not order.waited:
+            if order.rounds >= self._routing.retry_rounds:
+                return None
+            order.rounds += 1
+            order.tried = None  # what has cooled down is tried again; what failed without cooling has had its turn
+        order.waited += seconds
         return Rest(seconds)
 
     # --- what became of an attempt ---
