@@ -155,3 +155,26 @@ def test_a_bug_in_one_calls_code_ends_that_call_and_no_other(kind: Kind) -> None
         await settle()
 
     asyncio.run(scenario())
+
+
+def test_large_bodies_of_one_turn_are_refused_before_they_fill_the_channel() -> None:
+    """Twenty of eight MiB, whose last bytes came together, closed the channel and ended every call on it."""
+
+    async def scenario() -> None:
+        case = Case()
+        theirs = await case.attach()
+        body = bytes(8 << 20)
+        call = Call(1, bytes(32), "r", "127.0.0.1", "m", 1, 1, False, 1, 0, len(body), b"")
+        owners = [Owner() for _ in range(20)]
+        refused = []
+        for owner in owners:
+            try:
+                case.link.send(owner, call, body)
+            except Unavailable as error:
+                refused.append(error.code)
+        assert refused == ["overloaded"] * 18
+        await settle()
+        assert case.violations == [] and case.link.open_calls == 2 and [owner.endings for owner in owners if owner.endings] == []
+        theirs.close()
+
+    asyncio.run(scenario())

@@ -228,6 +228,27 @@ def test_a_chunked_request_body_reaches_the_provider_with_its_length(gateway: Ga
     assert json.loads(request["body"])["messages"][0]["content"] == text
 
 
+def test_large_bodies_that_end_together_end_nobody_elses_call(gateway: Gateway) -> None:
+    size = 8 * MIB - 1024
+    body = json.dumps(chat("gpt-4o-mini") | {"messages": [{"role": "user", "content": "x" * (size - 200)}]}).encode()
+    with WireClient(gateway.port) as bystander:
+        bystander.send(chat_request(gateway, "fault-trickle-20"))
+        bystander.read_until(b"token0")
+        clients = [WireClient(gateway.port) for _ in range(12)]
+        try:
+            for client in clients:
+                client.send(request_bytes("POST", "/v1/chat/completions", key=gateway.key, body=body)[:-1])
+            for client in clients:
+                client.send(body[-1:])
+            statuses = {client.answer().status for client in clients}
+        finally:
+            for client in clients:
+                client.socket.close()
+        assert statuses <= {200, 503}
+        assert events_of(bystander.answer().body)[-1] == "[DONE]"
+    assert not [line for line in gateway.audit_lines() if line["event"] == "channel_violation"]
+
+
 # --- slow readers --------------------------------------------------------------------------------------------------------
 
 

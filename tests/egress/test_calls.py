@@ -14,6 +14,7 @@ from cliproxy.egress.between import HeldAnswers
 from cliproxy.egress.calls import ProviderCall
 from cliproxy.egress.cooldowns import Rule, fault_of
 from cliproxy.egress.reading import READINGS
+from cliproxy.egress.workers import WorkerChannel
 from cliproxy.errors import ProviderRefusal, UpstreamError
 from cliproxy.ipc.mux import Abort, Answer, Kind
 
@@ -267,6 +268,41 @@ def test_a_paused_channel_pauses_the_provider_and_a_ready_one_resumes_it():
     run(scenario)
     assert case.sending.did == ["pause", "resume"]
     assert case.channel.body() == EVENT + EVENT
+
+
+def test_what_comes_while_the_channel_is_paused_waits_in_its_call():
+    case = Case(stream=True)
+
+    def scenario():
+        case.head()
+        case.call.on_data(EVENT)
+        case.channel.paused = True
+        case.call.on_data(EVENT)
+        assert case.channel.body() == EVENT and case.sending.did == ["pause"]
+        case.channel.paused = False
+        case.call.channel_ready()
+        assert case.channel.body() == EVENT * 2 and case.sending.did == ["pause", "resume"]
+
+    run(scenario)
+
+
+def test_calls_take_turns_at_a_channel_that_has_room_again():
+    served = []
+
+    def scenario():
+        worker = WorkerChannel(0, SimpleNamespace(flush=None), build="b", max_body_bytes=1)
+
+        def serve(number):
+            served.append(number)
+            worker.channel.paused = len(served) % 3 == 0  # there is room for three
+
+        worker.calls = {number: SimpleNamespace(channel_ready=lambda number=number: serve(number)) for number in range(7)}
+        for _ in range(7):
+            worker.channel.paused = False
+            worker.channel_paused(False)
+
+    run(scenario)
+    assert [served.count(number) for number in range(7)] == [3] * 7
 
 
 def test_a_cancelled_call_closes_the_connection_and_says_nothing_more():

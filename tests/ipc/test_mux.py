@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cliproxy.bounds import MAX_FRAME_BYTES
+from cliproxy.bounds import CHANNEL_HIGH_WATER_BYTES, MAX_DATA_FRAME_BYTES, MAX_FRAME_BYTES
 from cliproxy.errors import ChannelError
 from cliproxy.ipc.mux import CANCEL_CODES, HEADER, TO_EGRESS, TO_WORKER, Abort, Kind, MuxChannel, cancel_code, cancel_of
 
@@ -176,6 +176,34 @@ def test_the_owner_hears_once_that_the_channel_is_gone():
 
     run(scenario)
     assert receiver.lost == [None]
+
+
+def test_a_turn_of_many_frames_pauses_the_channel_before_one_byte_is_written():
+    """Hundreds of streams that all had a read to pass on filled it beyond its bound in one turn, and it was closed with all calls on it."""
+    receiver = Receiver()
+    room = CHANNEL_HIGH_WATER_BYTES // MAX_DATA_FRAME_BYTES
+
+    async def scenario():
+        channel, theirs = await connected(receiver)
+        for number in range(room):
+            channel.queue(Kind.DATA, number, bytes(MAX_DATA_FRAME_BYTES))
+        assert not channel.paused and channel.backlog == CHANNEL_HIGH_WATER_BYTES
+        channel.queue(Kind.DATA, room, b"!")
+        assert channel.paused and receiver.pauses == [True]
+        channel.queue(Kind.END, room, b"")
+        received = b""
+        while not received.endswith(frame(Kind.END, room)):
+            await settle()
+            received += theirs.recv(1 << 20)
+        await settle()
+        assert not channel.paused and receiver.pauses[-1] is False and channel.backlog == 0
+        assert received == b"".join(frame(Kind.DATA, number, bytes(MAX_DATA_FRAME_BYTES)) for number in range(room)) + frame(Kind.DATA, room, b"!") + frame(
+            Kind.END, room
+        )
+        theirs.close()
+
+    run(scenario)
+    assert [one for one, next in zip(receiver.pauses, receiver.pauses[1:], strict=False) if one is next] == []  # told of changes only
 
 
 def test_an_owner_that_has_dropped_the_channel_hears_no_more_of_it():

@@ -263,7 +263,7 @@ class ProviderCall:
             self._answer(b"", final=False)
 
     def _deliver(self, data: bytes) -> None:
-        if not self._backlog and len(data) <= self._window and len(data) <= MAX_DATA_FRAME_BYTES and not self._complete:
+        if not self._backlog and len(data) <= self._window and len(data) <= MAX_DATA_FRAME_BYTES and not self._complete and not self._channel.paused:
             self._window -= len(data)
             if self._answered:
                 self._channel.queue(Kind.DATA, self.stream, data)

@@ -77,6 +77,7 @@ class WorkerChannel:
         self._max_body_bytes = max_body_bytes
         self._arriving: dict[int, _Arriving] = {}
         self._held = 0
+        self._next = 0  # the place of the call that has the first turn
         self._call_decoder = msgspec.msgpack.Decoder(Call)
         self._hello_decoder = msgspec.msgpack.Decoder(Hello)
         self._encoder = msgspec.msgpack.Encoder()
@@ -102,9 +103,16 @@ class WorkerChannel:
         """As above."""
 
     def channel_paused(self, paused: bool) -> None:
-        if not paused:
-            for call in list(self.calls.values()):
-                call.channel_ready()
+        """When there is room again, calls use it in turns: those that found none are first."""
+        if paused:
+            return
+        calls = list(self.calls.values())
+        first = self._next % (len(calls) or 1)
+        for number, call in enumerate(calls[first:] + calls[:first]):
+            if self.channel.paused:
+                self._next = first + number
+                return
+            call.channel_ready()
 
     def channel_lost(self, error: ChannelError | None) -> None:
         self._arriving.clear()

@@ -4,7 +4,8 @@ A frame is `payload length (u32), kind (u8), stream (u32)`, little-endian, then 
 `TO_WORKER`; a kind outside the receiver's table, a length above the bound or a payload that does not decode closes the channel.
 
 All frames of one loop turn leave in one write (`queue` collects, the loop's next turn writes): a write each made streams eight times dearer
-(DESIGN §7). Flow control is by credit: a sender of DATA holds at most `STREAM_WINDOW_BYTES` unacknowledged bytes a stream.
+(DESIGN §7). Flow control is by credit: a sender of DATA holds at most `STREAM_WINDOW_BYTES` unacknowledged bytes a stream. A channel is `paused` when its
+peer is behind, and also from `CHANNEL_HIGH_WATER_BYTES` on in one turn: hundreds of streams fill a channel before one byte is written.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ class Receiver(Protocol):
         """The channel is closed; `error` says what the peer did wrong, `None` that it is gone."""
 
     def channel_paused(self, paused: bool) -> None:
-        """The peer does not keep up (or does again)."""
+        """The peer does not keep up, or this turn's frames are many; `False`: neither any more."""
 
 
 class MuxChannel(asyncio.Protocol):
@@ -197,9 +198,11 @@ class MuxChannel(asyncio.Protocol):
         self._connected = False  # has been: frames queued before wait for it
         self._rest = b""
         self._out: list[bytes] = []
+        self._queued = 0  # bytes of payloads in `_out`
         self._flush_due = False
         self._error: ChannelError | None = None
         self._dropped = False
+        self._is_behind = False  # the peer
         self.paused = False
 
     # --- asyncio.Protocol ---
@@ -240,16 +243,28 @@ class MuxChannel(asyncio.Protocol):
         self._receiver.turn_ended()
 
     def pause_writing(self) -> None:
-        self.paused = True
-        self._receiver.channel_paused(True)
+        self._is_behind = True
+        self._pause()
 
     def resume_writing(self) -> None:
-        self.paused = False
-        self._receiver.channel_paused(False)
+        self._is_behind = False
+        if self._queued <= CHANNEL_HIGH_WATER_BYTES:
+            self._go_on()
+
+    def _pause(self) -> None:
+        if not self.paused:
+            self.paused = True
+            self._receiver.channel_paused(True)
+
+    def _go_on(self) -> None:
+        if self.paused:
+            self.paused = False
+            self._receiver.channel_paused(False)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._out.clear()
+        self._queued = 0
         if not self._dropped:
             self._receiver.channel_lost(self._error)
 
@@ -260,6 +275,9 @@ class MuxChannel(asyncio.Protocol):
         out = self._out
         out.append(HEADER.pack(len(payload), kind, stream))
         out.append(payload)
+        self._queued += len(payload)
+        if self._queued > CHANNEL_HIGH_WATER_BYTES:
+            self._pause()
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self.flush)
@@ -280,11 +298,14 @@ class MuxChannel(asyncio.Protocol):
         if not out or not self._connected:
             return
         self._out = []
+        self._queued = 0
         transport = self._transport
         if transport is None or transport.is_closing():
             return
         transport.write(b"".join(out))
-        if self.paused and transport.get_write_buffer_size() > MAX_CHANNEL_BACKLOG_BYTES:
+        if not self._is_behind:
+            self._go_on()
+        elif transport.get_write_buffer_size() > MAX_CHANNEL_BACKLOG_BYTES:
             self.fail(ChannelError(f"{self.peer} does not read its channel"))
 
     def fail(self, error: ChannelError) -> None:
@@ -305,8 +326,8 @@ class MuxChannel(asyncio.Protocol):
 
     @property
     def backlog(self) -> int:
-        """Bytes written and not yet taken by the kernel."""
-        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+        """Bytes queued, or written and not yet taken by the kernel."""
+        return self._queued + (0 if self._transport is None else self._transport.get_write_buffer_size())
 
     @property
     def is_open(self) -> bool:
