@@ -42,6 +42,7 @@ MAX_REPEATED_HEAD_BYTES = 4 * KIB  # of a head that a connection keeps to recogn
 BODY_PIECES_PER_JOIN = 1024  # pieces of a body are joined in lots of these, so that single bytes don't cost 40 each
 MAX_STRANGERS_BODY_BYTES = 64 * KIB  # of a body that is read before its key was looked at; one read of the socket
 PIPELINE_BYTES = 64 * KIB  # unread bytes behind the request in flight before reading stops
+MAX_UNREAD_BYTES = 256 * MIB  # written for slow clients of a worker together; a large whole answer is 503 above. 50 of 20 MiB took a worker to 1.2 GB
 MAX_UNSENT_BYTES = 1 * MIB  # held for a client that does not read, then the connection is aborted; 4 stream windows
 WRITE_HIGH_WATER_BYTES = 64 * KIB  # asyncio's default
 MAX_HELD_BODY_BYTES = 256 * MIB  # bodies of all connections of a worker together; 503 above

@@ -152,6 +152,16 @@ def test_what_is_collected_is_bounded(monkeypatch: pytest.MonkeyPatch, most: str
     assert first.status == 0 and worker.exchange.collected == 600
 
 
+def test_a_large_answer_is_refused_when_too_much_waits_for_slow_clients() -> None:
+    for text, status in ((TEXT, 200), ("x" * 70_000, 503)):
+        worker = rig()
+        client = worker.post("/v1/messages", MESSAGES)
+        client.is_crowded = True
+        worker.answer(client, chat_body("m", text), final=False)
+        worker.end(client)
+        assert client.status == status and worker.exchange.collected == 0 and worker.faults == []
+
+
 def test_an_answer_that_the_client_does_not_wait_for_is_let_go() -> None:
     worker = rig()
     client = worker.post("/v1/messages", MESSAGES)

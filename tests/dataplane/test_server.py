@@ -365,6 +365,20 @@ def test_a_large_answer_that_nobody_reads_is_given_up(quick: EchoServer) -> None
     assert [request.path for request in quick.exchange.seen] == [b"/large", b"/large"]  # nothing is begun for a client that does not read
 
 
+@pytest.mark.parametrize("ends", ["read", "dropped"])
+def test_what_waits_for_slow_clients_is_counted_together(ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "MAX_UNREAD_BYTES", 12_000_000)
+    limits = QUICK if ends == "dropped" else ServerLimits()
+    with EchoServer(limits=limits) as server, server.connect(receive_buffer=4096) as first, server.connect(receive_buffer=4096) as second:
+        for sock, crowded in ((first, False), (second, True)):
+            sock.sendall(get(b"/large?8000000", b"Connection: close"))
+            server.wait_until(lambda crowded=crowded: server.server.unread > (16_000_000 if crowded else 8_000_000))
+            assert all(connection.is_crowded is crowded for connection in server.call(lambda: tuple(server.server._connections)))
+        if ends == "read":
+            assert read_all(first).count(0) == read_all(second).count(0) == 8_000_000
+        server.wait_until(lambda: server.server.unread == 0)
+
+
 def test_the_last_bytes_that_nobody_reads_hold_no_connection_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "LINGER_SECONDS", 0.05)
     with EchoServer(limits=QUICK) as server, server.connect(receive_buffer=4096) as sock:

@@ -43,6 +43,7 @@ class Client:
         self.call: object = None
         self.prepaid = False
         self.paused = False
+        self.is_crowded = False
         self.status = 0
         self.raw_headers = b""
         self.body = b""

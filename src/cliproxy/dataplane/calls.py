@@ -303,6 +303,8 @@ class PendingCall:
         self._forget()
         try:
             said = whole.said(created=int(time.time()))
+            if len(said) > MAX_DATA_FRAME_BYTES and self.connection.is_crowded:
+                raise error_of(OVERLOADED)
         except CliproxyError as error:
             self._owner.refuse(self.connection, error, self.request_id, self._shape)
         else:

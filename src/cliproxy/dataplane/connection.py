@@ -15,7 +15,16 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, cast
 
-from cliproxy.bounds import LINGER_BYTES, LINGER_SECONDS, MAX_STRANGERS_BODY_BYTES, MAX_UNSENT_BYTES, MIN_READER_BYTES, PIPELINE_BYTES, WRITE_HIGH_WATER_BYTES
+from cliproxy.bounds import (
+    LINGER_BYTES,
+    LINGER_SECONDS,
+    MAX_STRANGERS_BODY_BYTES,
+    MAX_UNREAD_BYTES,
+    MAX_UNSENT_BYTES,
+    MIN_READER_BYTES,
+    PIPELINE_BYTES,
+    WRITE_HIGH_WATER_BYTES,
+)
 from cliproxy.dataplane.outbox import CHUNKED, CLOSE, CONTINUE, Outbox
 from cliproxy.errors import CliproxyError, FramingError, RateLimited, Unavailable
 from cliproxy.ingress.address import Address
@@ -65,6 +74,7 @@ class Connection(asyncio.Protocol):
         "_state",
         "_streaming",
         "_transport",
+        "_unread",
         "_vetted",
         "address",
         "call",
@@ -90,6 +100,7 @@ class Connection(asyncio.Protocol):
         self._deadline = server.after(limits.head_timeout_seconds)
         self._stall_deadline = math.inf
         self._stall_mark = 0
+        self._unread = 0  # bytes that were written and wait for the client
         self._dirty = False
         self._ending: Callable[[], None] | None = None  # called after the last write
         self._keep_alive = True
@@ -197,6 +208,7 @@ class Connection(asyncio.Protocol):
             self._counted = False
             self._server.forget(self)
         self._hold(0)
+        self._count_unread(0)
         self._framer.close()
         self._outbox.clear()
         self._ending = None
@@ -228,6 +240,11 @@ class Connection(asyncio.Protocol):
         """What the connection is doing."""
         return self._state
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether the worker holds so much for slow clients that no large answer may be added."""
+        return self._server.unread > MAX_UNREAD_BYTES
+
     def sweep(self, now: float) -> None:
         """Act on a deadline that has passed."""
         if self._deadline <= now:
@@ -250,7 +267,10 @@ class Connection(asyncio.Protocol):
         if self.paused or self._state is State.CLOSED:
             return
         if self._outbox:
-            self._transport.write(self._outbox.take())
+            data = self._outbox.take()
+            self._transport.write(data)
+            if self.paused:
+                self._count_unread(len(data))  # uvloop keeps all of it until the last byte has left
         if self._ending is not None:
             ending, self._ending = self._ending, None
             ending()
@@ -382,6 +402,11 @@ class Connection(asyncio.Protocol):
         self._outbox.append(body)
         self._linger(close=False)
 
+    def _count_unread(self, count: int) -> None:
+        """Account for `count` bytes that wait for the client."""
+        self._server.unread += count - self._unread
+        self._unread = count
+
     # --- writing ---
 
     def _may_answer(self) -> bool:
@@ -457,6 +482,8 @@ class Connection(asyncio.Protocol):
         """Start over with the time in which the client must read something, if anything waits for it."""
         self._stall_mark = self._transport.get_write_buffer_size()
         waits = self.paused or (self._state is State.LINGER and self._stall_mark > 0)
+        if not waits:
+            self._count_unread(0)
         self._stall_deadline = self._server.after(self._server.limits.stalled_reader_seconds) if waits else math.inf
 
     def _gone(self) -> None:

@@ -4,7 +4,8 @@ What always holds:
 - An address is judged before anything is spent on its connection.
 - A connection has at most one request under way; pipelined ones wait in order, unread bytes behind it are bounded, then reading stops.
 - Every state but "a request is under way" has a deadline; one sweep a second looks at all of them.
-- A client that does not read costs `MAX_UNSENT_BYTES` at most and is dropped when it stays so.
+- A client that does not read costs one whole answer, or `MAX_UNSENT_BYTES` of a stream, and is dropped when it stays so; all of them together cost
+  `MAX_UNREAD_BYTES`, and what was on its way then.
 - After broken framing: one error answer, then close. Nothing that follows it is ever looked at.
 - A bug that raises in one connection's code closes that connection and no other.
 - One `transport.write` per connection and loop turn: answers collect until `flush_dirty`.
@@ -84,6 +85,7 @@ class Server:
         self.draining = False
         self.collecting = False  # somebody will call `flush_dirty` before this loop turn ends
         self.held = 0  # body bytes of requests that are not answered, of all connections
+        self.unread = 0  # bytes of answers that were written and wait for slow clients, of all connections
         self._tls = tls
         self._max_held = max_held_bytes
         self._loop = loop
