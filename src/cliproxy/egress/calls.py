@@ -177,7 +177,7 @@ class ProviderCall:
         held.bytes += len(data)
         if self._received > MAX_WHOLE_ANSWER_BYTES:
             self._fail(UpstreamError("The provider's answer is larger than the gateway takes.", code="provider_answer_too_large"))
-        elif held.bytes > MAX_HELD_ANSWER_BYTES:
+        elif held.bytes > MAX_HELD_ANSWER_BYTES and self._received > MAX_DATA_FRAME_BYTES:  # ordinary answers go on
             self._fail(UpstreamError("The gateway holds more answers than it may; try again in a moment.", status=503, code="overloaded"))
 
     def on_complete(self) -> None:
