@@ -284,7 +284,7 @@ def test_a_key_above_its_tokens_a_minute_is_refused_before_anything_leaves(gatew
     provider.reset()
     status, headers, body = gateway.post("/v1/chat/completions", chat(max_tokens=2000), key=made["key"])
     assert (status, json.loads(body)["error"]["code"]) == (429, "rate_limit_exceeded")
-    assert int(headers["retry-after"]) >= 1
+    assert "retry-after" not in headers  # it would never fit
     assert provider.record()["requests"] == []
     for _ in range(5):  # the real usage (43) takes the place of what was reserved (some 720)
         assert gateway.post("/v1/chat/completions", chat(max_tokens=700), key=made["key"])[0] == 200

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import uvloop
 
 from cliproxy.audit.client import AuditClient, packet_decoder
 from cliproxy.audit.events import EgressEvent, ProviderOutcome, ProviderRequest
@@ -28,7 +29,6 @@ from cliproxy.errors import ChannelError, CliproxyError, ProviderRefusal, Unavai
 from cliproxy.ipc.messages import KeyRecord, PolicyBegin, PolicyChange, PolicyEnd, PolicyKeys, PolicyRules
 from cliproxy.ipc.mux import Abort, Answer, Call, Kind, Reroute
 from cliproxy.ipc.policy_feed import PolicyFeed
-from cliproxy.sandbox.loop import make_event_loop
 from cliproxy.secret import Secret
 
 PROOF = bytes(range(32))
@@ -358,7 +358,7 @@ def test_a_rest_is_over_when_the_cooldown_is_and_never_before() -> None:
             case.succeed()
             case.frames.clear()
 
-    with asyncio.Runner(loop_factory=make_event_loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(test())
 
 
@@ -507,12 +507,28 @@ def test_only_one_of_many_calls_probes_what_has_cooled_down() -> None:
 # --- limits ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("status", "costs"),
+    [(400, False), (401, False), (404, False), (408, True), (429, False), (500, True), (501, False), (502, True), (503, False), (504, True), (529, False)],
+)
+def test_what_a_provider_turned_away_is_free_and_what_it_broke_down_on_is_not(status: int, costs: bool) -> None:
+    def test() -> None:
+        case = Case({"providers": {"a": of("a")}, "models": {"m": pool("a")}}, key={"tokens_per_minute": 1000}, routing=Routing(retry_rounds=0))
+        case.submit()
+        reserved = case.started[0].request.reservation.tokens
+        case.fail(refusal(status))
+        keys, providers = case.meters()
+        assert keys["k"] == providers["a"] == (0, reserved if costs else 0.0)
+
+    in_a_loop(test)
+
+
 def test_a_call_counts_once_for_its_key_and_at_each_provider_that_it_was_sent_to() -> None:
     def test() -> None:
         settings = {**ABC, "providers": {name: of(name, rate_limit=ProviderRate(requests_per_minute=100, tokens_per_minute=10_000)) for name in "abc"}}
         case = Case(settings, key={"requests_per_minute": 1, "tokens_per_minute": 1000, "concurrency": 1})
         case.submit()
-        case.fail(refusal(500))
+        case.fail(refusal(503))
         keys, providers = case.meters()
         reserved = case.started[0].request.reservation.tokens
         assert keys["k"] == (1, reserved) and providers["a"] == (0, 0.0) and providers["b"] == (1, reserved)

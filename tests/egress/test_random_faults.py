@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import uvloop
 
 from cliproxy.audit.client import AuditClient, packet_decoder
 from cliproxy.audit.events import EgressEvent, ProviderOutcome, ProviderRequest
@@ -31,7 +32,6 @@ from cliproxy.errors import CliproxyError, ProviderRefusal, Unavailable, Upstrea
 from cliproxy.ipc.messages import KeyRecord, PolicyBegin, PolicyChange, PolicyEnd, PolicyKeys, PolicyRules
 from cliproxy.ipc.mux import Answer, Call, Kind, Reroute
 from cliproxy.ipc.policy_feed import PolicyFeed
-from cliproxy.sandbox.loop import make_event_loop
 from cliproxy.secret import Secret
 
 KEYS = 4
@@ -296,7 +296,7 @@ def test_whatever_happened_nothing_is_held_and_everything_is_in_the_log_once(see
         await weather.calm_down()
         return weather
 
-    with asyncio.Runner(loop_factory=make_event_loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         weather = runner.run(test())
     desk, authoriser = weather.desk, weather.authoriser
     assert desk._kept.bytes == 0 and desk._resting == {} and desk._waiting == [] and not desk._outcomes

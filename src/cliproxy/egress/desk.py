@@ -28,7 +28,7 @@ from cliproxy.egress.acknowledgements import Acknowledgements
 from cliproxy.egress.authorise import Authoriser, AuthorizedRequest, Order, Rest
 from cliproxy.egress.between import HeldAnswers, KeptBodies, Rerouted
 from cliproxy.egress.calls import Outcome, ProviderCall, Sending
-from cliproxy.egress.cooldowns import fault_of
+from cliproxy.egress.cooldowns import Fault, fault_of
 from cliproxy.egress.workers import WorkerChannel
 from cliproxy.errors import ChannelError, CliproxyError, NotPermitted, ProviderRefusal, Unavailable, UpstreamError
 from cliproxy.ipc.messages import PolicyAck, PolicyBegin, PolicyEnd, PolicyKeys
@@ -37,6 +37,7 @@ from cliproxy.ipc.policy_feed import PolicyFeed, PolicyFrame
 
 _NO_AUDIT = Unavailable("The gateway cannot record this call and so does not make it; try again in a moment.", code="audit_unavailable")
 _INTENTS_TO_A_LOT = 256  # about one packet
+_TURNED_AWAY = frozenset({501, 503, 529})  # of the 5xx: not implemented, overloaded
 _FAILED = UpstreamError("The gateway failed to send this call.", status=500, code="internal_error")
 
 
@@ -223,8 +224,7 @@ class Desk:
         self._flush_soon()
         used = None if usage is None else usage.total
         if usage is None:
-            # A provider that refused used nothing, nor did one that was not reached; what became of a request that it did not answer, nobody knows.
-            nothing = call.may_go_on and fault is not None and (fault.everywhere or isinstance(error, ProviderRefusal | Unavailable))
+            nothing = call.may_go_on and fault is not None and error is not None and _used_nothing(error, fault)
             used = 0 if nothing else None
             order.unknown = order.unknown or not nothing
         if mine and worker is not None and error is not None and fault is not None and fault.elsewhere and call.may_go_on and order.kept:
@@ -438,6 +438,15 @@ class Desk:
     def _tell_readiness(self, worker: WorkerChannel, now: float) -> None:
         age = self._policy.age(now)
         worker.send(Kind.READINESS, Readiness(policy_number=self._policy.number, vault_age=age, auditor=self._audit.healthy(now)))
+
+
+def _used_nothing(error: CliproxyError, fault: Fault) -> bool:
+    """Whether an attempt that failed with `error` cost nothing: the provider was not reached, or turned the request away. What became of one that it broke down
+    on (500, 502, 504, 408) or never answered nobody knows: it counts as reserved, or calls that make a provider fail would be free."""
+    if isinstance(error, ProviderRefusal):
+        status = error.provider_status
+        return (status < 500 and status != 408) or status in _TURNED_AWAY
+    return fault.everywhere or isinstance(error, Unavailable)
 
 
 def _intent(request: AuthorizedRequest) -> ProviderRequest:
