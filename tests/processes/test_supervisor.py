@@ -51,14 +51,16 @@ def test_only_the_vault_has_the_master_key_and_only_admin_the_control_socket(gat
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_killed_child_comes_back_and_is_connected_again(gateway, name):
+    greetings = {"egress": [("worker-0", 6), ("dialer", 6), ("vault", 6)], "worker-0": [("egress", 16)], "dialer": [("egress", 7)]}
+    greetings |= {"vault": [("egress", 6), ("admin", 6)], "admin": [("vault", 7), ("auditor", 12)], "auditor": [("admin", 7)]}
     gateway.start()
+    for peer, slot in greetings[name]:  # one that nobody has read yet goes with the channel
+        gateway.wait_trace(1, name=peer, what="heard", slot=slot, text=name)
     (before,) = gateway.pids(name)
     os.kill(before, signal.SIGKILL)
     gateway.wait_trace(2, name=name, what="ready")
     after = gateway.pids(name)[1]
     assert after != before
-    greetings = {"egress": [("worker-0", 6), ("dialer", 6), ("vault", 6)], "worker-0": [("egress", 16)], "dialer": [("egress", 7)]}
-    greetings |= {"vault": [("egress", 6), ("admin", 6)], "admin": [("vault", 7), ("auditor", 12)], "auditor": [("admin", 7)]}
     for peer, slot in greetings[name]:
         gateway.wait_trace(2, name=peer, what="heard", slot=slot, text=name)
     if name != "auditor":
