@@ -13,9 +13,9 @@ import pytest
 
 from cliproxy.dialects import Quirks
 from cliproxy.errors import SchemaError
+from cliproxy.metering.openai_chat import reread
 from cliproxy.translators.openai_chat.decode import decode_chat
 from cliproxy.translators.openai_chat.encode import encode_with_hole
-from cliproxy.translators.openai_chat.usage import reread
 from cliproxy.translators.schema import REFUSED_FIELDS, REFUSED_PREFIXES
 
 MESSAGES = b'"messages":[{"role":"user","content":"Hello."}]'

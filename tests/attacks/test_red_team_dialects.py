@@ -11,11 +11,11 @@ from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_EVENT_BYTES
 from cliproxy.dialects import ENDPOINTS, Endpoint, Quirks
 from cliproxy.egress.answers import refusal_of
 from cliproxy.egress.cooldowns import Rule, fault_of
-from cliproxy.egress.reading import READINGS
 from cliproxy.egress.reflection import NO_SECRET
 from cliproxy.errors import ClientError, SchemaError, UpstreamError
-from cliproxy.translators.openai_media.form import BOUNDARY, Part, encode_form
-from cliproxy.translators.openai_media.usage import reread_form
+from cliproxy.formats.form import BOUNDARY, Part, encode_form
+from cliproxy.metering.openai_media import reread_form
+from cliproxy.metering.table import METERS
 from cliproxy.translators.table import CLIENTS, Given
 
 JSON_BODIES: dict[Endpoint, dict[str, Any]] = {
@@ -65,16 +65,16 @@ def test_no_field_of_a_clients_makes_a_body_that_egress_reads_otherwise_than_its
     fields = [{name: value} for name, values in COUNTED.items() for value in values]
     operation, dialect = ENDPOINTS[endpoint]
     figures_of = CLIENTS[dialect, operation].figures
-    reading = READINGS[endpoint]
+    meter = METERS[endpoint]
     for more in [first | second for first in fields for second in fields]:
         try:
             request = decoded(endpoint, JSON_BODIES[endpoint] | more)
-            asked = reading.asked(final(endpoint, request, quirks))
+            asked = meter.asked_for(final(endpoint, request, quirks))
         except ClientError:
             continue
         figures = figures_of(request) if figures_of is not None else request
         assert (asked.max_tokens, asked.n) == (figures.max_tokens, figures.n), more
-        assert asked.stream == figures.stream or (asked.stream is None and not reading.says_stream), more
+        assert asked.stream == figures.stream or (asked.stream is None and not meter.says_stream), more
 
 
 # --- a client that reads what others stored ----------------------------------------------------------------------------
@@ -201,9 +201,9 @@ def test_a_field_of_chats_imitators_that_routes_runs_or_caps_is_refused(field: s
 def test_an_answer_that_is_as_large_as_its_client_asked_cools_nothing(endpoint: Endpoint) -> None:
     """Twenty log probabilities for each of 4,096 tokens are more objects than an answer may hold: that cooled the model, and the next target's."""
     with pytest.raises(UpstreamError) as whole:
-        READINGS[endpoint].used(b'{"x":[' + b"{}," * MAX_ANSWER_OBJECTS + b"{}]}")
+        METERS[endpoint].usage_of(b'{"x":[' + b"{}," * MAX_ANSWER_OBJECTS + b"{}]}")
     assert fault_of(whole.value)[:2] == (False, Rule.NOTHING)
-    stream = READINGS[endpoint].stream
+    stream = METERS[endpoint].stream
     assert stream is not None
     with pytest.raises(UpstreamError) as streamed:
         stream().feed(b"data: " + b"x" * (9 * MAX_EVENT_BYTES) + b"\n\n")
@@ -277,6 +277,6 @@ def test_a_clients_file_name_that_holds_the_boundary_is_refused_in_the_worker() 
 def test_a_second_model_or_cap_that_some_providers_know_is_seen_by_egress(endpoint: Endpoint, more: dict[str, Any]) -> None:
     """No honest worker sends these, and egress read past them: OpenRouter takes the first of `models` that answers."""
     body = json.loads(final(endpoint, decoded(endpoint, JSON_BODIES[endpoint])))
-    assert READINGS[endpoint].asked(json.dumps(body).encode()).model == "up"
+    assert METERS[endpoint].asked_for(json.dumps(body).encode()).model == "up"
     with pytest.raises(SchemaError):
-        READINGS[endpoint].asked(json.dumps(body | more).encode())
+        METERS[endpoint].asked_for(json.dumps(body | more).encode())

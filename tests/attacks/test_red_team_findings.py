@@ -44,19 +44,19 @@ from cliproxy.egress.calls import Outcome, ProviderCall
 from cliproxy.egress.desk import Desk
 from cliproxy.egress.echo import answer_chat
 from cliproxy.egress.inject import Injector
-from cliproxy.egress.reading import READINGS
 from cliproxy.egress.senders import EchoSending
 from cliproxy.errors import CliproxyError, ConfigError, RateLimited, UpstreamError
+from cliproxy.formats.sse import EventSplitter
 from cliproxy.ipc.messages import KeyRecord, PolicyBegin, PolicyEnd, PolicyKeys, PolicyRules
 from cliproxy.ipc.mux import HEADER, Abort, Call, Hello, Kind
 from cliproxy.ipc.policy_feed import PolicyFeed
+from cliproxy.metering import openai_chat as metering
+from cliproxy.metering.openai_chat import ChatStreamMeter, Usage, usage_of_answer
+from cliproxy.metering.openai_embeddings import usage_of_embeddings
+from cliproxy.metering.table import METERS
 from cliproxy.processes.lines import fault_reporter
 from cliproxy.secret import Secret
-from cliproxy.translators.openai_chat import usage
 from cliproxy.translators.openai_chat.stream import StreamFilter
-from cliproxy.translators.openai_chat.usage import StreamUsage, Usage, usage_of_answer
-from cliproxy.translators.openai_embeddings.usage import usage_of_embeddings
-from cliproxy.translators.sse import EventSplitter
 from fakes.gateway import Gateway
 
 READ_BYTES = 256 * 1024  # what one read of egress brings
@@ -87,7 +87,7 @@ def test_an_event_that_is_too_long_is_refused_also_when_its_end_comes_in_the_sam
 @pytest.mark.parametrize("reads", [READ_BYTES, 4096, 10 * MAX_EVENT_BYTES])
 def test_the_longest_event_passes_egress_and_worker_alike(reads: int) -> None:
     data = event(MAX_EVENT_BYTES) + event(MAX_EVENT_BYTES) + event(100) + DONE
-    egress, worker = StreamUsage(), StreamFilter(include_usage=True)
+    egress, worker = ChatStreamMeter(), StreamFilter(include_usage=True)
     out = b""
     for start in range(0, len(data), reads):
         passed = egress.feed(data[start : start + reads])
@@ -108,17 +108,17 @@ def test_an_event_that_comes_in_single_bytes_does_not_cost_an_object_for_each() 
 def test_a_line_is_parsed_once_however_often_it_says_the_word(monkeypatch: pytest.MonkeyPatch, word: bytes) -> None:
     """800 KiB of `"error",` kept egress busy for a hundred seconds: the line was parsed for each of them."""
     parsed: list[int] = []
-    parse = usage._parse
-    monkeypatch.setattr(usage, "_parse", lambda data: (parsed.append(len(data)), parse(data))[1])
+    parse = metering._parse
+    monkeypatch.setattr(metering, "_parse", lambda data: (parsed.append(len(data)), parse(data))[1])
     line = b'data: {"x":[' + (word + b",") * 1000 + b"1]}\n"
-    stream = StreamUsage()
+    stream = ChatStreamMeter()
     stream.feed(line + b"\n" + line + line + b"\n")
     assert stream.usage is None
     assert len(parsed) == 3
 
 
 def test_an_error_behind_a_line_that_only_says_the_word_is_still_found() -> None:
-    stream = StreamUsage()
+    stream = ChatStreamMeter()
     good = b'data: {"x":["error","error"]}\n\n'
     assert stream.feed(good + b'data: {"error":{"message":"no"}}\n\n') == good
     with pytest.raises(UpstreamError):
@@ -521,7 +521,7 @@ class Ledger:
 
 
 def asked_of_chat(*, stream: bool, used: Callable[[bytes], Usage | None] = usage_of_answer) -> Any:
-    order = SimpleNamespace(reading=READINGS[Endpoint.CHAT_COMPLETIONS]._replace(used=used))
+    order = SimpleNamespace(meter=METERS[Endpoint.CHAT_COMPLETIONS]._replace(usage_of=used))
     target = SimpleNamespace(provider="p", model="m")
     return SimpleNamespace(stream=stream, endpoint=Endpoint.CHAT_COMPLETIONS, order=order, target=target, attempt=1)
 
@@ -540,7 +540,7 @@ def test_a_bug_in_reading_an_answer_does_not_leave_the_call_without_an_ending(mo
         ledger = Ledger()
         request = asked_of_chat(stream=where in ("data", "end of stream"), used=broken)  # type: ignore[arg-type]
         call = ProviderCall(request, channel=ledger, slot=0, stream=1, ledger=ledger)
-        monkeypatch.setattr(StreamUsage, "feed" if where == "data" else "finish", broken)
+        monkeypatch.setattr(ChatStreamMeter, "feed" if where == "data" else "finish", broken)
         monkeypatch.setattr("cliproxy.egress.senders.answer_chat", broken)
         if where == "echo":
             call.sent(EchoSending(call, b"{}"))

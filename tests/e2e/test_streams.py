@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cliproxy.translators.sse import KEEP_ALIVE
+from cliproxy.formats.sse import KEEP_ALIVE
 from fakes.gateway import Gateway
 from fakes.provider import EVENTS, FakeProvider, chat_events, long_stream, wide_embeddings_body
 from fakes.wire import WireClient, events_of, request_bytes

@@ -13,10 +13,10 @@ from cliproxy.dialects import Endpoint
 from cliproxy.egress.between import HeldAnswers
 from cliproxy.egress.calls import ProviderCall
 from cliproxy.egress.cooldowns import Rule, fault_of
-from cliproxy.egress.reading import READINGS
 from cliproxy.egress.workers import WorkerChannel
 from cliproxy.errors import ProviderRefusal, UpstreamError
 from cliproxy.ipc.mux import Abort, Answer, Kind
+from cliproxy.metering.table import METERS
 
 WHOLE = b'{"id":"c","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}'  # noqa: E501
 EVENT = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"hi"},"finish_reason":null}]}\n\n'
@@ -60,7 +60,7 @@ class Sending:
 class Case:
     def __init__(self, *, stream=False, endpoint=Endpoint.CHAT_COMPLETIONS, goes_on=False):
         self.channel, self.sending, self.outcomes = Channel(), Sending(), []
-        order = SimpleNamespace(reading=READINGS[endpoint])
+        order = SimpleNamespace(meter=METERS[endpoint])
         request = SimpleNamespace(stream=stream, endpoint=endpoint, order=order, target=SimpleNamespace(provider="p", model="theirs"), attempt=3)
         self.goes_on, self.began, self.held = goes_on, 0, HeldAnswers()
         self.call = ProviderCall(request, channel=self.channel, slot=0, stream=9, ledger=self)

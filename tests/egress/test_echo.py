@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from cliproxy.bounds import MAX_ECHO_EVENTS, MAX_ECHO_FLOATS
 from cliproxy.egress.echo import answer_chat, answer_embeddings
 from cliproxy.errors import SchemaError
-from cliproxy.translators.openai_chat.usage import StreamUsage, Usage, usage_of_answer
-from cliproxy.translators.openai_embeddings.usage import usage_of_embeddings
+from cliproxy.metering.openai_chat import ChatStreamMeter, Usage, usage_of_answer
+from cliproxy.metering.openai_embeddings import usage_of_embeddings
 
 
 def chat(text: str = "Say it again, please.", **fields: Any) -> list[bytes]:
@@ -53,7 +53,7 @@ def test_a_stream_says_the_same_as_the_whole_answer(text: str, n: int) -> None:
 
 def test_a_stream_passes_egress_as_a_whole_one_and_reports_usage_only_if_asked() -> None:
     for options, usage in (({"include_usage": True}, Usage(9, 12)), ({"include_usage": False}, None), (None, None)):
-        stream = StreamUsage()
+        stream = ChatStreamMeter()
         pieces = chat(n=2, stream=True, stream_options=options)
         assert b"".join(map(stream.feed, pieces)) == b"".join(pieces)
         assert stream.finish() == b"" and stream.usage == usage

@@ -12,8 +12,6 @@ from fakes.gateway import Gateway
 
 REPORTER = Path(__file__).parent / "reporting_role.py"
 
-TRANSLATORS = Path(__file__).parents[2] / "src" / "cliproxy" / "translators"
-DIALECTS = sorted(file.parent.name for file in TRANSLATORS.glob("*/usage.py"))
 # Packages and modules of ours, by prefix. Whatever is not here is not loaded.
 _EVERY = "errors bounds secret config.schema audit.client audit.events ipc.channel ipc.control"
 _CHILD = f"{_EVERY} sandbox ipc.messages processes.boot processes.child processes.lines processes.slots processes.spawn processes.topology"
@@ -21,11 +19,8 @@ OURS = {
     "supervisor": f"{_EVERY} audit.files limits sandbox.bpf sandbox.calls sandbox.kernel sandbox.landlock sandbox.syscalls processes.boot processes.fleet "
     "processes.journal processes.lines processes.listeners processes.loader_protocol processes.openings processes.plan processes.reloading processes.service "
     "processes.spawn processes.supervisor processes.topology processes.wiring processes.workspace",
-    "worker": f"{_CHILD} processes.worker auth config.routes dialects dataplane ingress ipc.mux ipc.policy_feed limits providers translators",
-    "egress": f"{_CHILD} processes.egress auth config.routes dialects egress ipc.mux ipc.policy_feed limits providers "
-    "translators.json_bounds translators.usage translators.sse "
-    + " ".join(f"translators.{dialect}.usage" for dialect in DIALECTS)
-    + " translators.openai_media.form",
+    "worker": f"{_CHILD} processes.worker auth config.routes dialects dataplane formats ingress ipc.mux ipc.policy_feed limits metering providers translators",
+    "egress": f"{_CHILD} processes.egress auth config.routes dialects egress formats ipc.mux ipc.policy_feed limits metering providers",
     "dialer": f"{_CHILD} processes.dialer dialects dialer providers",
     "vault": f"{_CHILD} processes.vault vault secure_files config.addresses providers.origin",
     "auditor": f"{_CHILD} processes.auditor processes.queries processes.senders audit",
@@ -122,19 +117,16 @@ def test_who_holds_credentials_does_not_parse_clients_and_the_other_way_round(mo
     for role in set(OURS) - {"vault", "auditor"}:
         assert not has(role, "cryptography"), role
     for role in set(OURS) - {"worker", "egress"}:
-        assert not has(role, "cliproxy.translators", "httptools", "ssl"), role
+        assert not has(role, "cliproxy.translators", "cliproxy.metering", "cliproxy.formats", "httptools", "ssl"), role
     for role in OURS:
         assert not has(role, "yaml", "click", "rich", "cliproxy.cli", "cliproxy.config.load"), role
     assert not has("worker", "cliproxy.egress")  # of providers it knows the facts, to write for the right dialect; who they are to is egress's
-    assert not has("egress", "cliproxy.ingress", "cliproxy.dataplane", "cliproxy.admin")
-    for file in TRANSLATORS.glob("*/*.py"):
-        if file.stem not in ("__init__", "usage", "form"):
-            assert not has("egress", f"cliproxy.translators.{file.parent.name}.{file.stem}"), file
+    assert not has("egress", "cliproxy.ingress", "cliproxy.dataplane", "cliproxy.admin", "cliproxy.translators")
 
 
 def test_the_commands_load_nothing_of_the_data_path() -> None:
     """What a user types does not hold in memory what a worker or egress needs."""
     program = "import sys, cliproxy.cli.main as m\ntry: m.main(['version'])\nexcept SystemExit: pass\nprint(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    loaded = done.stdout.split()
-    assert [name for name in loaded if re.match(r"cliproxy\.(vault|egress|dataplane|ingress|translators|sandbox)\b|cryptography|sqlite3|uvloop", name)] == []
+    not_theirs = re.compile(r"cliproxy\.(vault|egress|dataplane|ingress|translators|metering|formats|sandbox)\b|cryptography|sqlite3|uvloop")
+    assert [name for name in done.stdout.split() if not_theirs.match(name)] == []

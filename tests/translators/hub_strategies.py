@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from cliproxy.dialects import Dialect
+from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import (
     ArgumentsDelta,
     AssistantPart,
@@ -46,7 +47,6 @@ from cliproxy.translators.conversation import (
     ToolChoice,
     ToolResult,
 )
-from cliproxy.translators.usage import Usage
 
 Feature = Literal[
     "system",

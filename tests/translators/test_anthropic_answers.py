@@ -15,6 +15,8 @@ from msgspec.structs import replace
 
 from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import ClientError, SchemaError, UpstreamError
+from cliproxy.metering.anthropic_messages import reread_count, usage_of_answer, verify_count_answer
+from cliproxy.metering.usage import AskedFor, Usage
 from cliproxy.translators.anthropic_messages.answer import decode_answer, encode_answer
 from cliproxy.translators.anthropic_messages.count import (
     conversation_of,
@@ -24,7 +26,6 @@ from cliproxy.translators.anthropic_messages.count import (
     encode_count_with_hole,
 )
 from cliproxy.translators.anthropic_messages.decode import MessagesRequest, decode_messages
-from cliproxy.translators.anthropic_messages.usage import reread_count, usage_of_answer, verify_count_answer
 from cliproxy.translators.conversation import (
     Choice,
     Citation,
@@ -36,7 +37,6 @@ from cliproxy.translators.conversation import (
     Text,
     ToolCall,
 )
-from cliproxy.translators.usage import AskedFor, Usage
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "anthropic_messages"
 ANSWERS = {path.stem: json.loads(path.read_text())["body"] for path in sorted(VECTORS.glob("answer_*.json"))}

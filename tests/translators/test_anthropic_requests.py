@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import ClientError, SchemaError, UnsupportedFeature
+from cliproxy.metering.anthropic_messages import reread
+from cliproxy.metering.usage import AskedFor
 from cliproxy.translators.anthropic_messages.decode import FIELD_NAMES, MessagesRequest, conversation_of, decode_messages
 from cliproxy.translators.anthropic_messages.encode import encode_with_hole
-from cliproxy.translators.anthropic_messages.usage import reread
 from cliproxy.translators.conversation import (
     Citation,
     ConversationRequest,
@@ -29,7 +30,6 @@ from cliproxy.translators.conversation import (
     ToolChoice,
     ToolResult,
 )
-from cliproxy.translators.usage import AskedFor
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "anthropic_messages"
 LOADED = {path.stem: json.loads(path.read_text()) for path in sorted(VECTORS.glob("*.json"))}

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from cliproxy.bounds import MAX_EVENT_BYTES, MAX_TOOL_ARGUMENTS_BYTES
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
+from cliproxy.metering.anthropic_messages import MessagesStreamMeter
+from cliproxy.metering.usage import Usage
 from cliproxy.translators.anthropic_messages.answer import decode_answer
 from cliproxy.translators.anthropic_messages.decode import MessagesRequest, decode_messages
 from cliproxy.translators.anthropic_messages.stream import KEEP_ALIVE, Pass, Reader, Writer, error_event
-from cliproxy.translators.anthropic_messages.usage import StreamUsage
 from cliproxy.translators.conversation import (
     ArgumentsDelta,
     Choice,
@@ -43,7 +44,6 @@ from cliproxy.translators.conversation import (
     TextDelta,
     ToolCall,
 )
-from cliproxy.translators.usage import Usage
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "anthropic_messages"
 STREAMS = {path.stem: path.read_bytes() for path in sorted(VECTORS.glob("*.sse"))}
@@ -58,7 +58,7 @@ def read(pieces: Iterable[bytes]) -> list[StreamEvent]:
 
 
 def count(pieces: Iterable[bytes]) -> tuple[bytes, Usage | None]:
-    stream = StreamUsage()
+    stream = MessagesStreamMeter()
     passed = b"".join(map(stream.feed, pieces)) + stream.finish()
     return passed, stream.usage
 
@@ -143,7 +143,7 @@ def test_a_stream_cut_at_any_byte_is_a_fault(name: str) -> None:
         assert not any(isinstance(one, Ended) for one in events)
         with pytest.raises(UpstreamError):
             reader.finish()
-        stream = StreamUsage()
+        stream = MessagesStreamMeter()
         assert data.startswith(stream.feed(data[:cut]))
         with pytest.raises(UpstreamError):
             stream.finish()
@@ -262,13 +262,13 @@ ERRORS = {
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_an_error_in_a_stream_ends_it_after_the_events_before_it(name: str) -> None:
-    stream = StreamUsage()
+    stream = MessagesStreamMeter()
     assert stream.feed(START + TEXT + ERRORS[name] + DELTA + STOP + END + OVER) == START + TEXT
     for ending in (stream.finish, lambda: stream.feed(OVER)):
         with pytest.raises(UpstreamError) as caught:
             ending()
         assert caught.value.code == "upstream_stream_error"
-    alone = StreamUsage()
+    alone = MessagesStreamMeter()
     alone.feed(START)
     with pytest.raises(UpstreamError):
         alone.feed(ERRORS[name])
@@ -282,7 +282,7 @@ def test_an_error_behind_the_end_is_not_looked_at(name: str) -> None:
 
 
 def test_the_prompts_count_alone_is_no_usage() -> None:
-    stream = StreamUsage()
+    stream = MessagesStreamMeter()
     stream.feed(START + TEXT + DELTA)
     assert stream.usage is None
     stream.feed(STOP + END)

@@ -13,9 +13,10 @@ from msgspec.structs import replace
 
 from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import ClientError, UnsupportedFeature
+from cliproxy.metering.anthropic_messages import reread
+from cliproxy.metering.usage import AskedFor
 from cliproxy.translators.anthropic_messages.decode import conversation_of, decode_messages
 from cliproxy.translators.anthropic_messages.encode import encode_conversation, encode_count
-from cliproxy.translators.anthropic_messages.usage import reread
 from cliproxy.translators.conversation import (
     Audio,
     Citation,
@@ -35,7 +36,6 @@ from cliproxy.translators.conversation import (
     ToolChoice,
     ToolResult,
 )
-from cliproxy.translators.usage import AskedFor
 from fakes import vendor_anthropic
 
 OURS = Dialect.ANTHROPIC_MESSAGES

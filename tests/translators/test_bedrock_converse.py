@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_TOOL_ARGUMENTS_BYTES
 from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import SchemaError, UnsupportedFeature, UpstreamError
+from cliproxy.metering.bedrock_converse import ConverseStreamMeter, reread, usage_of_answer
+from cliproxy.metering.usage import AskedFor, Usage
 from cliproxy.translators.bedrock_converse.answer import decode_answer
 from cliproxy.translators.bedrock_converse.encode import encode_conversation
 from cliproxy.translators.bedrock_converse.stream import Reader
-from cliproxy.translators.bedrock_converse.usage import StreamUsage, reread, usage_of_answer
 from cliproxy.translators.conversation import (
     Audio,
     Choice,
@@ -45,7 +46,6 @@ from cliproxy.translators.conversation import (
     ToolChoice,
     ToolResult,
 )
-from cliproxy.translators.usage import AskedFor, Usage
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "bedrock_converse"
 OURS = Dialect.BEDROCK_CONVERSE
@@ -573,7 +573,7 @@ def read(*pieces: bytes) -> list[StreamEvent]:
 
 
 def passed(*pieces: bytes) -> tuple[bytes, Usage | None]:
-    usage = StreamUsage()
+    usage = ConverseStreamMeter()
     out = b"".join(usage.feed(piece) for piece in pieces) + usage.finish()
     return out, usage.usage
 
@@ -676,7 +676,7 @@ def test_events_before_a_fault_come_out_first() -> None:
 
 
 def test_egress_passes_on_what_came_before_an_error_and_nothing_after() -> None:
-    usage = StreamUsage()
+    usage = ConverseStreamMeter()
     before = START + delta(0, text="event: error")
     assert usage.feed(before + event("error", {"message": "sk-secret"}) + END) == before
     for ask in (lambda: usage.feed(END), usage.finish):

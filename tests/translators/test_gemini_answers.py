@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import SchemaError, UpstreamError
+from cliproxy.metering.gemini_generate import usage_of_answer, verify_count_answer
+from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import Choice, Citation, ConversationAnswer, Image, Reasoning, Refusal, StopReason, Text, ToolCall
 from cliproxy.translators.gemini_generate.answer import decode_answer, encode_answer
 from cliproxy.translators.gemini_generate.count import decode_count, decode_count_answer, encode_same
 from cliproxy.translators.gemini_generate.decode import conversation_of, decode_gemini
 from cliproxy.translators.gemini_generate.encode import FOREIGN_SIGNATURE, encode_with_hole
 from cliproxy.translators.gemini_generate.marks import MARK
-from cliproxy.translators.gemini_generate.usage import usage_of_answer, verify_count_answer
-from cliproxy.translators.usage import Usage
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "gemini_generate"
 ANSWERS = {path.stem: json.loads(path.read_text())["body"] for path in sorted(VECTORS.glob("answer_*.json"))}

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import ClientError, SchemaError, UnsupportedFeature, UpstreamError
+from cliproxy.metering.gemini_embed import reread, usage_of_embeddings
+from cliproxy.metering.usage import AskedFor, Usage
 from cliproxy.translators.embedding import EmbedAnswer, EmbedRequest
 from cliproxy.translators.gemini_embed.answer import decode_embed_answer, encode_embed_answer, same_answer
 from cliproxy.translators.gemini_embed.decode import GeminiEmbedRequest, decode_embed, embed_request_of
 from cliproxy.translators.gemini_embed.encode import encode_embed, encode_same
-from cliproxy.translators.gemini_embed.usage import reread, usage_of_embeddings
 from cliproxy.translators.openai_embeddings import hub as openai
 from cliproxy.translators.openai_embeddings.decode import EmbeddingsRequest, decode_embeddings
-from cliproxy.translators.usage import AskedFor, Usage
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "gemini_embed"
 BODIES = {path.stem: json.loads(path.read_text())["body"] for path in sorted(VECTORS.glob("*.json"))}

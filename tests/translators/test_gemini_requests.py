@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import ClientError, SchemaError, UnsupportedFeature
+from cliproxy.metering.gemini_generate import reread, reread_count, verify_count_answer
+from cliproxy.metering.usage import AskedFor
 from cliproxy.translators.conversation import (
     Audio,
     ConversationRequest,
@@ -34,8 +36,6 @@ from cliproxy.translators.gemini_generate.count import decode_count, decode_coun
 from cliproxy.translators.gemini_generate.decode import FIELD_NAMES, GeminiRequest, conversation_of, decode_gemini
 from cliproxy.translators.gemini_generate.encode import FOREIGN_SIGNATURE, encode_conversation, encode_with_hole
 from cliproxy.translators.gemini_generate.marks import mark_of
-from cliproxy.translators.gemini_generate.usage import reread, reread_count, verify_count_answer
-from cliproxy.translators.usage import AskedFor
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "gemini_generate"
 LOADED = {path.stem: json.loads(path.read_text()) for path in sorted(VECTORS.glob("*.json"))}

@@ -11,6 +11,7 @@ from google import genai
 from google.genai import errors, types
 
 from cliproxy.dialects import Dialect
+from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import (
     ArgumentsDelta,
     Choice,
@@ -38,7 +39,6 @@ from cliproxy.translators.gemini_generate.count import decode_count, encode_coun
 from cliproxy.translators.gemini_generate.decode import GeminiRequest, conversation_of, decode_gemini
 from cliproxy.translators.gemini_generate.stream import KEEP_ALIVE, Writer
 from cliproxy.translators.openai_embeddings.hub import decode_embed_answer
-from cliproxy.translators.usage import Usage
 
 G = Dialect.GEMINI_GENERATE
 MODEL = "gemini-3-flash-preview"

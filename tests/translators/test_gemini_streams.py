@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 from cliproxy.bounds import MAX_EVENT_BYTES, MAX_HELD_CHARS
 from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import UpstreamError
+from cliproxy.formats.sse import EventSplitter
+from cliproxy.metering.gemini_generate import GenerateStreamMeter
+from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import (
     ArgumentsDelta,
     Choice,
@@ -39,9 +42,6 @@ from cliproxy.translators.gemini_generate.decode import conversation_of, decode_
 from cliproxy.translators.gemini_generate.encode import encode_with_hole
 from cliproxy.translators.gemini_generate.marks import mark_of
 from cliproxy.translators.gemini_generate.stream import KEEP_ALIVE, Pass, Reader, Writer, error_event
-from cliproxy.translators.gemini_generate.usage import StreamUsage
-from cliproxy.translators.sse import EventSplitter
-from cliproxy.translators.usage import Usage
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "gemini_generate"
 STREAMS = {path.stem: path.read_bytes() for path in sorted(VECTORS.glob("*.sse"))}
@@ -116,7 +116,7 @@ def test_a_stream_that_is_cut_anywhere_is_an_error(name: str) -> None:
     for cut in range(len(last)):
         with pytest.raises(UpstreamError):
             read(data[:cut])
-        counter = StreamUsage()
+        counter = GenerateStreamMeter()
         with pytest.raises(UpstreamError):
             counter.feed(data[:cut])
             counter.finish()
@@ -177,7 +177,7 @@ def test_a_candidate_that_never_ends_makes_the_stream_an_error() -> None:
     for late in (b"", chunk({"text": "c"}, index=0, finishReason="STOP")):
         with pytest.raises(UpstreamError):
             read(both + late)
-        counter = StreamUsage()
+        counter = GenerateStreamMeter()
         counter.feed(both + late)
         with pytest.raises(UpstreamError):
             counter.finish()
@@ -185,7 +185,7 @@ def test_a_candidate_that_never_ends_makes_the_stream_an_error() -> None:
 
 @given(st.binary(max_size=200), st.binary(max_size=50))
 def test_garbage_is_an_upstream_error(data: bytes, more: bytes) -> None:
-    for feed in (Reader, StreamUsage):
+    for feed in (Reader, GenerateStreamMeter):
         reader = feed()
         with pytest.raises(UpstreamError):
             reader.feed(data)
@@ -323,7 +323,7 @@ def test_what_is_written_reads_as_the_same(told: tuple[ConversationAnswer, list[
         written = b"".join(event(element) for element in json.loads(written))
     again = fold(read(written))
     assert meant(again) == meant(answer)
-    counter = StreamUsage()
+    counter = GenerateStreamMeter()
     assert counter.feed(written) + counter.finish() == written
     assert counter.usage == answer.usage
 
@@ -336,7 +336,7 @@ def test_a_stream_passes_through_egress_and_worker_unchanged(name: str) -> None:
     data = STREAMS[name]
     whole = data.replace(b"\r\n", b"\n")
     for pieces in ([data], [data[at : at + 1] for at in range(len(data))]):
-        counter, passing, array = StreamUsage(), Pass(), Pass(sse=False)
+        counter, passing, array = GenerateStreamMeter(), Pass(), Pass(sse=False)
         passed = listed = b""
         for piece in pieces:
             events = counter.feed(piece)
@@ -350,7 +350,7 @@ def test_a_stream_passes_through_egress_and_worker_unchanged(name: str) -> None:
 
 
 def test_what_egress_counts_is_what_the_last_event_says() -> None:
-    counter = StreamUsage()
+    counter = GenerateStreamMeter()
     assert counter.usage is None
     counter.feed(STREAMS["stream_reasoning"])
     assert counter.usage == Usage(prompt=10, completion=45, reasoning=40)
@@ -361,7 +361,7 @@ def test_what_egress_counts_is_what_the_last_event_says() -> None:
 
 @pytest.mark.parametrize("error", [event({"error": {"code": 503, "message": "the provider's own words"}}), b'{\n  "error": {\n    "code": 503,\n\n  }\n}\n\n'])
 def test_an_error_inside_a_stream_is_not_passed_on(error: bytes) -> None:
-    counter = StreamUsage()
+    counter = GenerateStreamMeter()
     first = chunk({"text": "Hi"})
     assert counter.feed(first + error + END) == first
     for _ in range(2):
@@ -372,14 +372,14 @@ def test_an_error_inside_a_stream_is_not_passed_on(error: bytes) -> None:
 
 
 def test_a_text_about_errors_and_reasons_is_a_text() -> None:
-    counter = StreamUsage()
+    counter = GenerateStreamMeter()
     text = chunk({"text": 'the "error" was "finishReason": "STOP", "index": 7'}, index=0) + chunk(
         {"functionCall": {"name": "f", "args": {"index": 7, "error": 1}}}
     )
     assert counter.feed(text) == text
     with pytest.raises(UpstreamError):
         counter.finish()
-    counter = StreamUsage()
+    counter = GenerateStreamMeter()
     assert counter.feed(text + END) + counter.finish() == text + END
 
 

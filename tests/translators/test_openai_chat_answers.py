@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cliproxy.errors import SchemaError, UpstreamError
+from cliproxy.metering.openai_chat import AskedFor, ChatStreamMeter, Usage, reread, usage_of_answer
 from cliproxy.translators.openai_chat.stream import KEEP_ALIVE, StreamFilter, error_event
-from cliproxy.translators.openai_chat.usage import AskedFor, StreamUsage, Usage, reread, usage_of_answer
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_chat"
 ANSWERS = {path.stem: json.loads(path.read_text()) for path in sorted((VECTORS / "answers").glob("*.json"))}
@@ -23,9 +23,9 @@ STOP = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":10,"completion_tokens":3}}\n\n'
 
 
-def passed_on(pieces: list[bytes]) -> tuple[bytes, StreamUsage]:
+def passed_on(pieces: list[bytes]) -> tuple[bytes, ChatStreamMeter]:
     """What leaves egress for the worker, to the end."""
-    stream = StreamUsage()
+    stream = ChatStreamMeter()
     out = [stream.feed(piece) for piece in pieces]
     out.append(stream.finish())
     return b"".join(out), stream
@@ -158,7 +158,7 @@ def test_a_stream_cut_before_its_last_choice_is_finished_broke_off(name: str) ->
     data = STREAMS[name]
     end = data.rindex(b"finish_reason")
     for cut in range(0, end, 7):
-        stream = StreamUsage()
+        stream = ChatStreamMeter()
         stream.feed(data[:cut])
         with pytest.raises(UpstreamError) as caught:
             stream.finish()
@@ -190,7 +190,7 @@ def test_without_done_only_a_finished_single_choice_is_whole(name: str, pieces: 
 
 
 def test_an_error_inside_a_stream_ends_it_in_our_words_after_the_events_before_it() -> None:
-    stream = StreamUsage()
+    stream = ChatStreamMeter()
     bad = b'data: {"error":{"message":"sk-secret is over quota"}}\n\n'
     assert stream.feed(TEXT + bad + TEXT) == TEXT
     for call in (lambda: stream.feed(TEXT), stream.finish):
@@ -198,12 +198,12 @@ def test_an_error_inside_a_stream_ends_it_in_our_words_after_the_events_before_i
             call()
         assert caught.value.code == "upstream_stream_error" and "secret" not in caught.value.message
     with pytest.raises(UpstreamError):
-        StreamUsage().feed(b"event: error\n" + bad)
+        ChatStreamMeter().feed(b"event: error\n" + bad)
 
 
 def test_a_null_error_and_a_text_about_errors_are_no_error() -> None:
     fine = TEXT.replace(b"{", b'{"error":null,', 1) + TEXT.replace(b'"a"', b'"\\"error\\":{}"') + TEXT.replace(b'"a"', b'"b","error":{"x":1}')
-    assert StreamUsage().feed(fine) == fine
+    assert ChatStreamMeter().feed(fine) == fine
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_a_text_cannot_forge_usage() -> None:
 
 
 def test_what_is_kept_of_a_stream_is_bounded_and_its_end_is_still_known() -> None:
-    stream = StreamUsage()
+    stream = ChatStreamMeter()
     large = TEXT * (256 * 1024 // len(TEXT))
     for _ in range(8):
         assert stream.feed(large) == large
@@ -231,14 +231,14 @@ def test_what_is_kept_of_a_stream_is_bounded_and_its_end_is_still_known() -> Non
     assert stream.usage == Usage(10, 3)
     assert stream.finish() == b""
 
-    without_done = StreamUsage()
+    without_done = ChatStreamMeter()
     without_done.feed(large + STOP)
     assert without_done.finish() == DONE
 
 
 def test_the_last_usage_counts_where_every_event_has_one() -> None:
     running = [TEXT.replace(b"}]}", b'}],"usage":{"prompt_tokens":10,"completion_tokens":%d}}' % count) for count in (1, 2, 3)]
-    stream = StreamUsage()
+    stream = ChatStreamMeter()
     for piece in running:
         stream.feed(piece)
     assert stream.usage == Usage(10, 3)
@@ -252,7 +252,7 @@ def test_the_last_usage_counts_where_every_event_has_one() -> None:
     )
 )
 def test_any_stream_gives_whole_events_or_an_upstream_error(pieces: list[bytes]) -> None:
-    stream = StreamUsage()
+    stream = ChatStreamMeter()
     try:
         for piece in pieces:
             out = stream.feed(piece)

@@ -15,6 +15,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import UnsupportedFeature
+from cliproxy.metering.openai_chat import ChatStreamMeter, reread, usage_of_answer
+from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import (
     ArgumentsDelta,
     Audio,
@@ -50,8 +52,6 @@ from cliproxy.translators.openai_chat.answer import decode_answer, encode_answer
 from cliproxy.translators.openai_chat.decode import FIELD_NAMES, ChatRequest, conversation_of, decode_chat
 from cliproxy.translators.openai_chat.encode import encode_conversation, encode_with_hole
 from cliproxy.translators.openai_chat.stream import Pass, Reader, Writer
-from cliproxy.translators.openai_chat.usage import StreamUsage, reread, usage_of_answer
-from cliproxy.translators.usage import Usage
 
 CAP = 4096
 REQUEST_FEATURES = frozenset({"system", "tools", "images_base64", "images_url", "documents_base64", "audio"})
@@ -150,7 +150,7 @@ def test_a_stream_tells_the_answer_that_it_told_before(told: tuple[ConversationA
     read = [event for at in range(0, len(data), size) for event in reader.feed(data[at : at + size])]
     assert reader.finish() == []
     assert fold(read) == answer
-    egress = StreamUsage()
+    egress = ChatStreamMeter()
     assert egress.feed(data) == data and egress.finish() == b"" and egress.usage == answer.usage
     for block in data.split(b"\n\n")[:-2]:
         ChatCompletionChunk.model_validate_json(block.removeprefix(b"data: "), strict=True)

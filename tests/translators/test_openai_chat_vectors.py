@@ -12,6 +12,8 @@ from hub_strategies import fold
 
 from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import SchemaError, UnsupportedFeature, UpstreamError
+from cliproxy.metering.openai_chat import ChatStreamMeter
+from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import (
     Choice,
     Citation,
@@ -28,8 +30,6 @@ from cliproxy.translators.openai_chat.answer import decode_answer, encode_answer
 from cliproxy.translators.openai_chat.decode import conversation_of, decode_chat
 from cliproxy.translators.openai_chat.encode import encode_conversation
 from cliproxy.translators.openai_chat.stream import Reader, Writer
-from cliproxy.translators.openai_chat.usage import StreamUsage
-from cliproxy.translators.usage import Usage
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_chat"
 ALL: dict[str, dict[str, Any]] = {path.stem: json.loads(path.read_text()) for path in sorted(VECTORS.glob("*.json"))}
@@ -190,7 +190,7 @@ def test_a_stream_is_read_as_what_it_says_whole_byte_by_byte_and_cut_in_two(name
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_a_stream_is_the_same_after_egress(name: str) -> None:
-    egress = StreamUsage()
+    egress = ChatStreamMeter()
     assert read([egress.feed(STREAMS[name]), egress.finish()]) == told(name)
     assert egress.usage == told(name).usage
 

@@ -14,6 +14,7 @@ from openai.types import Completion
 
 from cliproxy.dialects import Dialect
 from cliproxy.errors import ClientError, SchemaError, UnsupportedFeature, UpstreamError
+from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import (
     Choice,
     ConversationAnswer,
@@ -38,7 +39,6 @@ from cliproxy.translators.openai_completions.answer import encode_answer
 from cliproxy.translators.openai_completions.decode import FIELD_NAMES, CompletionRequest, conversation_of, decode_completion
 from cliproxy.translators.openai_completions.stream import KEEP_ALIVE, Writer, error_event
 from cliproxy.translators.openai_completions.wire import CompletionBody
-from cliproxy.translators.usage import Usage
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_completions"
 REQUESTS = {path.stem: json.loads(path.read_text()) for path in sorted(VECTORS.glob("*.json"))}

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cliproxy.errors import ClientError, SchemaError, UpstreamError
+from cliproxy.metering.openai_embeddings import reread, usage_of_embeddings
+from cliproxy.metering.usage import Usage
 from cliproxy.translators.openai_embeddings.decode import decode_embeddings
 from cliproxy.translators.openai_embeddings.encode import encode_with_hole
-from cliproxy.translators.openai_embeddings.usage import reread, usage_of_embeddings
-from cliproxy.translators.usage import Usage
 
 ITEM = {"object": "embedding", "index": 0, "embedding": [0.5, -0.5]}
 

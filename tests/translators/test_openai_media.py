@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from cliproxy.bounds import MAX_FORM_PARTS, MAX_FORM_VALUE_BYTES
 from cliproxy.errors import ClientError, SchemaError, UpstreamError
+from cliproxy.formats.form import BOUNDARY, Part, encode_form, parse_form
+from cliproxy.metering.openai_media import reread, reread_form, usage_of_images, usage_of_transcript
+from cliproxy.metering.usage import Usage
 from cliproxy.translators.openai_media.decode import MediaRequest, decode_image_request, decode_speech_request, decode_transcription_request
-from cliproxy.translators.openai_media.form import BOUNDARY, Part, encode_form, parse_form
-from cliproxy.translators.openai_media.usage import reread, reread_form, usage_of_images, usage_of_transcript
-from cliproxy.translators.usage import Usage
 
 TYPE = b"multipart/form-data; boundary=b"
 FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.mp3"\r\nContent-Type: audio/mpeg\r\n\r\nID3\r\n--c\r\n'

@@ -14,11 +14,11 @@ from openai.types.responses import Response
 
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
+from cliproxy.metering.openai_responses import usage_of_answer
+from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import Choice, Citation, ConversationAnswer, Image, Reasoning, Refusal, StopReason, Text, ToolCall
 from cliproxy.translators.openai_responses.answer import decode_answer, encode_answer
 from cliproxy.translators.openai_responses.decode import decode_responses
-from cliproxy.translators.openai_responses.usage import usage_of_answer
-from cliproxy.translators.usage import Usage
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_responses"
 ANSWERS = {path.stem.removeprefix("answer_"): json.loads(path.read_text())["body"] for path in sorted(VECTORS.glob("answer_*.json"))}

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from cliproxy.dialects import Quirks
 from cliproxy.errors import ClientError, SchemaError, UnsupportedFeature
+from cliproxy.metering.openai_responses import AskedFor, reread
 from cliproxy.translators.openai_responses.decode import ResponsesRequest, decode_responses
 from cliproxy.translators.openai_responses.encode import encode_with_hole
-from cliproxy.translators.openai_responses.usage import AskedFor, reread
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_responses"
 REQUESTS = {path.stem: json.loads(path.read_text())["body"] for path in sorted(VECTORS.glob("request_*.json"))}

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from cliproxy.bounds import MAX_RESPONSES_EVENT_BYTES, MAX_WRITTEN_RESPONSE_BYTES
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
+from cliproxy.metering.openai_responses import ResponsesStreamMeter
+from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import (
     ArgumentsDelta,
     Choice,
@@ -40,8 +42,6 @@ from cliproxy.translators.conversation import (
 from cliproxy.translators.openai_responses.answer import decode_answer
 from cliproxy.translators.openai_responses.decode import decode_responses
 from cliproxy.translators.openai_responses.stream import KEEP_ALIVE, Pass, Reader, Writer, error_event
-from cliproxy.translators.openai_responses.usage import StreamUsage
-from cliproxy.translators.usage import Usage
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_responses"
 STREAMS = {path.stem.removeprefix("stream_"): path.read_bytes() for path in sorted(VECTORS.glob("stream_*.sse"))}
@@ -71,9 +71,9 @@ def read(pieces: list[bytes]) -> list[StreamEvent]:
     return out + reader.finish()
 
 
-def passed_on(pieces: list[bytes]) -> tuple[bytes, StreamUsage]:
+def passed_on(pieces: list[bytes]) -> tuple[bytes, ResponsesStreamMeter]:
     """What leaves egress for the worker, to the end."""
-    stream = StreamUsage()
+    stream = ResponsesStreamMeter()
     out = [stream.feed(piece) for piece in pieces]
     out.append(stream.finish())
     return b"".join(out), stream
@@ -189,7 +189,7 @@ def test_events_before_a_fault_come_out_first() -> None:
         assert (caught.value.code, "quota" in caught.value.message) == ("upstream_stream_error", False)
         with pytest.raises(UpstreamError):
             reader.finish()
-        stream = StreamUsage()
+        stream = ResponsesStreamMeter()
         assert stream.feed(CREATED + text_delta("a") + fault + DONE) == CREATED + text_delta("a")
         with pytest.raises(UpstreamError):
             stream.feed(DONE)
@@ -209,7 +209,7 @@ def test_blank_lines_between_events_change_nothing() -> None:
     for pieces in ([data, b"\n"], [data + b"\n\n"], [data[:200], data[200:] + b"\n"]):
         assert fold(read(pieces)).choices[0].parts == (Text("a"),)
         assert passed_on(pieces)[0] == data + b"\n"
-    assert StreamUsage().feed(b'data: {"error":null}\n\n\n') == b'data: {"error":null}\n\n\n'  # looked for its end without end once
+    assert ResponsesStreamMeter().feed(b'data: {"error":null}\n\n\n') == b'data: {"error":null}\n\n\n'  # looked for its end without end once
 
 
 def test_json_with_spaces_and_several_data_lines_is_understood() -> None:
@@ -286,7 +286,7 @@ def test_what_is_no_responses_stream_is_the_providers_fault(data: bytes) -> None
 
 
 def test_an_event_larger_than_the_bound_is_refused() -> None:
-    for feed in (Reader().feed, StreamUsage().feed, Pass(None).feed):  # type: ignore[arg-type]
+    for feed in (Reader().feed, ResponsesStreamMeter().feed, Pass(None).feed):  # type: ignore[arg-type]
         with pytest.raises(UpstreamError):
             for _ in range(MAX_RESPONSES_EVENT_BYTES // 2**20 + 1):
                 feed(b"data: " + b"a" * 2**20)

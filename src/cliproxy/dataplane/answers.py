@@ -12,9 +12,9 @@ from typing import Any, Final, Protocol
 
 from cliproxy.bounds import MAX_HEADER_VALUE_CHARS, MAX_RESPONSES_EVENT_BYTES, MAX_WARNINGS
 from cliproxy.errors import UpstreamError
+from cliproxy.formats.sse import EventSplitter
 from cliproxy.ipc.mux import Abort, Answer
 from cliproxy.translators.conversation import Ended, StreamEvent
-from cliproxy.translators.sse import EventSplitter
 from cliproxy.translators.table import ArrayPass, ArrayWriter, ClientRow, Pass, Reader, TargetRow, Writer
 
 JSON_HEADERS: Final = b"Content-Type: application/json\r\n"

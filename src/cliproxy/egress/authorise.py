@@ -33,12 +33,12 @@ from cliproxy.dialects import ENDPOINT_NAMES, ENDPOINTS, Dialect, Endpoint
 from cliproxy.egress.admission import Admission, Reservation
 from cliproxy.egress.cooldowns import PROBE_LOOK_SECONDS, Cooldown, Cooldowns, Fault, Key
 from cliproxy.egress.inject import BoundCredential, Injector
-from cliproxy.egress.reading import READINGS, Reading
 from cliproxy.egress.routing import Router, Tried
 from cliproxy.errors import ChannelError, CliproxyError, NotAuthenticated, NotFound, NotPermitted, ProviderLimited, SchemaError, Unavailable
 from cliproxy.ipc.messages import CooldownRecord
 from cliproxy.ipc.mux import Call, Reroute
 from cliproxy.ipc.policy_feed import PolicyFeed
+from cliproxy.metering.table import METERS, Meter
 from cliproxy.providers.table import facts_of
 
 _ENDPOINTS = {int(endpoint): endpoint for endpoint in Endpoint}
@@ -56,7 +56,7 @@ class Order(msgspec.Struct, gc=False):
     principal: Principal
     route: Route
     endpoint: Endpoint
-    reading: Reading
+    meter: Meter
     groups: tuple[Group, ...]
     max_tokens: int
     n: int
@@ -192,8 +192,8 @@ class Authoriser:
         endpoint = _ENDPOINTS.get(call.endpoint)
         if endpoint is None:
             raise ChannelError(f"endpoint {call.endpoint} does not exist")
-        reading = READINGS.get(endpoint)
-        if reading is None or (call.stream and reading.stream is None):
+        meter = METERS.get(endpoint)
+        if meter is None or (call.stream and meter.stream is None):
             raise ChannelError(f"endpoint {call.endpoint} is not spoken here, or not streamed")
         tried = call.tried
         if len(tried) > MAX_ROUTE_TARGETS:
@@ -206,7 +206,7 @@ class Authoriser:
             principal,
             route,
             endpoint,
-            reading,
+            meter,
             route.groups_for((endpoint, call.quirks)),
             call.max_tokens,
             call.n,
@@ -297,12 +297,12 @@ class Authoriser:
         filling = target.fillings[order.endpoint]
         body, hole = order.body, order.hole
         final = body[:hole] + filling + body[hole:] if filling else body
-        asked = order.reading.asked(final)
+        asked = order.meter.asked_for(final)
         if (
             asked.model != (target.model if filling else "")
             or asked.max_tokens != order.max_tokens
             or asked.n != order.n
-            or (asked.stream != order.stream and (asked.stream is not None or order.reading.says_stream))
+            or (asked.stream != order.stream and (asked.stream is not None or order.meter.says_stream))
         ):
             raise ChannelError(f"a body for {ENDPOINT_NAMES[order.endpoint]} is not what the worker said")
         if order.max_tokens > self._max_tokens:

@@ -19,10 +19,10 @@ import msgspec
 from cliproxy.bounds import ANSWER_PIECES_PER_JOIN, MAX_DATA_FRAME_BYTES, MAX_HELD_ANSWER_BYTES, MAX_WHOLE_ANSWER_BYTES, STREAM_WINDOW_BYTES
 from cliproxy.egress.authorise import AuthorizedRequest
 from cliproxy.egress.between import HeldAnswers
-from cliproxy.egress.reading import StreamReading
 from cliproxy.errors import ClientError, CliproxyError, ProviderRefusal, UpstreamError
 from cliproxy.ipc.mux import Abort, Answer, Kind
-from cliproxy.translators.usage import Usage
+from cliproxy.metering.table import StreamMeter
+from cliproxy.metering.usage import Usage
 
 _encoder = msgspec.msgpack.Encoder()
 _FAULT = UpstreamError("The gateway failed to read the provider's answer.", status=500, code="internal_error")  # the loop reports what was raised
@@ -108,7 +108,7 @@ class ProviderCall:
         self._ledger = ledger
         self._began = time.monotonic()
         self._sending: Sending | None = None
-        self._sse: StreamReading | None = None
+        self._sse: StreamMeter | None = None
         self._parts: list[bytes] = []
         self._joined = 0  # that many of the parts are joined lots
         self._received = 0
@@ -142,11 +142,11 @@ class ProviderCall:
         """A successful answer begins; its media type is the one asked for (the pool has checked). Headers by allow-list, names in lower case."""
         self._status = status
         self._upstream_id = headers.get(b"x-request-id", b"").decode("ascii")
-        reading = self.request.order.reading
-        if reading.media:
+        meter = self.request.order.meter
+        if meter.media:
             self._media = headers.get(b"content-type", b"").decode("ascii")
-        if self.request.stream and reading.stream is not None:
-            self._sse = reading.stream()
+        if self.request.stream and meter.stream is not None:
+            self._sse = meter.stream()
             asyncio.get_running_loop().call_soon(self._answer_head)
 
     def on_data(self, data: bytes) -> None:
@@ -231,7 +231,7 @@ class ProviderCall:
     # --- inside ---
 
     def _finish_whole(self, body: bytes) -> None:
-        usage = self.request.order.reading.used(body)
+        usage = self.request.order.meter.usage_of(body)
         if len(body) <= MAX_DATA_FRAME_BYTES:
             self._answer(body, final=True)
             self._end("", usage)
@@ -240,7 +240,7 @@ class ProviderCall:
         self._answer(b"", final=False)
         self._deliver(body)
 
-    def _finish_stream(self, sse: StreamReading) -> None:
+    def _finish_stream(self, sse: StreamMeter) -> None:
         rest = sse.finish()  # raises when the stream broke off
         self._complete, self._usage = True, sse.usage
         if rest:

@@ -26,10 +26,10 @@ from cliproxy.bounds import (
 )
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.answers import refusal_of, verify_media_type
-from cliproxy.egress.event_stream import EventStreamDecoder
 from cliproxy.egress.head import BrokenAnswer, read_head
 from cliproxy.egress.reflection import ReflectionGuard
 from cliproxy.errors import CliproxyError, UpstreamError
+from cliproxy.formats.event_stream import EventStreamDecoder
 from cliproxy.providers.facts import EVENT_STREAM, Framing
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ import msgspec
 
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
-from cliproxy.translators.usage import Usage
+from cliproxy.metering.usage import Usage
 
 
 class _Value(msgspec.Struct, frozen=True, gc=False):

@@ -15,7 +15,7 @@ import msgspec
 from cliproxy.bounds import MAX_EMBEDDING_DIMENSIONS
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
-from cliproxy.translators.usage import Usage
+from cliproxy.metering.usage import Usage
 
 
 class EmbedRequest(msgspec.Struct, frozen=True, gc=False):

@@ -3,7 +3,7 @@
 A row's request is whatever its own `decode` returns, and its hub is `ConversationRequest` and `ConversationAnswer`, or `EmbeddingRequest` and
 `EmbeddingAnswer`, or, for counting, `ConversationRequest` and a number. Only rows of one operation meet, so the pairs fit; types end at this table's edge.
 
-Egress must not import this: it reads `usage.py` of the dialects and nothing else.
+Egress must not import this, nor any other translator: what it reads of bodies and answers is `metering`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from cliproxy.dialects import Dialect, Endpoint, Operation, Quirks
+from cliproxy.formats.sse import KEEP_ALIVE
 from cliproxy.translators.anthropic_messages import answer as messages_answer
 from cliproxy.translators.anthropic_messages import count as messages_count
 from cliproxy.translators.anthropic_messages import decode as messages_decode
@@ -50,7 +51,6 @@ from cliproxy.translators.openai_responses import decode as responses_decode
 from cliproxy.translators.openai_responses import encode as responses_encode
 from cliproxy.translators.openai_responses import reader as responses_reader
 from cliproxy.translators.openai_responses import stream as responses_stream
-from cliproxy.translators.sse import KEEP_ALIVE
 
 
 class Given(msgspec.Struct, frozen=True, gc=False):

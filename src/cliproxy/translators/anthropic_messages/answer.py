@@ -14,9 +14,11 @@ import msgspec
 
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
+from cliproxy.formats.json_bounds import answer_as
+from cliproxy.metering.anthropic_messages import counted, usage_in
+from cliproxy.metering.usage import Usage
 from cliproxy.translators.anthropic_messages.marks import Kind, mark, signature_of
 from cliproxy.translators.anthropic_messages.to_hub import citation_of
-from cliproxy.translators.anthropic_messages.usage import counted, usage_in
 from cliproxy.translators.anthropic_messages.wire import MessagesRequest, TextCitation
 from cliproxy.translators.conversation import (
     AssistantPart,
@@ -30,8 +32,6 @@ from cliproxy.translators.conversation import (
     ToolCall,
     verify_arguments,
 )
-from cliproxy.translators.json_bounds import answer_as
-from cliproxy.translators.usage import Usage
 
 STOP_REASONS = {
     "end_turn": StopReason.END,

@@ -10,12 +10,12 @@ import msgspec
 from cliproxy.bounds import MAX_CHAT_VALUES
 from cliproxy.dialects import Quirks
 from cliproxy.errors import UpstreamError
+from cliproxy.formats.json_bounds import decode_json, encode_json
+from cliproxy.metering.anthropic_messages import CountAnswer, verify_count_answer
 from cliproxy.translators.anthropic_messages.decode import checked, conversation_of, estimate_of, verify_stateless, without_marks
 from cliproxy.translators.anthropic_messages.encode import PREFIX, VERTEX_COUNT_PREFIX, encode_count
-from cliproxy.translators.anthropic_messages.usage import CountAnswer, verify_count_answer
 from cliproxy.translators.anthropic_messages.wire import COUNT_FIELDS, CountBody, MessagesRequest
 from cliproxy.translators.conversation import Encoded
-from cliproxy.translators.json_bounds import decode_json, encode_json
 from cliproxy.translators.schema import convert
 
 __all__ = ["conversation_of", "decode_count", "decode_count_answer", "encode_count", "encode_count_answer", "encode_count_with_hole"]

@@ -15,11 +15,11 @@ import msgspec
 
 from cliproxy.dialects import Quirks
 from cliproxy.errors import UnsupportedFeature
+from cliproxy.formats.json_bounds import encode_json
 from cliproxy.translators.anthropic_messages.blocks import TOOL_NAME, begin_with_thoughts, called_names, refuse, system_blocks, turns
 from cliproxy.translators.anthropic_messages.wire import MessagesRequest
 from cliproxy.translators.claude_thinking import effort_of, thinking_of
 from cliproxy.translators.conversation import ConversationRequest, Encoded, Tool
-from cliproxy.translators.json_bounds import encode_json
 
 PREFIX = b'{"model":'
 VERTEX_VERSION = b'{"anthropic_version":"vertex-2023-10-16",'

@@ -12,6 +12,8 @@ import msgspec
 from cliproxy.bounds import MAX_TOOL_ARGUMENTS_BYTES
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
+from cliproxy.formats.sse import EventSplitter
+from cliproxy.metering.anthropic_messages import WireUsage, counted, usage_in
 from cliproxy.translators.anthropic_messages.answer import (
     Said,
     SaidCall,
@@ -24,7 +26,6 @@ from cliproxy.translators.anthropic_messages.answer import (
     stop_of,
 )
 from cliproxy.translators.anthropic_messages.to_hub import citation_of
-from cliproxy.translators.anthropic_messages.usage import WireUsage, counted, usage_in
 from cliproxy.translators.anthropic_messages.wire import TextCitation
 from cliproxy.translators.conversation import (
     ArgumentsDelta,
@@ -44,7 +45,6 @@ from cliproxy.translators.conversation import (
     ToolCall,
     verify_arguments,
 )
-from cliproxy.translators.sse import EventSplitter
 
 _NULL = msgspec.Raw(b"null")
 _DATA = b"\ndata: "

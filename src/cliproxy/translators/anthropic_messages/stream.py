@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from cliproxy.dialects import Dialect
+from cliproxy.metering.usage import Usage
 from cliproxy.translators.anthropic_messages.answer import (
     call_proof,
     cannot_hold,
@@ -45,7 +46,6 @@ from cliproxy.translators.conversation import (
     TextDelta,
     ToolCall,
 )
-from cliproxy.translators.usage import Usage
 
 __all__ = ["KEEP_ALIVE", "Pass", "Reader", "Writer", "error_event"]
 

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UnsupportedFeature
+from cliproxy.formats.json_bounds import encode_json
 from cliproxy.translators.anthropic_messages.marks import Kind, unmark
 from cliproxy.translators.anthropic_messages.wire import (
     KNOWN_FIELDS,
@@ -60,7 +61,6 @@ from cliproxy.translators.conversation import (
     ToolChoice,
     ToolResult,
 )
-from cliproxy.translators.json_bounds import encode_json
 
 FIELD_NAMES = {
     "model": "model",

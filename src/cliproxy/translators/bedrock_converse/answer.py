@@ -10,7 +10,8 @@ import msgspec
 
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
-from cliproxy.translators.bedrock_converse.usage import usage_in
+from cliproxy.formats.json_bounds import answer_as
+from cliproxy.metering.bedrock_converse import usage_in
 from cliproxy.translators.conversation import (
     AssistantPart,
     Choice,
@@ -23,7 +24,6 @@ from cliproxy.translators.conversation import (
     ToolCall,
     verify_arguments,
 )
-from cliproxy.translators.json_bounds import answer_as
 
 STOP_REASONS = {
     "end_turn": StopReason.END,

@@ -21,8 +21,8 @@ import msgspec
 from cliproxy.bounds import MAX_CHAT_VALUES
 from cliproxy.dialects import Dialect
 from cliproxy.errors import SchemaError, UnsupportedFeature
+from cliproxy.formats.json_bounds import decode_json, encode_json
 from cliproxy.translators.conversation import Audio, Document, Image, Message, Part, Reasoning, Refusal, Text, ToolCall, ToolResult
-from cliproxy.translators.json_bounds import decode_json, encode_json
 
 TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 MAX_DOCUMENT_NAME_CHARS = 200

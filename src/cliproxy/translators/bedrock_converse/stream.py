@@ -15,8 +15,9 @@ import msgspec
 from cliproxy.bounds import MAX_TOOL_ARGUMENTS_BYTES
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
+from cliproxy.formats.sse import EventSplitter
+from cliproxy.metering.bedrock_converse import usage_in
 from cliproxy.translators.bedrock_converse.answer import Cited, citation_of, not_converse, stop_of, verify_kind_of_call
-from cliproxy.translators.bedrock_converse.usage import usage_in
 from cliproxy.translators.conversation import (
     ArgumentsDelta,
     CitationAdded,
@@ -34,7 +35,6 @@ from cliproxy.translators.conversation import (
     ToolCall,
     verify_arguments,
 )
-from cliproxy.translators.sse import EventSplitter
 
 _NULL = msgspec.Raw(b"null")
 _EVENT = b"event: "

@@ -9,13 +9,13 @@ import msgspec
 from cliproxy.bounds import MAX_CHAT_VALUES
 from cliproxy.dialects import Dialect
 from cliproxy.errors import SchemaError, UnsupportedFeature
+from cliproxy.formats.json_bounds import decode_json
 from cliproxy.translators.embedding import EmbedRequest
 from cliproxy.translators.estimate import FILE_CHARS_PER_TOKEN, tokens_of_text
 from cliproxy.translators.gemini_embed.wire import BatchBody, EmbedBody
 from cliproxy.translators.gemini_generate.decode import checked, verify_model, verify_parts
 from cliproxy.translators.gemini_generate.spelling import may_be_misspelt, shape_of, verify_names
 from cliproxy.translators.gemini_generate.state import verify_parts_stateless
-from cliproxy.translators.json_bounds import decode_json
 
 __all__ = ["FIELD_NAMES", "GeminiEmbedRequest", "decode_embed", "embed_request_of"]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from cliproxy.dialects import Quirks
 from cliproxy.errors import UnsupportedFeature
+from cliproxy.formats.json_bounds import encode_json
 from cliproxy.translators.conversation import Encoded
 from cliproxy.translators.embedding import EmbedRequest
 from cliproxy.translators.gemini_embed.decode import GeminiEmbedRequest
-from cliproxy.translators.json_bounds import encode_json
 
 _ONE_ONLY = "This provider embeds one text a request."
 

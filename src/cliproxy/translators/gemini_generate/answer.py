@@ -14,6 +14,9 @@ import msgspec
 from cliproxy.bounds import MAX_CITATIONS, MAX_CITED_TEXT_BYTES, MAX_IDENTIFIER_CHARS
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
+from cliproxy.formats.json_bounds import answer_as
+from cliproxy.metering.gemini_generate import usage_in
+from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import (
     AssistantPart,
     Choice,
@@ -42,9 +45,6 @@ from cliproxy.translators.gemini_generate.answer_wire import (
 from cliproxy.translators.gemini_generate.decode import GeminiRequest
 from cliproxy.translators.gemini_generate.marks import mark_of
 from cliproxy.translators.gemini_generate.media import standard_base64
-from cliproxy.translators.gemini_generate.usage import usage_in
-from cliproxy.translators.json_bounds import answer_as
-from cliproxy.translators.usage import Usage
 
 # --- reasons to stop ---------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from msgspec import Meta
 from cliproxy.bounds import MAX_CHAT_VALUES, MAX_TOKEN_COUNT
 from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import SchemaError, UpstreamError
+from cliproxy.formats.json_bounds import decode_json, encode_json
 from cliproxy.translators.conversation import ConversationRequest, Encoded
 from cliproxy.translators.gemini_generate.decode import checked, estimate, verify_model, verify_request
 from cliproxy.translators.gemini_generate.encode import contents_of, functions_of, without_marks
@@ -22,7 +23,6 @@ from cliproxy.translators.gemini_generate.hub import messages_of, system_of, too
 from cliproxy.translators.gemini_generate.spelling import may_be_misspelt, shape_of, verify_names
 from cliproxy.translators.gemini_generate.state import verify_stateless
 from cliproxy.translators.gemini_generate.wire import CountBody, GenerateBody
-from cliproxy.translators.json_bounds import decode_json, encode_json
 
 __all__ = ["CountRequest", "conversation_of", "decode_count", "decode_count_answer", "encode_count", "encode_count_answer", "encode_same"]
 

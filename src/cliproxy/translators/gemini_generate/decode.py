@@ -12,6 +12,7 @@ import msgspec
 
 from cliproxy.bounds import MAX_CHAT_VALUES, MAX_MODEL_NAME_CHARS
 from cliproxy.errors import SchemaError
+from cliproxy.formats.json_bounds import decode_json
 from cliproxy.translators.estimate import AUDIO_CHARS_PER_TOKEN, FILE_CHARS_PER_TOKEN, IMAGE_TOKENS, tokens_of_text
 from cliproxy.translators.gemini_generate.hub import conversation_of
 from cliproxy.translators.gemini_generate.marks import MARK
@@ -19,7 +20,6 @@ from cliproxy.translators.gemini_generate.request import GeminiRequest
 from cliproxy.translators.gemini_generate.spelling import Shape, may_be_misspelt, normalise, shape_of, verify_names
 from cliproxy.translators.gemini_generate.state import verify_stateless
 from cliproxy.translators.gemini_generate.wire import PART_KINDS, Content, GenerateBody, GenerationConfig, Tool
-from cliproxy.translators.json_bounds import decode_json
 from cliproxy.translators.schema import refuse, refuse_excess
 
 __all__ = ["FIELD_NAMES", "GeminiRequest", "conversation_of", "decode_gemini"]

@@ -9,6 +9,7 @@ import msgspec
 from cliproxy.bounds import MAX_GEMINI_STOP_SEQUENCES
 from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import UnsupportedFeature
+from cliproxy.formats.json_bounds import encode_json
 from cliproxy.translators.conversation import (
     Audio,
     ConversationRequest,
@@ -30,7 +31,6 @@ from cliproxy.translators.conversation import (
 from cliproxy.translators.gemini_generate.decode import GeminiRequest
 from cliproxy.translators.gemini_generate.marks import is_marked
 from cliproxy.translators.gemini_generate.media import blob_of
-from cliproxy.translators.json_bounds import encode_json
 
 # What Google documents to put where a call has no signature because another model made it ("Thought signatures", FAQ): models since Gemini 3 refuse the first
 # call of a turn without one.

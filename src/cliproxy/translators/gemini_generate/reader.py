@@ -11,6 +11,8 @@ import msgspec
 from cliproxy.bounds import MAX_ANSWER_OBJECTS, SMALL_JSON_BYTES
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
+from cliproxy.formats.sse import EventSplitter
+from cliproxy.metering.gemini_generate import usage_in
 from cliproxy.translators.conversation import (
     ArgumentsDelta,
     CitationAdded,
@@ -37,8 +39,6 @@ from cliproxy.translators.gemini_generate.answer import (
     verify_part,
 )
 from cliproxy.translators.gemini_generate.answer_wire import ABSENT, Answer, AnswerPart, Candidate, answer_decoder
-from cliproxy.translators.gemini_generate.usage import usage_in
-from cliproxy.translators.sse import EventSplitter
 
 _SIGNER = Dialect.GEMINI_GENERATE
 

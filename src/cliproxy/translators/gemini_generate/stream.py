@@ -13,6 +13,7 @@ import msgspec
 from cliproxy.bounds import MAX_CITATIONS, MAX_HELD_CHARS
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
+from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import (
     ArgumentsDelta,
     CitationAdded,
@@ -39,7 +40,6 @@ from cliproxy.translators.gemini_generate.answer import (
 )
 from cliproxy.translators.gemini_generate.decode import GeminiRequest
 from cliproxy.translators.gemini_generate.reader import Reader, data_of
-from cliproxy.translators.usage import Usage
 
 __all__ = ["KEEP_ALIVE", "Pass", "Reader", "Writer", "error_event"]
 

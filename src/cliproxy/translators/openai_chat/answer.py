@@ -12,6 +12,8 @@ from msgspec import Meta
 
 from cliproxy.bounds import MAX_ANSWER_PARTS, MAX_CHOICES
 from cliproxy.errors import UpstreamError
+from cliproxy.formats.json_bounds import answer_as
+from cliproxy.metering.openai_chat import usage_in
 from cliproxy.translators.conversation import (
     AssistantPart,
     Choice,
@@ -24,7 +26,6 @@ from cliproxy.translators.conversation import (
     ToolCall,
     verify_arguments,
 )
-from cliproxy.translators.json_bounds import answer_as
 from cliproxy.translators.openai_chat.chunks import ANY_FAULT, NULL, Call, LooseSaid, Said, strict_pieces
 from cliproxy.translators.openai_chat.decode import ChatRequest
 from cliproxy.translators.openai_chat.shapes import (
@@ -39,7 +40,6 @@ from cliproxy.translators.openai_chat.shapes import (
     told_usage,
     url_of,
 )
-from cliproxy.translators.openai_chat.usage import usage_in
 
 # --- a provider's ------------------------------------------------------------------------------------------------------
 

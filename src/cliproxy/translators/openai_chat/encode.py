@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import UnsupportedFeature
+from cliproxy.formats.json_bounds import encode_json
 from cliproxy.translators.conversation import (
     Audio,
     ConversationRequest,
@@ -26,7 +27,6 @@ from cliproxy.translators.conversation import (
     ToolChoice,
     ToolResult,
 )
-from cliproxy.translators.json_bounds import encode_json
 from cliproxy.translators.openai_chat.decode import ChatRequest
 from cliproxy.translators.openai_chat.shapes import url_of
 

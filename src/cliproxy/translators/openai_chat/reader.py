@@ -16,13 +16,13 @@ import msgspec
 
 from cliproxy.bounds import MAX_CHOICES
 from cliproxy.errors import UpstreamError
+from cliproxy.formats.sse import EventSplitter
+from cliproxy.metering.openai_chat import usage_in
 from cliproxy.translators.conversation import Counted, Ended, Reasoning, Started, StreamEvent, TextDelta
 from cliproxy.translators.openai_chat.chunks import NULL, Call, Choice, Event, Said, parse_event
 from cliproxy.translators.openai_chat.parts import Kept, Kind, Parts
 from cliproxy.translators.openai_chat.shapes import ENCRYPTED, SIGNERS, SUMMARY, THOUGHT, citations_of, image_of, is_proof_of, not_a_completion
-from cliproxy.translators.openai_chat.usage import usage_in
 from cliproxy.translators.openai_chat.wire import ReasoningDetail
-from cliproxy.translators.sse import EventSplitter
 
 LEGACY_CALL = -1  # the index of a `function_call`
 MAX_TEMPLATES = 4  # tries to find what repeats; a stream in which each event has an id of its own has nothing

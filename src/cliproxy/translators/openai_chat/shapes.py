@@ -13,9 +13,9 @@ import msgspec
 
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
+from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import Citation, Image, Reasoning, StopReason
 from cliproxy.translators.openai_chat.wire import Annotation, ReasoningDetail
-from cliproxy.translators.usage import Usage
 
 # OpenRouter's names (its documentation, "Reasoning tokens": `format`); it has none for Bedrock's.
 FORMATS = {

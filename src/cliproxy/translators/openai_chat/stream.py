@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import msgspec
 
+from cliproxy.formats.sse import KEEP_ALIVE, EventSplitter, data_line
 from cliproxy.translators.openai_chat.decode import ChatRequest
 from cliproxy.translators.openai_chat.reader import Reader
 from cliproxy.translators.openai_chat.writer import Writer
-from cliproxy.translators.sse import KEEP_ALIVE, EventSplitter, data_line
 
 __all__ = ["KEEP_ALIVE", "Pass", "Reader", "StreamFilter", "Writer", "error_event"]
 

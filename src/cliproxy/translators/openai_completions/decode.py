@@ -13,9 +13,9 @@ import msgspec
 from cliproxy.bounds import MAX_CHAT_VALUES
 from cliproxy.dialects import Dialect
 from cliproxy.errors import SchemaError, UnsupportedFeature
+from cliproxy.formats.json_bounds import decode_json
 from cliproxy.translators.conversation import ConversationRequest, Message, Text
 from cliproxy.translators.estimate import tokens_of_text
-from cliproxy.translators.json_bounds import decode_json
 from cliproxy.translators.openai_completions.wire import KNOWN_FIELDS, CompletionBody
 from cliproxy.translators.schema import convert, refuse_excess, verify_unknown_fields
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import msgspec
 
+from cliproxy.formats.sse import KEEP_ALIVE
+from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import Counted, Ended, Finished, PartStarted, Reasoning, Started, StreamEvent, TextDelta
 from cliproxy.translators.openai_chat.shapes import told_usage
 from cliproxy.translators.openai_chat.stream import error_event
 from cliproxy.translators.openai_completions.answer import finish_reason_of, verify_is_text
 from cliproxy.translators.openai_completions.decode import CompletionRequest
-from cliproxy.translators.sse import KEEP_ALIVE
-from cliproxy.translators.usage import Usage
 
 __all__ = ["KEEP_ALIVE", "Writer", "error_event"]
 

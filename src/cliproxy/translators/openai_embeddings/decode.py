@@ -8,8 +8,8 @@ import msgspec
 
 from cliproxy.bounds import MAX_EMBEDDING_INPUTS, MAX_EMBEDDINGS_VALUES
 from cliproxy.errors import SchemaError
+from cliproxy.formats.json_bounds import decode_json
 from cliproxy.translators.estimate import tokens_of_text
-from cliproxy.translators.json_bounds import decode_json
 from cliproxy.translators.openai_embeddings.wire import KNOWN_FIELDS, EmbeddingsBody
 from cliproxy.translators.schema import convert, verify_unknown_fields
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cliproxy.translators.json_bounds import encode_json
+from cliproxy.formats.json_bounds import encode_json
 from cliproxy.translators.openai_embeddings.decode import EmbeddingsRequest
 
 PREFIX = b'{"model":'

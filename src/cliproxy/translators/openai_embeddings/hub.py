@@ -11,12 +11,12 @@ import msgspec
 
 from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import UnsupportedFeature
+from cliproxy.formats.json_bounds import encode_json
+from cliproxy.metering.openai_embeddings import usage_of_embeddings
 from cliproxy.translators.conversation import Encoded
 from cliproxy.translators.embedding import EmbedAnswer, EmbedRequest, no_vectors, packed, vector_of, verify_count
-from cliproxy.translators.json_bounds import encode_json
 from cliproxy.translators.openai_embeddings.decode import EmbeddingsRequest
 from cliproxy.translators.openai_embeddings.encode import PREFIX
-from cliproxy.translators.openai_embeddings.usage import usage_of_embeddings
 
 __all__ = ["FIELD_NAMES", "decode_embed_answer", "embed_request_of", "encode_embed", "encode_embed_answer"]
 

@@ -11,10 +11,10 @@ import msgspec
 
 from cliproxy.bounds import MAX_CHAT_VALUES, MAX_FORM_VALUE_BYTES, MAX_MODEL_NAME_CHARS
 from cliproxy.errors import SchemaError, UnsupportedFeature
+from cliproxy.formats.form import Part, encode_form, parse_form
+from cliproxy.formats.json_bounds import decode_json, encode_json
 from cliproxy.translators.conversation import Encoded
 from cliproxy.translators.estimate import tokens_of_text
-from cliproxy.translators.json_bounds import decode_json, encode_json
-from cliproxy.translators.openai_media.form import Part, encode_form, parse_form
 from cliproxy.translators.openai_media.wire import (
     IMAGE_FIELDS,
     SPEECH_FIELDS,

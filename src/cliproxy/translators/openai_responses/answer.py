@@ -13,6 +13,8 @@ from msgspec import Meta
 
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
+from cliproxy.metering.openai_responses import usage_of_answer
+from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import (
     AssistantPart,
     Choice,
@@ -26,8 +28,6 @@ from cliproxy.translators.conversation import (
 )
 from cliproxy.translators.openai_responses import items
 from cliproxy.translators.openai_responses.request import ResponsesRequest
-from cliproxy.translators.openai_responses.usage import usage_of_answer
-from cliproxy.translators.usage import Usage
 
 Seconds = Annotated[float, Meta(ge=0, le=2**53)]
 

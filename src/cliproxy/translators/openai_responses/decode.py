@@ -12,8 +12,8 @@ import msgspec
 
 from cliproxy.bounds import MAX_CHAT_VALUES
 from cliproxy.errors import SchemaError
+from cliproxy.formats.json_bounds import decode_json
 from cliproxy.translators.estimate import AUDIO_CHARS_PER_TOKEN, FILE_CHARS_PER_TOKEN, IMAGE_TOKENS, tokens_of_text
-from cliproxy.translators.json_bounds import decode_json
 from cliproxy.translators.openai_responses.history import FIELD_NAMES, conversation_of
 from cliproxy.translators.openai_responses.request import ResponsesRequest
 from cliproxy.translators.openai_responses.state import HOW_TO, forget, leave_out_thoughts, state_field, verify_credentials

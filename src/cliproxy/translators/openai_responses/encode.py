@@ -10,6 +10,7 @@ from typing import Any
 
 from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import UnsupportedFeature
+from cliproxy.formats.json_bounds import encode_json
 from cliproxy.translators.conversation import (
     ConversationRequest,
     Document,
@@ -27,7 +28,6 @@ from cliproxy.translators.conversation import (
     ToolChoice,
     ToolResult,
 )
-from cliproxy.translators.json_bounds import encode_json
 from cliproxy.translators.openai_responses.request import ResponsesRequest
 from cliproxy.translators.openai_responses.state import ENCRYPTED_REASONING, HOW_TO
 

@@ -14,6 +14,8 @@ import msgspec
 from cliproxy.bounds import MAX_RESPONSES_EVENT_BYTES
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
+from cliproxy.formats.sse import EventSplitter
+from cliproxy.metering.openai_responses import read_usage
 from cliproxy.translators.conversation import (
     ArgumentsDelta,
     AssistantPart,
@@ -56,8 +58,6 @@ from cliproxy.translators.openai_responses.events import (
     decode_other,
 )
 from cliproxy.translators.openai_responses.history import PARAGRAPH, citation_of
-from cliproxy.translators.openai_responses.usage import read_usage
-from cliproxy.translators.sse import EventSplitter
 
 _THOUGHT = -1  # content index of a thought under way: it has its item for itself
 _NOWHERE = (-1, 2**63)  # before the first place there is

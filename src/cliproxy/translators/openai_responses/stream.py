@@ -13,6 +13,8 @@ import msgspec
 
 from cliproxy.bounds import EVENT_PIECES_PER_JOIN, MAX_RESPONSES_EVENT_BYTES, MAX_WRITTEN_RESPONSE_BYTES
 from cliproxy.errors import UpstreamError
+from cliproxy.formats.sse import KEEP_ALIVE, EventSplitter
+from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import (
     ArgumentsDelta,
     AssistantPart,
@@ -38,8 +40,6 @@ from cliproxy.translators.openai_responses.answer import Envelope, reasoning_id,
 from cliproxy.translators.openai_responses.marks import Kind, mark
 from cliproxy.translators.openai_responses.reader import Reader
 from cliproxy.translators.openai_responses.request import ResponsesRequest
-from cliproxy.translators.sse import KEEP_ALIVE, EventSplitter
-from cliproxy.translators.usage import Usage
 
 __all__ = ["KEEP_ALIVE", "Pass", "Reader", "Writer", "error_event"]
 

@@ -1,6 +1,6 @@
 """What egress reads of Responses, and nothing more: what a final body asks for, what an answer used, whether a stream is whole.
 
-Egress may import this module of the dialect only (DESIGN §5). It forwards nothing that it does not recognise: an answer that is no response, failed or is not
+It forwards nothing that it does not recognise: an answer that is no response, failed or is not
 finished is an `UpstreamError`, and so is a stream that stops before its last event. Usage that is absent or makes no sense is None, and the call settles at
 its reservation. A provider may be hostile: whatever it answers, the work is linear in its length and the memory a small multiple of it.
 """
@@ -14,11 +14,11 @@ from msgspec import Meta
 
 from cliproxy.bounds import MAX_RESPONSES_EVENT_BYTES, MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
-from cliproxy.translators.json_bounds import answer_as
-from cliproxy.translators.sse import EventSplitter, data_line
-from cliproxy.translators.usage import AskedFor, Usage
+from cliproxy.formats.json_bounds import answer_as
+from cliproxy.formats.sse import EventSplitter, data_line
+from cliproxy.metering.usage import AskedFor, Usage
 
-__all__ = ["AskedFor", "StreamUsage", "Usage", "read_usage", "reread", "usage_of_answer"]
+__all__ = ["AskedFor", "ResponsesStreamMeter", "Usage", "read_usage", "reread", "usage_of_answer"]
 
 
 # --- what a final body asks for ----------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ _LAST = (b"response.completed", b"response.incomplete", b"response.failed", b'"e
 _WHOLE = ("response.completed", "response.incomplete")
 
 
-class StreamUsage:
+class ResponsesStreamMeter:
     """Passes a provider's stream on in whole events, and knows how it ended and what it used.
 
     The stream is whole when `response.completed` or `response.incomplete` was seen: what follows it is dropped. `response.failed` and `error` are the

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cliproxy.bounds import MAX_EVENT_BYTES, MAX_EVENT_HEADER_BYTES
-from cliproxy.egress.event_stream import EventStreamDecoder
+from cliproxy.formats.event_stream import EventStreamDecoder
 
 
 def header(name: str, value: str) -> bytes:

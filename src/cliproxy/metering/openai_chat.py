@@ -1,6 +1,6 @@
 """What egress reads of chat completions, and nothing more: what a final body asks for, what an answer used, whether a stream is whole.
 
-Egress may import this module of the dialect only (DESIGN §5). It reads what was checked elsewhere and forwards nothing that it does not recognise: an answer
+It reads what was checked elsewhere and forwards nothing that it does not recognise: an answer
 that is no chat completion is an `UpstreamError`, and so is a stream that stops before its end. Usage that is absent or makes no sense is None, and the call
 settles at its reservation. A provider may be hostile: whatever it answers, the work is linear in its length and the memory a small multiple of it.
 """
@@ -15,11 +15,11 @@ from msgspec import Meta
 
 from cliproxy.bounds import MAX_CHOICES, MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
-from cliproxy.translators.json_bounds import answer_as
-from cliproxy.translators.sse import EventSplitter, data_line
-from cliproxy.translators.usage import AskedFor, Usage
+from cliproxy.formats.json_bounds import answer_as
+from cliproxy.formats.sse import EventSplitter, data_line
+from cliproxy.metering.usage import AskedFor, Usage
 
-__all__ = ["AskedFor", "StreamUsage", "Usage", "reread", "usage_in", "usage_of_answer"]
+__all__ = ["AskedFor", "ChatStreamMeter", "Usage", "reread", "usage_in", "usage_of_answer"]
 
 DONE = b"data: [DONE]\n\n"
 KEPT_PIECES = 4  # of a stream's end; the usage event is the last but one
@@ -159,7 +159,7 @@ def usage_in(raw: msgspec.Raw | bytes) -> Usage | None:
 # --- a stream ----------------------------------------------------------------------------------------------------------
 
 
-class StreamUsage:
+class ChatStreamMeter:
     """Passes a provider's stream on in whole events, and knows how it ended and what it used.
 
     The stream is whole when `[DONE]` was seen: what follows it is dropped. Some imitations never send it: then a stream of one choice whose last events name a

@@ -9,8 +9,8 @@ from msgspec import Meta
 
 from cliproxy.bounds import MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
-from cliproxy.translators.json_bounds import answer_as
-from cliproxy.translators.usage import AskedFor, Usage
+from cliproxy.formats.json_bounds import answer_as
+from cliproxy.metering.usage import AskedFor, Usage
 
 __all__ = ["AskedFor", "Usage", "read_answer", "reread", "usage_of_embeddings"]
 

@@ -1,6 +1,6 @@
 """What egress reads of Gemini's calls, and nothing more: what a final body asks for, what an answer used, whether a stream is whole.
 
-Egress may import this module of the dialect only (DESIGN §5). It reads what was checked elsewhere and forwards nothing that it does not recognise: an answer
+It reads what was checked elsewhere and forwards nothing that it does not recognise: an answer
 that is no GenerateContentResponse is an `UpstreamError`, and so is a stream that stops before its end. Usage that is absent or makes no sense is None, and the
 call settles at its reservation. A provider may be hostile: whatever it answers, the work is linear in its length and the memory a small multiple of it.
 """
@@ -16,11 +16,11 @@ from msgspec import Meta
 
 from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_CHOICES, MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
-from cliproxy.translators.json_bounds import answer_as
-from cliproxy.translators.sse import EventSplitter, data_line
-from cliproxy.translators.usage import AskedFor, Usage
+from cliproxy.formats.json_bounds import answer_as
+from cliproxy.formats.sse import EventSplitter, data_line
+from cliproxy.metering.usage import AskedFor, Usage
 
-__all__ = ["AskedFor", "StreamUsage", "Usage", "reread", "reread_count", "usage_in", "usage_of_answer", "verify_count_answer"]
+__all__ = ["AskedFor", "GenerateStreamMeter", "Usage", "reread", "reread_count", "usage_in", "usage_of_answer", "verify_count_answer"]
 
 KEPT_PIECES = 4  # of a stream's end; Google counts in every event
 KEPT_PIECE_BYTES = 64 * 1024  # of one piece, which may be a whole read of 256 KiB: 1,000 streams would hold a gigabyte
@@ -187,7 +187,7 @@ def usage_in(raw: msgspec.Raw) -> Usage | None:
 _OTHER_CANDIDATE = re.compile(rb'"index"\s*:\s*[1-9]')
 
 
-class StreamUsage:
+class GenerateStreamMeter:
     """Passes a provider's stream on in whole events, and knows how it ended and what it used.
 
     Google sends no closing event. The stream is whole when the body ends behind a whole event and every candidate that began has named its `finishReason`, or

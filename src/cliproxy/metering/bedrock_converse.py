@@ -1,6 +1,6 @@
 """What egress reads of Bedrock's Converse, and nothing more: what a final body asks for, what an answer used, whether a stream is whole.
 
-Egress may import this module of the dialect only (DESIGN §5). The model is in the path, and so is whether the answer is streamed. A body is only ever made by
+The model is in the path, and so is whether the answer is streamed. A body is only ever made by
 `encode.py`, so a field that this does not write is refused: `additionalModelRequestFields` could name another cap on output tokens. Usage that is absent or
 makes no sense is None, and the call settles at its reservation. A provider may be hostile: the work is linear in what it answers.
 
@@ -16,11 +16,11 @@ from msgspec import Meta
 
 from cliproxy.bounds import MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
-from cliproxy.translators.json_bounds import answer_as
-from cliproxy.translators.sse import EventSplitter
-from cliproxy.translators.usage import AskedFor, Usage
+from cliproxy.formats.json_bounds import answer_as
+from cliproxy.formats.sse import EventSplitter
+from cliproxy.metering.usage import AskedFor, Usage
 
-__all__ = ["AskedFor", "StreamUsage", "Usage", "reread", "usage_in", "usage_of_answer"]
+__all__ = ["AskedFor", "ConverseStreamMeter", "Usage", "reread", "usage_in", "usage_of_answer"]
 
 _ABSENT = msgspec.Raw(b"null")
 _LIST = ord("[")
@@ -129,11 +129,11 @@ _METADATA = b"event: metadata\n"
 _DATA = b"data: "
 
 
-class StreamUsage:
+class ConverseStreamMeter:
     """Passes a stream on in whole events, and knows how it ended and what it used.
 
     The stream is whole when `messageStop` and, after it, `metadata` were seen: what follows is dropped. Everything else broke off. Each event is a name's line
-    and a line of JSON (`egress/event_stream.py` writes them so), in which no line can begin but where an event does.
+    and a line of JSON (`formats/event_stream.py` writes them so), in which no line can begin but where an event does.
     """
 
     __slots__ = ("_done", "_error", "_splitter", "_stopped", "usage")

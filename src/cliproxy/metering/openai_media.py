@@ -10,9 +10,9 @@ from msgspec import Meta
 
 from cliproxy.bounds import MAX_FORM_PARTS, MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
-from cliproxy.translators.json_bounds import answer_as
-from cliproxy.translators.openai_media.form import BOUNDARY
-from cliproxy.translators.usage import AskedFor, Usage
+from cliproxy.formats.form import BOUNDARY
+from cliproxy.formats.json_bounds import answer_as
+from cliproxy.metering.usage import AskedFor, Usage
 
 __all__ = ["AskedFor", "Usage", "reread", "reread_form", "usage_of_images", "usage_of_transcript"]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cliproxy.bounds import MAX_EVENT_BYTES
 from cliproxy.errors import UpstreamError
-from cliproxy.translators.sse import EventSplitter, data_line
+from cliproxy.formats.sse import EventSplitter, data_line
 
 
 def split(pieces: list[bytes]) -> tuple[list[bytes], EventSplitter]:

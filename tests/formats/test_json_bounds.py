@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_JSON_CONTAINERS, SMALL_JSON_BYTES
 from cliproxy.errors import SchemaError, UpstreamError
-from cliproxy.translators.json_bounds import answer_as, decode_json, encode_json, verify_bounds
+from cliproxy.formats.json_bounds import answer_as, decode_json, encode_json, verify_bounds
 
 VALUES = 50_000
 

@@ -1,6 +1,6 @@
 """What egress reads of Anthropic's Messages, and nothing more: what a final body asks for, what an answer used, whether a stream is whole.
 
-Egress may import this module of the dialect only (DESIGN §5). An answer that is no message is an `UpstreamError`, and so is a stream that stops before its
+An answer that is no message is an `UpstreamError`, and so is a stream that stops before its
 `message_stop`. Usage that is absent or makes no sense is None, and the call settles at its reservation. A provider may be hostile: whatever it answers, the
 work is linear in its length and the memory a small multiple of it.
 
@@ -17,14 +17,14 @@ from msgspec import Meta
 
 from cliproxy.bounds import MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
-from cliproxy.translators.json_bounds import answer_as
-from cliproxy.translators.sse import EventSplitter, data_line
-from cliproxy.translators.usage import AskedFor, Usage
+from cliproxy.formats.json_bounds import answer_as
+from cliproxy.formats.sse import EventSplitter, data_line
+from cliproxy.metering.usage import AskedFor, Usage
 
 __all__ = [
     "AskedFor",
     "CountAnswer",
-    "StreamUsage",
+    "MessagesStreamMeter",
     "Usage",
     "WireUsage",
     "counted",
@@ -181,7 +181,7 @@ _DELTA = b'"message_delta"'
 _START = b'"message_start"'
 
 
-class StreamUsage:
+class MessagesStreamMeter:
     """Passes a provider's stream on in whole events, and knows how it ended and what it used.
 
     The stream is whole when `message_stop` was seen: what follows it is dropped. Everything else broke off.
