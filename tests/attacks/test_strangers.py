@@ -14,7 +14,8 @@ import pytest
 
 from cliproxy.bounds import MAX_QUERY_PARAMETERS, MAX_QUERY_VALUE_BYTES, MAX_STRANGERS_BODY_BYTES
 from cliproxy.dataplane.keys import token_of
-from cliproxy.dataplane.routes import parameters, route_of
+from cliproxy.dataplane.routes import route_of
+from cliproxy.dataplane.surfaces.paths import parameters
 from cliproxy.errors import ClientError, NotFound
 from cliproxy.ingress.framing import Framer, RawRequest
 from fakes.gateway import Gateway

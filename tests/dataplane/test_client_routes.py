@@ -9,11 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cliproxy.bounds import MAX_MODEL_NAME_CHARS, MAX_QUERY_PARAMETERS
-from cliproxy.dataplane.errors import Shape
-from cliproxy.dataplane.routes import ClientRoute, Page, route_of, shape_of
+from cliproxy.dataplane.routes import route_of, surface_of
+from cliproxy.dataplane.surfaces.anthropic import ANTHROPIC
+from cliproxy.dataplane.surfaces.gemini import GEMINI
+from cliproxy.dataplane.surfaces.openai import OPENAI
+from cliproxy.dataplane.surfaces.surface import ClientRoute, Page, Surface
 from cliproxy.dialects import Dialect, Operation
 from cliproxy.errors import ClientError, NotFound
 from cliproxy.ingress.framing import RawRequest
+from cliproxy.ingress.head import Glimpse
 
 GENERATE, COUNT, EMBED = Operation.GENERATE, Operation.COUNT_TOKENS, Operation.EMBED
 
@@ -30,21 +34,21 @@ def found(path: str, **more: Any) -> ClientRoute:
 
 
 CALLS = {
-    "/v1/chat/completions": (Shape.OPENAI, Dialect.OPENAI_CHAT, GENERATE),
-    "/v1/responses": (Shape.OPENAI, Dialect.OPENAI_RESPONSES, GENERATE),
-    "/v1/completions": (Shape.OPENAI, Dialect.OPENAI_COMPLETIONS, GENERATE),
-    "/v1/embeddings": (Shape.OPENAI, Dialect.OPENAI_EMBEDDINGS, EMBED),
-    "/v1/images/generations": (Shape.OPENAI, Dialect.OPENAI_MEDIA, Operation.IMAGES),
-    "/v1/audio/speech": (Shape.OPENAI, Dialect.OPENAI_MEDIA, Operation.SPEECH),
-    "/v1/audio/transcriptions": (Shape.OPENAI, Dialect.OPENAI_MEDIA, Operation.TRANSCRIBE),
-    "/v1/audio/translations": (Shape.OPENAI, Dialect.OPENAI_MEDIA, Operation.TRANSLATE_SPEECH),
-    "/v1/messages": (Shape.ANTHROPIC, Dialect.ANTHROPIC_MESSAGES, GENERATE),
-    "/v1/messages/count_tokens": (Shape.ANTHROPIC, Dialect.ANTHROPIC_MESSAGES, COUNT),
-    "/v1beta/models/m:generateContent": (Shape.GEMINI, Dialect.GEMINI_GENERATE, GENERATE),
-    "/v1beta/models/m:streamGenerateContent": (Shape.GEMINI, Dialect.GEMINI_GENERATE, GENERATE),
-    "/v1beta/models/m:countTokens": (Shape.GEMINI, Dialect.GEMINI_GENERATE, COUNT),
-    "/v1beta/models/m:embedContent": (Shape.GEMINI, Dialect.GEMINI_EMBED, EMBED),
-    "/v1beta/models/m:batchEmbedContents": (Shape.GEMINI, Dialect.GEMINI_EMBED, EMBED),
+    "/v1/chat/completions": (OPENAI, Dialect.OPENAI_CHAT, GENERATE),
+    "/v1/responses": (OPENAI, Dialect.OPENAI_RESPONSES, GENERATE),
+    "/v1/completions": (OPENAI, Dialect.OPENAI_COMPLETIONS, GENERATE),
+    "/v1/embeddings": (OPENAI, Dialect.OPENAI_EMBEDDINGS, EMBED),
+    "/v1/images/generations": (OPENAI, Dialect.OPENAI_MEDIA, Operation.IMAGES),
+    "/v1/audio/speech": (OPENAI, Dialect.OPENAI_MEDIA, Operation.SPEECH),
+    "/v1/audio/transcriptions": (OPENAI, Dialect.OPENAI_MEDIA, Operation.TRANSCRIBE),
+    "/v1/audio/translations": (OPENAI, Dialect.OPENAI_MEDIA, Operation.TRANSLATE_SPEECH),
+    "/v1/messages": (ANTHROPIC, Dialect.ANTHROPIC_MESSAGES, GENERATE),
+    "/v1/messages/count_tokens": (ANTHROPIC, Dialect.ANTHROPIC_MESSAGES, COUNT),
+    "/v1beta/models/m:generateContent": (GEMINI, Dialect.GEMINI_GENERATE, GENERATE),
+    "/v1beta/models/m:streamGenerateContent": (GEMINI, Dialect.GEMINI_GENERATE, GENERATE),
+    "/v1beta/models/m:countTokens": (GEMINI, Dialect.GEMINI_GENERATE, COUNT),
+    "/v1beta/models/m:embedContent": (GEMINI, Dialect.GEMINI_EMBED, EMBED),
+    "/v1beta/models/m:batchEmbedContents": (GEMINI, Dialect.GEMINI_EMBED, EMBED),
 }
 
 
@@ -52,31 +56,31 @@ CALLS = {
 def test_a_call_has_its_dialect_its_operation_and_takes_post_only(path: str) -> None:
     route = found(path)
     assert route.row is not None
-    assert (route.shape, route.row.dialect, route.row.operation) == CALLS[path]
+    assert (route.surface, route.row.dialect, route.row.operation) == CALLS[path]
     assert route.method == b"POST" and route.page is None
     assert route.model == ("m" if "/v1beta/" in path else "")
 
 
 @pytest.mark.parametrize(
-    ("path", "page", "shape"),
+    ("path", "page", "surface"),
     [
-        ("/v1/models", Page.MODELS, Shape.OPENAI),
-        ("/v1/models/m", Page.MODEL, Shape.OPENAI),
-        ("/v1beta/models", Page.MODELS, Shape.GEMINI),
-        ("/v1beta/models/m", Page.MODEL, Shape.GEMINI),
-        ("/healthz", Page.HEALTH, Shape.OPENAI),
-        ("/readyz", Page.READY, Shape.OPENAI),
+        ("/v1/models", Page.MODELS, OPENAI),
+        ("/v1/models/m", Page.MODEL, OPENAI),
+        ("/v1beta/models", Page.MODELS, GEMINI),
+        ("/v1beta/models/m", Page.MODEL, GEMINI),
+        ("/healthz", Page.HEALTH, OPENAI),
+        ("/readyz", Page.READY, OPENAI),
     ],
 )
-def test_a_page_takes_get_only(path: str, page: Page, shape: Shape) -> None:
+def test_a_page_takes_get_only(path: str, page: Page, surface: Surface) -> None:
     route = found(path)
-    assert (route.page, route.shape, route.method, route.row) == (page, shape, b"GET", None)
+    assert (route.page, route.surface, route.method, route.row) == (page, surface, b"GET", None)
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/m"])
 def test_models_are_anthropics_when_the_client_names_anthropics_version(path: str) -> None:
-    assert found(path, anthropic_version=b"2023-06-01").shape is Shape.ANTHROPIC
-    assert found(path).shape is Shape.OPENAI
+    assert found(path, anthropic_version=b"2023-06-01").surface is ANTHROPIC
+    assert found(path).surface is OPENAI
 
 
 @pytest.mark.parametrize(
@@ -137,7 +141,7 @@ def test_what_is_no_verb_is_part_of_a_name(verb: str) -> None:
 @pytest.mark.parametrize("path", [path for path in CALLS if path.startswith("/v1beta/")])
 def test_geminis_calls_may_begin_with_v1_as_its_newer_sdks_say(path: str) -> None:
     assert found(path.replace("/v1beta/", "/v1/")) == found(path)
-    assert shape_of(path.replace("/v1beta/", "/v1/").encode(), anthropic=False, goog=False) is Shape.GEMINI
+    assert surface_of(Glimpse(path.replace("/v1beta/", "/v1/").encode())) is GEMINI
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/m"])
@@ -168,7 +172,7 @@ def test_a_query_that_is_not_understood_is_400(query: str) -> None:
 def test_an_error_about_a_route_is_told_in_the_routes_words(path: str, anthropic: bool, goog: bool) -> None:
     headers = {"anthropic_version": b"x"} if anthropic else {}
     headers |= {"goog_api_key": b"k"} if goog else {}
-    assert found(path, **headers).shape is (Shape.OPENAI if path == "/healthz" else shape_of(path.encode(), anthropic=anthropic, goog=goog))
+    assert found(path, **headers).surface is (OPENAI if path == "/healthz" else surface_of(Glimpse(path.encode(), anthropic, goog)))
 
 
 @given(st.binary(max_size=80), st.binary(max_size=40))
@@ -183,24 +187,24 @@ def test_any_path_and_query_is_a_route_or_an_error_of_ours(path: bytes, query: b
             assert route is None or isinstance(route, ClientRoute)
 
 
-SHAPES = {
-    ("/v1beta/models/m:generateContent", False, False): Shape.GEMINI,
-    ("/v1beta/nowhere", False, False): Shape.GEMINI,
-    ("/v1/messages", False, False): Shape.ANTHROPIC,
-    ("/v1/messages/nowhere", False, False): Shape.ANTHROPIC,
-    ("/v1/chat/completions", True, True): Shape.OPENAI,
-    ("/v1/embeddings", True, False): Shape.OPENAI,
-    ("/v1/models", True, False): Shape.ANTHROPIC,
-    ("/v1/models", False, False): Shape.OPENAI,
-    ("/nowhere", False, False): Shape.OPENAI,
-    ("/nowhere", True, False): Shape.ANTHROPIC,
-    ("/nowhere", False, True): Shape.GEMINI,
-    ("", False, True): Shape.GEMINI,
-    ("", False, False): Shape.OPENAI,
+SURFACES = {
+    ("/v1beta/models/m:generateContent", False, False): GEMINI,
+    ("/v1beta/nowhere", False, False): GEMINI,
+    ("/v1/messages", False, False): ANTHROPIC,
+    ("/v1/messages/nowhere", False, False): ANTHROPIC,
+    ("/v1/chat/completions", True, True): OPENAI,
+    ("/v1/embeddings", True, False): OPENAI,
+    ("/v1/models", True, False): ANTHROPIC,
+    ("/v1/models", False, False): OPENAI,
+    ("/nowhere", False, False): OPENAI,
+    ("/nowhere", True, False): ANTHROPIC,
+    ("/nowhere", False, True): GEMINI,
+    ("", False, True): GEMINI,
+    ("", False, False): OPENAI,
 }
 
 
-@pytest.mark.parametrize("case", SHAPES)
+@pytest.mark.parametrize("case", SURFACES)
 def test_errors_are_told_in_the_words_of_the_path_and_else_of_the_headers(case: tuple[str, bool, bool]) -> None:
     path, anthropic, goog = case
-    assert shape_of(path.encode(), anthropic=anthropic, goog=goog) is SHAPES[case]
+    assert surface_of(Glimpse(path.encode(), anthropic, goog)) is SURFACES[case]

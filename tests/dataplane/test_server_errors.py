@@ -6,7 +6,12 @@ import json
 
 import pytest
 
-from cliproxy.dataplane.errors import Shape, anthropic_type, encode_error, rpc_name
+from cliproxy.dataplane.errors import encode_error
+from cliproxy.dataplane.surfaces.anthropic import ANTHROPIC
+from cliproxy.dataplane.surfaces.gemini import GEMINI
+from cliproxy.dataplane.surfaces.openai import OPENAI
+from cliproxy.dataplane.surfaces.surface import Surface
+from cliproxy.dataplane.surfaces.table import SURFACES
 from cliproxy.errors import (
     ClientError,
     CliproxyError,
@@ -21,6 +26,8 @@ from cliproxy.errors import (
     UpstreamError,
     VaultError,
 )
+from cliproxy.translators.anthropic_messages.errors import error_type
+from cliproxy.translators.gemini_generate.errors import rpc_name
 
 CASES: dict[str, tuple[CliproxyError, int, str, str]] = {
     "framing": (FramingError("Broken.", status=431), 431, "invalid_request_error", "bad_http"),
@@ -35,9 +42,9 @@ CASES: dict[str, tuple[CliproxyError, int, str, str]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_shape_is_openais(name: str) -> None:
+def test_the_words_are_openais(name: str) -> None:
     error, expected, kind, code = CASES[name]
-    status, headers, body = encode_error(error, "req_0123")
+    status, headers, body = encode_error(error, "req_0123", OPENAI)
     assert status == expected
     assert json.loads(body) == {"error": {"message": str(error), "type": kind, "param": getattr(error, "param", None), "code": code}}
     assert b"\r\nx-request-id: req_0123\r\n" in b"\r\n" + headers
@@ -49,38 +56,38 @@ def test_the_shape_is_openais(name: str) -> None:
     [(RateLimited("Wait.", retry_after=0.2), b"1"), (RateLimited("Wait.", retry_after=2.0), b"2"), (Unavailable("No.", retry_after=4.2), b"5")],
 )
 def test_retry_after_is_rounded_up_so_that_obeying_it_succeeds(error: CliproxyError, seconds: bytes) -> None:
-    assert b"\r\nRetry-After: " + seconds + b"\r\n" in encode_error(error, "req_1")[1]
+    assert b"\r\nRetry-After: " + seconds + b"\r\n" in encode_error(error, "req_1", OPENAI)[1]
 
 
 def test_who_cannot_succeed_by_waiting_is_not_told_to_wait() -> None:
     for error in (SchemaError("No."), UpstreamError("No."), RateLimited("Never.", retry_after=float("inf"))):
-        assert b"Retry-After" not in encode_error(error, "req_1")[1]
+        assert b"Retry-After" not in encode_error(error, "req_1", OPENAI)[1]
 
 
 def test_a_401_names_the_scheme() -> None:
-    assert b"\r\nWWW-Authenticate: Bearer\r\n" in encode_error(NotAuthenticated(), "req_1")[1]
+    assert b"\r\nWWW-Authenticate: Bearer\r\n" in encode_error(NotAuthenticated(), "req_1", OPENAI)[1]
 
 
 @pytest.mark.parametrize(
     "error", [VaultError("row 7 of /auths/vault.db"), ConfigError("bad", cure="mend it", file="/etc/x"), CorruptLog("bad", index=3), CliproxyError("inside")]
 )
 def test_what_is_not_meant_for_a_client_tells_it_nothing(error: CliproxyError) -> None:
-    status, _, body = encode_error(error, "req_1")
+    status, _, body = encode_error(error, "req_1", OPENAI)
     assert status == 500
     assert json.loads(body)["error"] == {"message": "The gateway failed to answer.", "type": "internal_error", "param": None, "code": "internal_error"}
 
 
-# --- Anthropic's and Google's shapes -----------------------------------------------------------------------------------
+# --- Anthropic's and Google's words -----------------------------------------------------------------------------------
 
 # By status: what Anthropic's SDK has a class for (`anthropic.types.shared`), and google.rpc.Code's name.
 TYPES = {
     400: ("invalid_request_error", "INVALID_ARGUMENT"),
     401: ("authentication_error", "UNAUTHENTICATED"),
-    402: ("billing_error", "INVALID_ARGUMENT"),
+    402: ("billing_error", "FAILED_PRECONDITION"),
     403: ("permission_error", "PERMISSION_DENIED"),
     404: ("not_found_error", "NOT_FOUND"),
     405: ("invalid_request_error", "INVALID_ARGUMENT"),
-    408: ("invalid_request_error", "DEADLINE_EXCEEDED"),
+    408: ("timeout_error", "DEADLINE_EXCEEDED"),
     409: ("invalid_request_error", "ABORTED"),
     413: ("request_too_large", "INVALID_ARGUMENT"),
     415: ("invalid_request_error", "INVALID_ARGUMENT"),
@@ -90,38 +97,39 @@ TYPES = {
     502: ("api_error", "UNAVAILABLE"),
     503: ("overloaded_error", "UNAVAILABLE"),
     504: ("timeout_error", "DEADLINE_EXCEEDED"),
+    529: ("overloaded_error", "UNAVAILABLE"),
     599: ("api_error", "INTERNAL"),
 }
 
 
 @pytest.mark.parametrize("status", TYPES)
 def test_the_kind_of_an_error_follows_from_its_status(status: int) -> None:
-    assert (anthropic_type(status), rpc_name(status)) == TYPES[status]
+    assert (error_type(status), rpc_name(status)) == TYPES[status]
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("shape", Shape)
-def test_status_wait_and_challenge_are_the_same_in_every_shape(name: str, shape: Shape) -> None:
+@pytest.mark.parametrize("surface", SURFACES)
+def test_status_wait_and_challenge_are_the_same_in_every_surface(name: str, surface: Surface) -> None:
     error, expected, _, _ = CASES[name]
-    status, headers, _ = encode_error(error, "req_1", shape)
-    _, openai, _ = encode_error(error, "req_1")
+    status, headers, _ = encode_error(error, "req_1", surface)
+    _, openai, _ = encode_error(error, "req_1", OPENAI)
     assert status == expected
     assert headers.replace(b"request-id: req_1\r\nrequest-id: req_1\r\n", b"request-id: req_1\r\n") == openai
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_anthropics_shape_has_the_request_id_in_body_and_header(name: str) -> None:
+def test_anthropics_error_has_the_request_id_in_body_and_header(name: str) -> None:
     error, status, _, _ = CASES[name]
-    _, headers, body = encode_error(error, "req_1", Shape.ANTHROPIC)
+    _, headers, body = encode_error(error, "req_1", ANTHROPIC)
     message = str(error) if name != "schema" else f"messages[0].content: {error}"
     assert json.loads(body) == {"type": "error", "error": {"type": TYPES[status][0], "message": message}, "request_id": "req_1"}
     assert b"\r\nrequest-id: req_1\r\n" in headers
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_geminis_shape_is_a_google_rpc_status(name: str) -> None:
+def test_geminis_error_is_a_google_rpc_status(name: str) -> None:
     error, status, _, code = CASES[name]
-    document = json.loads(encode_error(error, "req_1", Shape.GEMINI)[2])["error"]
+    document = json.loads(encode_error(error, "req_1", GEMINI)[2])["error"]
     assert (document["code"], document["status"]) == (status, TYPES[status][1])
     kinds = {detail["@type"].rpartition(".")[2]: detail for detail in document["details"]}
     assert kinds["ErrorInfo"]["reason"] == code.upper() and kinds["ErrorInfo"]["domain"] == "cliproxy"
@@ -135,10 +143,10 @@ def test_geminis_shape_is_a_google_rpc_status(name: str) -> None:
 
 def test_a_message_that_names_its_field_does_not_name_it_twice() -> None:
     error = SchemaError("Expected a text (messages[0].content).", param="messages[0].content")
-    assert json.loads(encode_error(error, "req_1", Shape.ANTHROPIC)[2])["error"]["message"] == error.message
+    assert json.loads(encode_error(error, "req_1", ANTHROPIC)[2])["error"]["message"] == error.message
 
 
-@pytest.mark.parametrize("shape", Shape)
-def test_what_is_not_meant_for_a_client_tells_it_nothing_in_any_shape(shape: Shape) -> None:
-    status, _, body = encode_error(VaultError("row 7 of /auths/vault.db"), "req_1", shape)
+@pytest.mark.parametrize("surface", SURFACES)
+def test_what_is_not_meant_for_a_client_tells_it_nothing_in_any_surface(surface: Surface) -> None:
+    status, _, body = encode_error(VaultError("row 7 of /auths/vault.db"), "req_1", surface)
     assert status == 500 and b"auths" not in body and b"The gateway failed to answer." in body

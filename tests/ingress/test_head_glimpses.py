@@ -30,10 +30,10 @@ REFUSED = {
     "a repeated header": (HEAD + b"Host: h\r\n\r\n", Glimpse(b"/v1/messages")),
     "a bare line feed": (HEAD + b"X: a\nb", Glimpse(b"/v1/messages")),
     "a chunk that is none": (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", Glimpse(b"/v1/messages")),
-    "too many headers": (HEAD + b"anthropic-version: x\r\n" + b"X: a\r\n" * 20 + b"\r\n", Glimpse(b"/v1/messages", anthropic=True)),
+    "too many headers": (HEAD + b"anthropic-version: x\r\n" + b"X: a\r\n" * 20 + b"\r\n", Glimpse(b"/v1/messages", anthropic_version=True)),
     "a body that is too long, in chunks": (
         HEAD + b"X-Goog-Api-Key: k\r\nTransfer-Encoding: chunked\r\n\r\n65\r\n",
-        Glimpse(b"/v1/messages", goog=True),
+        Glimpse(b"/v1/messages", goog_api_key=True),
     ),
     "after a request that was fine": (b"GET /a HTTP/1.1\r\nHost: h\r\nAnthropic-Version: x\r\n\r\nGET /b HTTP/1.1\r\n\r\n", Glimpse(b"/b")),
     "no HTTP at all": (b"\x16\x03\x01\r\n\r\n", NOTHING),
@@ -51,7 +51,7 @@ def test_a_request_that_is_not_whole_can_be_seen_too() -> None:
     made = framer()
     made.feed(HEAD + b"anthropic-version: x\r\nContent-Length: 9\r\n\r\n{")
     assert made.next_request() is None
-    assert made.glimpse == Glimpse(b"/v1/messages", anthropic=True)
+    assert made.glimpse == Glimpse(b"/v1/messages", anthropic_version=True)
     made = framer()
     made.feed(HEAD[:25])
     assert made.next_request() is None
@@ -60,7 +60,7 @@ def test_a_request_that_is_not_whole_can_be_seen_too() -> None:
 
 def test_a_glimpse_shows_no_query_and_no_key() -> None:
     seen = refused(b"GET /v1beta/models?key=very-secret HTTP/1.1\r\nx-goog-api-key: very-secret\r\n\r\n")
-    assert seen == Glimpse(b"/v1beta/models", goog=True) and "secret" not in repr(seen)
+    assert seen == Glimpse(b"/v1beta/models", goog_api_key=True) and "secret" not in repr(seen)
 
 
 @given(st.binary(max_size=200))

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from cliproxy.bounds import MAX_HEADER_VALUE_CHARS, MAX_RESPONSES_EVENT_BYTES, MAX_WARNINGS
+from cliproxy.dataplane.surfaces.surface import Problem
 from cliproxy.errors import UpstreamError
 from cliproxy.formats.sse import EventSplitter
-from cliproxy.ipc.mux import Abort, Answer
+from cliproxy.ipc.mux import Answer
 from cliproxy.translators.conversation import Ended, StreamEvent
 from cliproxy.translators.table import ArrayPass, ArrayWriter, ClientRow, Pass, Reader, TargetRow, Writer
 
@@ -35,8 +36,8 @@ class Stream(Protocol):
     def finish(self) -> bytes:
         """The provider's answer is whole. Raises `UpstreamError` when it is not."""
 
-    def broken(self, abort: Abort) -> bytes:
-        """Return how a stream ends that broke."""
+    def broken(self, problem: Problem) -> bytes:
+        """Return how a stream ends that broke, in the words that a whole answer has for `problem`."""
 
 
 class SameStream:
@@ -89,8 +90,8 @@ class SameStream:
         if self.feed == self._feed_first:
             raise UpstreamError("The provider answered in a form that was not asked for.", code="bad_upstream_answer")
 
-    def broken(self, abort: Abort) -> bytes:
-        return _error_event(self._row, abort)
+    def broken(self, problem: Problem) -> bytes:
+        return _error_event(self._row, problem)
 
 
 class TranslatedStream:
@@ -119,11 +120,11 @@ class TranslatedStream:
         self._is_over = type(events[-1]) is Ended
         return written
 
-    def broken(self, abort: Abort) -> bytes:
-        return b"" if self._is_over else self._error(abort)
+    def broken(self, problem: Problem) -> bytes:
+        return b"" if self._is_over else self._error(problem)
 
-    def _error(self, abort: Abort) -> bytes:
-        return _error_event(self._row, abort)
+    def _error(self, problem: Problem) -> bytes:
+        return _error_event(self._row, problem)
 
 
 class SameArray(SameStream):
@@ -141,8 +142,8 @@ class SameArray(SameStream):
         self._verify_begun()
         return self._pass.finish()
 
-    def broken(self, abort: Abort) -> bytes:
-        return self._pass.error_event(abort.message, kind=abort.kind, code=abort.code, status=abort.status)
+    def broken(self, problem: Problem) -> bytes:
+        return self._pass.error_event(problem.message, kind=problem.kind, code=problem.code, status=problem.status)
 
 
 class TranslatedArray(TranslatedStream):
@@ -156,8 +157,8 @@ class TranslatedArray(TranslatedStream):
         super().__init__(row, reader, writer)
         self.headers = ARRAY_HEADERS
 
-    def _error(self, abort: Abort) -> bytes:
-        return self._writer.error_event(abort.message, kind=abort.kind, code=abort.code, status=abort.status)
+    def _error(self, problem: Problem) -> bytes:
+        return self._writer.error_event(problem.message, kind=problem.kind, code=problem.code, status=problem.status)
 
 
 class WholeAnswer:
@@ -213,8 +214,8 @@ def translated_stream(row: ClientRow, target: TargetRow, request: Any, *, array:
     return TranslatedStream(row, target.reader(), row.writer(request=request, id=id, model=model, created=created))
 
 
-def _error_event(row: ClientRow, abort: Abort) -> bytes:
-    return b"" if row.error_event is None else row.error_event(abort.message, kind=abort.kind, code=abort.code, status=abort.status)
+def _error_event(row: ClientRow, problem: Problem) -> bytes:
+    return b"" if row.error_event is None else row.error_event(problem.message, kind=problem.kind, code=problem.code, status=problem.status)
 
 
 # --- headers -----------------------------------------------------------------------------------------------------------

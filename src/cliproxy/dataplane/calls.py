@@ -15,9 +15,10 @@ from typing import Protocol
 
 from cliproxy.bounds import MAX_COLLECTED_BYTES, MAX_DATA_FRAME_BYTES, MAX_KEPT_REQUEST_BYTES, MAX_REROUTES, MAX_WHOLE_ANSWER_BYTES, STREAM_GRANT_BYTES
 from cliproxy.dataplane.answers import JSON_HEADERS, Stream, WholeAnswer, content_type, same_stream, translated_stream, warning_headers
-from cliproxy.dataplane.errors import Shape
+from cliproxy.dataplane.errors import problem_of
 from cliproxy.dataplane.server import Connection
 from cliproxy.dataplane.steps import AdmittedRequest, OutboundRequest
+from cliproxy.dataplane.surfaces.surface import Surface
 from cliproxy.errors import ClientError, CliproxyError, NotAuthenticated, RateLimited, Unavailable, UpstreamError
 from cliproxy.ipc.mux import Abort, Answer, Call, Reroute
 from cliproxy.translators.table import TARGETS, ClientRow
@@ -39,7 +40,7 @@ class Owner(Protocol):
     collected: int  # bytes of whole answers that wait for their end, of all calls
     keeping: int  # bytes of request bodies that are kept decoded, of all calls
 
-    def refuse(self, connection: Connection, error: CliproxyError, request_id: str, shape: Shape) -> None:
+    def refuse(self, connection: Connection, error: CliproxyError, request_id: str, surface: Surface) -> None:
         """Answer with `error`, in the client's dialect."""
 
     def streaming(self, call: PendingCall) -> None:
@@ -74,9 +75,9 @@ class PendingCall:
         "_owed",
         "_owner",
         "_row",
-        "_shape",
         "_stream",
         "_streams",
+        "_surface",
         "_waiting",
         "_whole",
         "connection",
@@ -88,11 +89,11 @@ class PendingCall:
         "stream",
     )
 
-    def __init__(self, owner: Owner, connection: Connection, request_id: str, shape: Shape, *, array: bool) -> None:
+    def __init__(self, owner: Owner, connection: Connection, request_id: str, surface: Surface, *, array: bool) -> None:
         self._owner = owner
         self.connection = connection
         self.request_id = request_id
-        self._shape = shape
+        self._surface = surface
         self._array = array
         self._owed = 0  # bytes used and not yet granted anew
         self._ended = False
@@ -202,11 +203,11 @@ class PendingCall:
         self._forget()
         stream, self._stream = self._stream, None
         if not self.started:
-            self._owner.refuse(self.connection, error_of(abort), self.request_id, self._shape)
+            self._owner.refuse(self.connection, error_of(abort), self.request_id, self._surface)
         elif stream is None:
             self.connection.abort()  # half a JSON text: the broken framing is the only honest ending
         else:
-            self.connection.write_chunk(stream.broken(abort))
+            self.connection.write_chunk(stream.broken(problem_of(error_of(abort))))
             self.connection.end_stream()
 
     def on_reroute(self, reroute: Reroute) -> None:
@@ -219,7 +220,7 @@ class PendingCall:
         except CliproxyError as error:
             self._owner.finished(self)
             self._forget()
-            self._owner.refuse(self.connection, error, self.request_id, self._shape)
+            self._owner.refuse(self.connection, error, self.request_id, self._surface)
 
     # --- what the client does ---
 
@@ -272,8 +273,8 @@ class PendingCall:
     def _headers(self, media: bytes, answer: Answer) -> bytes:
         id = self.request_id.encode("ascii")
         headers = media + b"x-request-id: " + id + b"\r\n" + self._owner.origin_headers(answer)
-        if self._shape is Shape.ANTHROPIC:
-            headers += b"request-id: %s\r\n" % id
+        if self._surface.id_header:
+            headers += b"%s: %s\r\n" % (self._surface.id_header, id)
         return headers + warning_headers(self._dropped) if self._dropped else headers
 
     def _collect(self, whole: WholeAnswer, answer: Answer) -> None:
@@ -306,7 +307,7 @@ class PendingCall:
             if len(said) > MAX_DATA_FRAME_BYTES and self.connection.is_crowded:
                 raise error_of(OVERLOADED)
         except CliproxyError as error:
-            self._owner.refuse(self.connection, error, self.request_id, self._shape)
+            self._owner.refuse(self.connection, error, self.request_id, self._surface)
         else:
             self.connection.respond(200, whole.headers, said)
 

@@ -29,7 +29,6 @@ from cliproxy.dataplane.outbox import CHUNKED, CLOSE, CONTINUE, Outbox
 from cliproxy.errors import CliproxyError, FramingError, RateLimited, Unavailable
 from cliproxy.ingress.address import Address
 from cliproxy.ingress.framing import Framer, Phase, RawRequest
-from cliproxy.ingress.head import Glimpse
 
 if TYPE_CHECKING:
     from cliproxy.dataplane.server import Server
@@ -344,8 +343,7 @@ class Connection(asyncio.Protocol):
         except CliproxyError as error:
             if self._streaming or self._state is not State.BUSY:
                 raise
-            seen = Glimpse(request.path, request.anthropic_version is not None, request.goog_api_key is not None)
-            self.respond(*server.encode_error(error, seen))
+            self.respond(*server.encode_error(error, request))
 
     def _await_rest(self) -> None:
         """Part of a request is there: set its deadline, take its toll, count what we hold."""

@@ -16,11 +16,11 @@ from cliproxy.config.routes import Profile, RouteTable
 from cliproxy.config.schema import Settings
 from cliproxy.dataplane.answers import JSON_HEADERS, Origins
 from cliproxy.dataplane.calls import BAD_ANSWER, PendingCall, error_of, frame_of
-from cliproxy.dataplane.errors import Shape, encode_error
+from cliproxy.dataplane.errors import encode_error, id_headers
 from cliproxy.dataplane.keys import Presented, present, token_of
 from cliproxy.dataplane.link import EgressLink
 from cliproxy.dataplane.models import ModelPages
-from cliproxy.dataplane.routes import METHODS_OF_MODELS, NO_ROUTE, ClientRoute, Page, route_of, shape_of_request
+from cliproxy.dataplane.routes import NO_ROUTE, route_of, surface_of
 from cliproxy.dataplane.server import Connection, RawRequest
 from cliproxy.dataplane.steps import (
     AdmittedRequest,
@@ -34,6 +34,7 @@ from cliproxy.dataplane.steps import (
     find_model,
     session_of,
 )
+from cliproxy.dataplane.surfaces.surface import ClientRoute, Page, Surface
 from cliproxy.dataplane.unauthenticated import AuthenticationTally
 from cliproxy.errors import ClientError, CliproxyError, NotAuthenticated, NotFound, RateLimited, Unavailable, UnsupportedFeature
 from cliproxy.ingress.rules.address_rate import AddressRate
@@ -89,15 +90,15 @@ class Exchange:
             if route is None:
                 raise NotFound(NO_ROUTE, code="unknown_route")
             if request.method != route.method:
-                hint = METHODS_OF_MODELS if route.page is Page.MODEL and route.shape is Shape.GEMINI else ""
+                hint = route.surface.method_hint if route.page is Page.MODEL else ""
                 refusal = ClientError(f"This route takes {route.method.decode()} only{hint}.", code="method_not_allowed", status=405)
-                self.refuse(connection, refusal, request_id, route.shape, extra=b"Allow: " + route.method + b"\r\n")
+                self.refuse(connection, refusal, request_id, route.surface, extra=b"Allow: " + route.method + b"\r\n")
             elif route.row is not None:
                 self._call(connection, request, request_id, route, route.row, now)
             elif route.page is not None:
                 self._pages[route.page](connection, request, request_id, route)
         except CliproxyError as error:
-            self.refuse(connection, error, request_id, shape_of_request(request))
+            self.refuse(connection, error, request_id, surface_of(request))
 
     def on_head(self, connection: Connection, request: RawRequest) -> None:
         """Raise what `request` is refused for before its body is read: strangers make us hold none, and the gateway's own pages take none."""
@@ -147,13 +148,13 @@ class Exchange:
     def _list_models(self, connection: Connection, request: RawRequest, request_id: str, route: ClientRoute) -> None:
         identified = self._identify(connection, request, time.monotonic())
         self._tally.admitted(connection.address, identified.principal.id)
-        connection.respond(200, _headers(request_id, route.shape), self._models.listed(identified.principal, route.shape))
+        connection.respond(200, _headers(request_id, route.surface), self._models.listed(identified.principal, route.surface))
 
     def _one_model(self, connection: Connection, request: RawRequest, request_id: str, route: ClientRoute) -> None:
         identified = self._identify(connection, request, time.monotonic())
         self._tally.admitted(connection.address, identified.principal.id)
         found = find_model(route.model, identified.principal, self._table)
-        connection.respond(200, _headers(request_id, route.shape), self._models.one(route.model, found, route.shape))
+        connection.respond(200, _headers(request_id, route.surface), self._models.one(route.model, found, route.surface))
 
     # --- calls ---
 
@@ -181,7 +182,7 @@ class Exchange:
             self._estimate(connection, request_id, route, row, admitted)
             return
         outbound = encode(admitted)
-        call = PendingCall(self, connection, request_id, route.shape, array=route.array)
+        call = PendingCall(self, connection, request_id, route.surface, array=route.array)
         try:
             self._send(call, outbound, ())
         except BaseException:  # a bug too: what was counted for the call must not stay so
@@ -195,7 +196,7 @@ class Exchange:
         self._tally.admitted(connection.address, decoded.principal.id)
         assert row.encode_answer is not None
         body = row.encode_answer(decoded.figures.estimate, request=decoded.body, id=request_id, model=decoded.figures.model, created=0)
-        connection.respond(200, _headers(request_id, route.shape) + _ESTIMATED, body)
+        connection.respond(200, _headers(request_id, route.surface) + _ESTIMATED, body)
 
     def _send(self, call: PendingCall, outbound: OutboundRequest, tried: tuple[str, ...]) -> None:
         call.expect(outbound)
@@ -205,9 +206,9 @@ class Exchange:
 
     # --- what a pending call asks for ---
 
-    def refuse(self, connection: Connection, error: CliproxyError, request_id: str, shape: Shape, extra: bytes = b"") -> None:
+    def refuse(self, connection: Connection, error: CliproxyError, request_id: str, surface: Surface, extra: bytes = b"") -> None:
         """Answer with `error`, in the client's dialect."""
-        status, headers, body = encode_error(error, request_id, shape)
+        status, headers, body = encode_error(error, request_id, surface)
         connection.respond(status, headers + extra, body)
 
     def streaming(self, call: PendingCall) -> None:
@@ -259,8 +260,6 @@ def _profile_named(admitted: AdmittedRequest, reroute: Reroute) -> Profile | Non
     return next((profile for profile in admitted.profiles if (profile.endpoint, profile.quirks) == (reroute.endpoint, reroute.quirks)), None)
 
 
-def _headers(request_id: str, shape: Shape) -> bytes:
+def _headers(request_id: str, surface: Surface) -> bytes:
     """Return the headers of an answer that we make ourselves."""
-    id = request_id.encode("ascii")
-    headers = b"%sx-request-id: %s\r\n" % (JSON_HEADERS, id)
-    return headers + b"request-id: %s\r\n" % id if shape is Shape.ANTHROPIC else headers
+    return JSON_HEADERS + id_headers(request_id, surface)

@@ -27,7 +27,7 @@ from cliproxy.config.schema import ServerLimits
 from cliproxy.dataplane.connection import Connection, State
 from cliproxy.dataplane.errors import encode_error
 from cliproxy.dataplane.outbox import CLOSE, status_line
-from cliproxy.dataplane.routes import shape_of
+from cliproxy.dataplane.routes import surface_of
 from cliproxy.errors import CliproxyError, NotPermitted
 from cliproxy.ingress.address import parse_address
 from cliproxy.ingress.framing import RawRequest
@@ -290,10 +290,9 @@ class Server:
         """Date and security headers, encoded."""
         return self._common[secure]
 
-    def encode_error(self, error: CliproxyError, seen: Glimpse = NOTHING) -> tuple[int, bytes, bytes]:
+    def encode_error(self, error: CliproxyError, seen: RawRequest | Glimpse = NOTHING) -> tuple[int, bytes, bytes]:
         """Encode an error of a request that the exchange never saw, or raised, with an id of its own. `seen` is what the request seems to say."""
-        shape = shape_of(seen.path, anthropic=seen.anthropic, goog=seen.goog)
-        return encode_error(error, f"req_{secrets.token_hex(10)}", shape)
+        return encode_error(error, f"req_{secrets.token_hex(10)}", surface_of(seen))
 
     def report_fault(self, error: BaseException) -> None:
         """Code of ours raised `error`."""

@@ -147,11 +147,14 @@ def parse_head(head: bytes, *, max_headers: int, max_body_bytes: int, known_host
 
 
 class Glimpse(msgspec.Struct, frozen=True, gc=False):
-    """What a request that was refused before it was whole seems to say: in whose dialect its sender reads errors, and nothing else, hangs on it."""
+    """What a request that was refused before it was whole seems to say: in whose words its sender reads errors, and nothing else, hangs on it.
+
+    Named as in `RawRequest`; of a header it knows only whether it is there.
+    """
 
     path: bytes = b""
-    anthropic: bool = False
-    goog: bool = False
+    anthropic_version: bool = False
+    goog_api_key: bool = False
 
 
 NOTHING: Final = Glimpse()

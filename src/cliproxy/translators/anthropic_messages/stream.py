@@ -24,6 +24,7 @@ from cliproxy.translators.anthropic_messages.answer import (
     stop_word,
     usage_fields,
 )
+from cliproxy.translators.anthropic_messages.errors import error_type
 from cliproxy.translators.anthropic_messages.marks import signature_of
 from cliproxy.translators.anthropic_messages.reader import Reader
 from cliproxy.translators.anthropic_messages.wire import MessagesRequest
@@ -52,19 +53,6 @@ __all__ = ["KEEP_ALIVE", "Pass", "Reader", "Writer", "error_event"]
 KEEP_ALIVE = b'event: ping\ndata: {"type":"ping"}\n\n'
 _END = b"}}\n\n"
 _STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
-_ERROR_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    402: "billing_error",
-    403: "permission_error",
-    404: "not_found_error",
-    408: "timeout_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-    529: "overloaded_error",
-}
 _encoder = msgspec.json.Encoder()
 _encode = _encoder.encode
 
@@ -251,11 +239,6 @@ class Pass:
 def error_event(message: str, *, kind: str, code: str, status: int) -> bytes:
     """Return the event that ends a broken stream: Anthropic's SDKs raise its message. No `message_stop` follows it."""
     return _event("error", {"type": "error", "error": {"type": error_type(status), "message": message}})
-
-
-def error_type(status: int) -> str:
-    """Return Anthropic's name for an error of HTTP status `status`."""
-    return _ERROR_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
 
 
 def _event(name: str, value: dict[str, Any]) -> bytes:

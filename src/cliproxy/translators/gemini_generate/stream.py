@@ -39,6 +39,7 @@ from cliproxy.translators.gemini_generate.answer import (
     usage_metadata,
 )
 from cliproxy.translators.gemini_generate.decode import GeminiRequest
+from cliproxy.translators.gemini_generate.errors import rpc_name
 from cliproxy.translators.gemini_generate.reader import Reader, data_of
 
 __all__ = ["KEEP_ALIVE", "Pass", "Reader", "Writer", "error_event"]
@@ -277,27 +278,9 @@ def _without_comments(events: bytes) -> bytes:
 
 # --- errors ------------------------------------------------------------------------------------------------------------
 
-# google.rpc.Code by HTTP status, as Google's servers answer.
-_STATUSES = {
-    400: "INVALID_ARGUMENT",
-    401: "UNAUTHENTICATED",
-    403: "PERMISSION_DENIED",
-    404: "NOT_FOUND",
-    408: "DEADLINE_EXCEEDED",
-    409: "ABORTED",
-    413: "INVALID_ARGUMENT",
-    429: "RESOURCE_EXHAUSTED",
-    499: "CANCELLED",
-    500: "INTERNAL",
-    501: "UNIMPLEMENTED",
-    502: "UNAVAILABLE",
-    503: "UNAVAILABLE",
-    504: "DEADLINE_EXCEEDED",
-}
-
 
 def _error(message: str, status: int) -> bytes:
-    return _encode({"error": {"code": status, "message": message, "status": _STATUSES.get(status, "UNKNOWN")}})
+    return _encode({"error": {"code": status, "message": message, "status": rpc_name(status)}})
 
 
 def error_event(message: str, *, kind: str, code: str, status: int) -> bytes:
