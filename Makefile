@@ -1,6 +1,6 @@
 # What a user types: `make serve`, `make test`. Both set up everything they need, in .venv, from hash-locked requirements.
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench lock clean
+.PHONY: help serve lint fast test check bench lock clean
 SHELL := /bin/sh
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV := .venv
@@ -38,12 +38,16 @@ serve: $(VENV)/runtime.stamp ## set up once, then run the gateway on http://127.
 test: $(VENV)/dev.stamp ## set up once, then run every test
 	@$(PYTEST)
 
-check: $(VENV)/dev.stamp ## formatting, lint, types, import contracts, tests: what decides whether a change lands
-	@$(BIN)/ruff format --check src tests bench
-	@$(BIN)/ruff check src tests bench
+lint: $(VENV)/dev.stamp ## formatting, lint, types, import contracts: seconds
+	@$(BIN)/ruff format --check --quiet src tests bench
+	@$(BIN)/ruff check --quiet src tests bench
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(PYTEST)
+
+fast: $(VENV)/dev.stamp ## the tests that start no gateway: less than two minutes
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not held and not gateway" $(TESTS)
+
+check: lint test ## lint and every test: what decides whether a change lands
 
 bench: $(VENV)/dev.stamp ## measure this gateway beside bare nginx (where installed); prints a table
 	@$(BIN)/python -m compileall -q src/cliproxy

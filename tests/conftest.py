@@ -1,8 +1,33 @@
 """Its place puts `tests/` on the import path, so that tests say `from fakes.provider import FakeProvider`; and no test may lock down the process of all."""
 
 import ctypes
+import subprocess
+from types import ModuleType
 
 import pytest
+from hypothesis import settings
+
+# A deadline measures the machine and whatever else it does at the moment.
+settings.register_profile("cliproxy")
+settings.load_profile("cliproxy")
+
+_STARTERS = ("fakes.gateway", "fakes.held", "fakes.rig", "fakes.echo_server", "fakes.dialer_process", "gateway_of_probes")
+
+
+def _starts_processes(module: ModuleType) -> bool:
+    """Whether a test module starts processes: it uses what does, or `subprocess` itself."""
+    return any(
+        value is subprocess or getattr(value, "__module__", "").startswith(_STARTERS) or getattr(value, "__name__", "") in _STARTERS
+        for value in vars(module).values()
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """`make fast` leaves out what starts processes."""
+    if isinstance(item, pytest.Function) and _starts_processes(item.module):
+        item.add_marker("gateway")
+
 
 _PR_GET_NO_NEW_PRIVS = 39
 _libc = ctypes.CDLL(None)

@@ -153,9 +153,10 @@ def test_every_decision_is_listed_once_and_has_its_number_to_itself() -> None:
     assert len({file[:4] for file in files}) == len(files)
 
 
-def test_a_decision_has_its_context_and_its_consequences() -> None:
+def test_a_decision_has_its_date_its_status_its_context_and_its_consequences() -> None:
     for file in DECISIONS.glob("[0-9]*.md"):
         text = file.read_text(encoding="utf-8")
+        assert re.match(r"# .+\n\nDate: \d{4}-\d\d-\d\d\nStatus: (accepted|superseded by \d{4})", text), file.name
         for part in ("Context", "Decision", "Consequences"):
             assert re.search(rf"^(?:## {part}$|\*\*{part}\.\*\*)", text, re.MULTILINE), f"{file.name}: {part}"
 

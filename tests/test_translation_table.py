@@ -74,7 +74,7 @@ def test_no_vector_loses_a_field_that_is_not_listed(dialect: Dialect) -> None:
 
 @pytest.mark.parametrize("endpoint", made.TARGET_ENDPOINTS, ids=lambda endpoint: endpoint.name)
 @pytest.mark.parametrize("client", made.CLIENT_DIALECTS, ids=lambda dialect: dialect.value)
-@budget(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@budget(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_no_generated_request_loses_a_field_that_is_not_listed(client: Dialect, endpoint: made.Endpoint, data: st.DataObject) -> None:
     request: ConversationRequest = data.draw(requests(client, settings=HINTS))

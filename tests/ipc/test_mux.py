@@ -141,7 +141,7 @@ def test_a_payload_that_does_not_decode_closes_the_channel():
     assert isinstance(receiver.lost[0], ChannelError)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.binary(max_size=200), max_size=6))
 def test_any_bytes_give_frames_or_a_channel_error(pieces):
     receiver = Receiver()

@@ -75,7 +75,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestWiring = Machine.TestCase
-TestWiring.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+TestWiring.settings = settings(max_examples=30, stateful_step_count=25)
 
 
 def test_nothing_is_left_open_when_all_are_gone():

@@ -51,7 +51,7 @@ def interesting_values(policy: Policy) -> list[int]:
     return sorted(values)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(policies(), st.sampled_from(list(Arch)), st.data())
 def test_a_program_decides_as_its_policy_says(policy: Policy, arch: Arch, data: st.DataObject) -> None:
     program = load_program(assemble(policy, arch))
