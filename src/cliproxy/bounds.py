@@ -207,7 +207,6 @@ AUDIT_RETRY_SECONDS = 0.25  # between two tries to write when the disk is full
 AUDIT_SUMMARY_SECONDS = 60.0  # between two lines about what the strangers' quota had no room for
 AUDIT_WORKER_QUOTA_FACTOR = 16  # what workers report of recognised clients may fill this many strangers' quotas; the calls themselves come from egress
 AUDIT_QUERIES_PER_SECOND = 200.0  # admin's questions
-MAX_RECENT_LINES = 256  # lines that the auditor keeps in memory for `audit tail` (it cannot read files)
 
 # --- supervisor ----------------------------------------------------------------------------------------------------
 MAX_WORKERS = 32  # processes that serve; more than the cores of one machine helps nobody

@@ -290,7 +290,7 @@ def test_an_answer_for_a_peer_that_is_gone_is_dropped(server: Server) -> None:
 
 def test_a_peer_that_does_not_read_is_not_read(server: Server) -> None:
     client = server.connect()
-    server.replies = lambda ticket, command: server.control.answer(ticket, commands.Checkpoint(note="n" * 400_000), now=server.now)
+    server.replies = lambda ticket, command: server.control.answer(ticket, commands.CheckpointTaken(note="n" * 400_000), now=server.now)
     client.send(encode_line(commands.TakeCheckpoint()) * 50)
     for _ in range(20):
         server.turn()

@@ -23,7 +23,7 @@ from cliproxy.bounds import MAX_COMMAND_LINE_BYTES
 from cliproxy.cli.new_key import new_key
 from cliproxy.errors import ChannelError
 from cliproxy.ipc import commands
-from cliproxy.ipc.commands import Command, decode_command, encode_line
+from cliproxy.ipc.commands import Command, OperatorCommand, decode_command, encode_line
 from fakes.gateway import Gateway
 from fakes.recovery import list_keys
 from fakes.wire import WireClient
@@ -76,7 +76,7 @@ def creation(**more: Any) -> dict[str, Any]:
 
 # --- fields that nobody checks -------------------------------------------------------------------------------------------
 
-EVERY_COMMAND: list[Command] = [
+EVERY_COMMAND: list[Command[Any]] = [
     commands.CreateKey(digest=bytes(32), name="x", models=("echo",)),
     commands.RevokeKey(key="x"),
     commands.ListKeys(),
@@ -101,11 +101,11 @@ config home path origin base_url secret key_hash created_at revoked_at max_budge
 
 
 def test_every_command_is_in_the_table() -> None:
-    assert {type(command) for command in EVERY_COMMAND} == set(Command.__args__)  # type: ignore[attr-defined]
+    assert {type(command) for command in EVERY_COMMAND} == set(OperatorCommand.__args__)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("command", EVERY_COMMAND, ids=lambda command: type(command).__name__)
-def test_no_command_has_a_field_that_is_not_its_own(command: Command) -> None:
+def test_no_command_has_a_field_that_is_not_its_own(command: Command[Any]) -> None:
     good = json.loads(encode_line(command))
     assert decode_command(json.dumps(good).encode()) == command
     own = set(command.__struct_fields__)
@@ -228,7 +228,7 @@ def test_no_reply_has_room_for_a_secret() -> None:
     """`credentials.reveal` is no matter of permissions: there are no words for it. What bytes a reply may hold is public."""
     bytes_of = {
         (kind.__name__, field.name)
-        for kind in commands.Reply.__args__  # type: ignore[attr-defined]
+        for kind in commands.OperatorReply.__args__  # type: ignore[attr-defined]
         for field in msgspec.structs.fields(kind)
         if "bytes" in str(field.type) or "Secret" in str(field.type)
     }

@@ -15,8 +15,9 @@ from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import Event
 from cliproxy.config.schema import AuditSettings, Settings, encode_settings
 from cliproxy.ipc.channel import PacketChannel
+from cliproxy.ipc.commands import Asked, AuditorToAdmin, Command
 from cliproxy.ipc.control import Down, Report, SupervisorControl, Up
-from cliproxy.ipc.messages import Anchor, AuditorToAdmin, AuditorToVault, LogKey
+from cliproxy.ipc.messages import Anchor, AuditorToVault, LogKey
 from cliproxy.processes.boot import Boot, encode_boot, seal
 from cliproxy.processes.spawn import build_id, lift, program, spawn
 from cliproxy.processes.topology import AUDITOR, BOOT_FD, CONTROL_FD, AuditorSlots
@@ -56,6 +57,7 @@ class Rig:
         self.anchor: Anchor | None = None
         self.pid = 0
         self.reports: list[Report] = []
+        self.asked = 0
 
     # --- its life ---
 
@@ -180,10 +182,14 @@ class Rig:
             self._serve_control(0)
         raise AssertionError("no answer")
 
-    def ask(self, question: object) -> Any:
+    def ask(self, command: Command[Any]) -> Any:
+        """As admin does: the answer comes with the number of its question."""
+        self.asked += 1
         channel: PacketChannel[AuditorToAdmin] = PacketChannel(self.ends["query"], incoming=AuditorToAdmin, peer="auditor", per_second=1000)
-        assert channel.send(question)
-        return self.await_message(channel)
+        assert channel.send(Asked(request=self.asked, operator="uid:0", command=command))
+        answered = self.await_message(channel)
+        assert answered.request == self.asked
+        return answered.answer
 
     def replace(self, name: str) -> None:
         """The sender was restarted: it has a new end, and the auditor gets its own by REPLACE."""

@@ -260,9 +260,3 @@ def test_garbage_in_the_files_is_an_audit_error_or_a_fresh_start(tmp_path_factor
     except AuditError:
         return
     assert position.tree.size == 0
-
-
-def test_the_newest_lines_are_at_hand(tmp_path: Path) -> None:
-    build(tmp_path, [300, 2])
-    position = recover(str(tmp_path))
-    assert [line + b"\n" for line in position.recent] == lines(tmp_path)[-256:]

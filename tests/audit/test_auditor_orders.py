@@ -18,8 +18,8 @@ from cliproxy.audit.checkpoint import parse_checkpoint
 from cliproxy.audit.log import verify_note
 from cliproxy.audit.verify import verify_log
 from cliproxy.config.schema import AuditSettings, Settings, encode_settings
+from cliproxy.ipc.commands import AuditStatus, CheckpointTaken, GetAuditStatus, Refused, TakeCheckpoint
 from cliproxy.ipc.control import Down, Up
-from cliproxy.ipc.messages import AuditLines, AuditStatus, CheckpointTaken, GetAuditStatus, GetAuditTail, Refused, TakeCheckpoint
 from cliproxy.processes.boot import seal
 
 PUBLIC_KEY = signer(SEED).public_key
@@ -38,53 +38,33 @@ def prepare(rig: Rig, generation: int, blob: bytes) -> None:
     os.close(descriptor)
 
 
-def ask_tail(count: int, before: int = 0) -> GetAuditTail:
-    return GetAuditTail(request=1, operator="uid:0", count=count, before=before)
-
-
 def test_a_checkpoint_on_demand_covers_everything_until_then(rig: Rig) -> None:
     rig.start()
     for number in range(5):
         rig.record("egress", [intent(number)])
-        answer = rig.ask(TakeCheckpoint(request=number, operator="uid:0"))
+        answer = rig.ask(TakeCheckpoint())
         assert isinstance(answer, CheckpointTaken)
-        assert answer.request == number
         checkpoint = parse_checkpoint(verify_note(answer.note.encode(), public_key=PUBLIC_KEY))
         assert checkpoint.size == number + 2
         verify_log(rig.home, public_key=PUBLIC_KEY, earlier_checkpoint=answer.note.encode())
-    again = rig.ask(TakeCheckpoint(request=9, operator="uid:0"))
-    assert (again.request, again.note) == (9, answer.note)  # nothing came since
+    again = rig.ask(TakeCheckpoint())
+    assert again.note == answer.note  # nothing came since
 
 
 def test_the_status_says_how_the_log_stands(rig: Rig) -> None:
     rig.start()
     rig.record("egress", [intent(1)])
-    note = rig.ask(TakeCheckpoint(request=1, operator="uid:0")).note
-    status = rig.ask(GetAuditStatus(request=2, operator="uid:0"))
+    rig.ask(TakeCheckpoint())
+    status = rig.ask(GetAuditStatus())
     assert isinstance(status, AuditStatus)
-    assert (status.size, status.segment, status.note, status.public_key, status.healthy) == (2, 1, note, PUBLIC_KEY, True)
+    assert (status.size, status.segment, status.public_key, status.healthy) == (2, 1, PUBLIC_KEY, True)
     assert status.root == verify_log(rig.home).root
-
-
-def test_the_tail_comes_in_pages(rig: Rig) -> None:
-    rig.start()
-    for part in range(4):
-        rig.record("egress", [intent(100 * part + number) for number in range(25)])
-    everything = [line.decode() for line in (rig.home / "logs" / "audit-00000001.jsonl").read_bytes().splitlines()]
-    newest = rig.ask(ask_tail(64))
-    assert isinstance(newest, AuditLines)
-    assert (newest.first, list(newest.lines)) == (101 - 64, everything[-64:])
-    before = rig.ask(ask_tail(1000, before=newest.first))
-    assert (before.first, list(before.lines)) == (0, everything[:37])
-    assert rig.ask(ask_tail(3, before=3)).lines == tuple(everything[:3])
-    for nothing in (ask_tail(0), ask_tail(-5), ask_tail(5, before=-1), ask_tail(5, before=10**9 * -1)):
-        assert rig.ask(nothing).lines == ()
 
 
 def test_before_the_key_admin_is_told_so(rig: Rig) -> None:
     rig.start(seed=None)
-    assert isinstance(rig.ask(GetAuditStatus(request=1, operator="uid:0")), Refused)
-    assert isinstance(rig.ask(TakeCheckpoint(request=1, operator="uid:0")), Refused)
+    assert isinstance(rig.ask(GetAuditStatus()), Refused)
+    assert isinstance(rig.ask(TakeCheckpoint()), Refused)
 
 
 def test_an_admin_that_talks_nonsense_is_cut_off_and_its_successor_is_answered(rig: Rig) -> None:
@@ -94,7 +74,7 @@ def test_an_admin_that_talks_nonsense_is_cut_off_and_its_successor_is_answered(r
     assert rig.ends["query"].recv(10) == b""
     assert [one["peer"] for one in entries(rig.home) if one["event"] == "channel_violation"] == ["admin"]
     rig.replace("query")
-    assert rig.ask(GetAuditStatus(request=1, operator="uid:0")).healthy
+    assert rig.ask(GetAuditStatus()).healthy
 
 
 def test_new_settings_are_prepared_and_committed(rig: Rig) -> None:
@@ -222,8 +202,8 @@ def test_a_full_disk_refuses_calls_and_loses_nothing(rig: Rig) -> None:
     assert not egress.healthy(time.monotonic())
     assert not egress.offer([intent(8)])
     assert egress.durable_through() == 1
-    assert not rig.ask(GetAuditStatus(request=1, operator="uid:0")).healthy
-    assert isinstance(rig.ask(TakeCheckpoint(request=1, operator="uid:0")), Refused)
+    assert not rig.ask(GetAuditStatus()).healthy
+    assert isinstance(rig.ask(TakeCheckpoint()), Refused)
     resource.prlimit(rig.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     while egress.durable_through() < 2 and time.monotonic() < until:
         egress.poll(time.monotonic())

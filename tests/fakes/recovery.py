@@ -65,12 +65,12 @@ def list_keys(gateway: Gateway) -> dict[str, str] | None:
     if connection is None:
         return None
     try:
-        page = connection.ask(commands.ListKeys(), commands.KeyPage)
+        page = connection.ask(commands.ListKeys())
         while True:
             found.update({key.name: "revoked" if key.revoked_at else "valid" for key in page.keys})
             if not page.more:
                 return found
-            page = connection.ask(commands.ListKeys(after=page.keys[-1].id), commands.KeyPage)
+            page = connection.ask(commands.ListKeys(after=page.keys[-1].id))
     except (CommandRefused, ChannelError):
         return None
     finally:
@@ -98,10 +98,10 @@ class KeyWriter:
         name = f"writer-{self._number}-{self._count}"
         secret, digest = new_key()
         try:
-            connection.ask(commands.CreateKey(digest=digest, name=name, models=("*",)), commands.KeyCreated)
+            connection.ask(commands.CreateKey(digest=digest, name=name, models=("*",)))
             self.created[name] = secret.reveal().decode()
             if self._count % 2 == 0:
-                connection.ask(commands.RevokeKey(key=name), commands.KeyRevoked)
+                connection.ask(commands.RevokeKey(key=name))
                 self.revoked[name] = self.created.pop(name)
         except (CommandRefused, ChannelError) as refusal:
             self.refused.append(f"{name}: {refusal}")

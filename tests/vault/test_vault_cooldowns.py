@@ -12,11 +12,11 @@ from vault_fakes import ListAnchor, close, new_vault, reopen
 
 from cliproxy.bounds import COOLDOWNS_PER_PACKET, MAX_COOLDOWNS
 from cliproxy.errors import ChannelError
-from cliproxy.ipc import messages
+from cliproxy.ipc import commands, messages
 from cliproxy.ipc.messages import CooldownRecord
 from cliproxy.vault.contents import Contents, first_records
-from cliproxy.vault.desk import Desk
 from cliproxy.vault.feed import Feed
+from cliproxy.vault.service import VaultService
 
 NOW = 1_700_000_000.0
 
@@ -140,11 +140,11 @@ def test_admin_gets_them_in_pages(scene: Scene) -> None:
     for start in range(0, 192, COOLDOWNS_PER_PACKET):
         scene.contents.cooldowns.note([record(f"p{number:04d}") for number in range(start, start + COOLDOWNS_PER_PACKET)], afresh=False)
     answers: list[Any] = []
-    desk = Desk(scene.contents, Feed(scene.contents, record=lambda events: True), providers={}, serving=True, answer=answers.append)
+    service = VaultService(scene.contents, Feed(scene.contents, record=lambda events: True), providers={}, serving=True, answer=answers.append)
     found: list[CooldownRecord] = []
-    while not answers or answers[-1].more:
-        desk.take(messages.ListCooldowns(request=1, operator="uid:0", after=len(found)), now=0.0)
-        found += answers[-1].cooldowns
+    while not answers or answers[-1].answer.more:
+        service.take(commands.Asked(request=1, operator="uid:0", command=commands.ListCooldowns(after=len(found))), now=0.0)
+        found += answers[-1].answer.cooldowns
     assert [item.provider for item in found] == [f"p{number:04d}" for number in range(192)]
-    desk.take(messages.ListCooldowns(request=1, operator="uid:0", after=-5), now=0.0)
-    assert answers[-1].cooldowns
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.msgpack.decode(msgspec.msgpack.encode({"command": "routes.cooldowns", "after": -5}), type=commands.ListCooldowns)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from vault_fakes import ListAnchor, new_vault
 
-from cliproxy.ipc import messages
+from cliproxy.ipc import commands, messages
 from cliproxy.ipc.policy_feed import PolicyFeed
 from cliproxy.vault import feed as feed_module
 from cliproxy.vault.contents import Contents, first_records
@@ -41,11 +41,11 @@ class Scene:
     def add(self, label: str) -> str:
         keyring = self.contents.store.keyring
         box = seal_to(keyring.public_key, b"sk-" + label.encode(), context=credential_context(vault=keyring.vault, provider="p", label=label))
-        wish = messages.AddCredential(request=1, operator="uid:0", provider="p", label=label, sealed=box)
-        return self.contents.add_credential(wish, origin="https://p:443").id
+        command = commands.AddCredential(provider="p", label=label, sealed=box)
+        return self.contents.add_credential(command, origin="https://p:443", operator="uid:0").id
 
     def create(self, number: int) -> messages.PolicyChange:
-        return self.contents.create_key(messages.CreateKey(request=1, operator="uid:0", digest=b"%032d" % number, name=f"k{number}", models=("*",)))[1]
+        return self.contents.create_key(commands.CreateKey(digest=b"%032d" % number, name=f"k{number}", models=("*",)), operator="uid:0")[1]
 
 
 @pytest.fixture

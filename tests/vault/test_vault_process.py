@@ -14,7 +14,7 @@ from vault_process import PROVIDERS, LogOfEvents, Start, VaultProcess, create, d
 
 from cliproxy.audit.events import CredentialAccess, CredentialChange, KeyChange, PolicyChange, VaultCommit, VaultIntent
 from cliproxy.config.schema import Provider
-from cliproxy.ipc import messages
+from cliproxy.ipc import commands, messages
 from cliproxy.ipc.control import Down, Up
 from cliproxy.processes.topology import VaultSlots
 from cliproxy.secret import Secret
@@ -26,14 +26,14 @@ def test_a_first_start_makes_a_vault_that_the_log_knows(start: Start, log: LogOf
     vault = start().ready()
     log.wait_for(VaultCommit)
     assert [type(event) for event in log.events] == [VaultIntent, VaultCommit]
-    status = vault.ask(messages.GetVaultStatus)
+    status = vault.ask(commands.GetVaultStatus)
     assert (status.epoch, status.root.hex(), status.records) == (1, log.events[1].root, 3)
     assert (status.vault_id, status.public_key) == (vault.identity.vault, vault.identity.public_key)
     assert vault.stop() == 0
     again = start().ready()
     assert log.keys[0] == log.keys[1]
     assert len(log.keys[0]) == 32
-    assert again.ask(messages.GetVaultStatus).vault_id == status.vault_id
+    assert again.ask(commands.GetVaultStatus).vault_id == status.vault_id
 
 
 def test_it_serves_under_its_own_filter_with_nothing_to_open(start: Start) -> None:
@@ -50,8 +50,8 @@ def test_with_a_uid_of_its_own_it_reads_and_writes_what_root_opened(start: Start
         vault = start(uid=64201).ready()
         status = dict(line.split(":\t", 1) for line in Path(f"/proc/{vault.pid}/status").read_text().splitlines() if ":\t" in line)
         assert status["Uid"].split() == ["64201"] * 4
-        assert isinstance(create(vault, turn), messages.KeyCreated)
-        assert len(vault.ask(messages.ListKeys).keys) == turn + 1
+        assert isinstance(create(vault, turn), commands.KeyCreated)
+        assert len(vault.ask(commands.ListKeys).keys) == turn + 1
         vault.kill()
         assert {file.stat().st_uid for file in (vault.home / "auths").iterdir()} == {0}
 
@@ -81,7 +81,7 @@ def test_no_secret_is_in_an_event_an_answer_or_a_file(start: Start, log: LogOfEv
     vault.hello()
     vault.state_for_egress()
     assert SECRET.decode() not in repr(log.events)
-    shown = vault.ask(messages.ListCredentials)
+    shown = vault.ask(commands.ListCredentials)
     assert SECRET.decode() not in repr(shown)
     assert all(SECRET not in file.read_bytes() for file in (vault.home / "auths").iterdir())
 
@@ -92,17 +92,17 @@ def test_a_revocation_is_answered_with_what_egress_acknowledged(start: Start) ->
     vault.state_for_egress()
     made = []
     for number in (1, 2):
-        vault.admin.send(messages.CreateKey(request=number, operator="uid:0", digest=digest(number), name=f"k{number}", models=("*",)))
+        vault.admin.send(commands.Asked(request=number, operator="uid:0", command=commands.CreateKey(digest=digest(number), name=f"k{number}", models=("*",))))
         change = vault.next_for_egress()
         assert isinstance(change, messages.PolicyChange)
         assert change.number == number + 1
         vault.egress.send(messages.PolicyAck(number=change.number, workers=1, of_workers=1, streams_ended=0))
         made.append(vault.answer(number).key)
         assert change.keys[0].id == made[-1].id
-    vault.admin.send(messages.RevokeKey(request=7, operator="uid:0", key="k1"))
+    vault.admin.send(commands.Asked(request=7, operator="uid:0", command=commands.RevokeKey(key="k1")))
     assert vault.next_for_egress() == messages.PolicyChange(number=4, revoked=(made[0].id,))
     vault.egress.send(messages.PolicyAck(number=4, workers=3, of_workers=4, streams_ended=2))
-    assert vault.answer(7) == messages.KeyRevoked(request=7, id=made[0].id, serving=True, egress=True, workers=3, of_workers=4, streams_ended=2)
+    assert vault.answer(7) == commands.KeyRevoked(id=made[0].id, serving=True, egress=True, workers=3, of_workers=4, streams_ended=2)
 
 
 def test_a_silent_egress_does_not_hold_the_answer_for_ever(start: Start) -> None:
@@ -110,9 +110,9 @@ def test_a_silent_egress_does_not_hold_the_answer_for_ever(start: Start) -> None
     create(vault)
     vault.hello()
     vault.state_for_egress()
-    answer = vault.ask(messages.RevokeKey, key="key 1")
+    answer = vault.ask(commands.RevokeKey, key="key 1")
     assert (answer.serving, answer.egress, answer.workers) == (True, False, 0)
-    assert vault.ask(messages.ListKeys).keys[0].revoked_at > 0
+    assert vault.ask(commands.ListKeys).keys[0].revoked_at > 0
 
 
 def test_an_egress_that_goes_away_while_its_word_is_awaited_ends_the_wait(start: Start) -> None:
@@ -120,7 +120,7 @@ def test_an_egress_that_goes_away_while_its_word_is_awaited_ends_the_wait(start:
     create(vault)
     vault.hello()
     vault.state_for_egress()
-    vault.admin.send(messages.RevokeKey(request=9, operator="uid:0", key="key 1"))
+    vault.admin.send(commands.Asked(request=9, operator="uid:0", command=commands.RevokeKey(key="key 1")))
     vault.next_for_egress()
     vault.egress.close()
     assert vault.answer(9).egress is False
@@ -130,7 +130,7 @@ def test_an_egress_that_goes_away_while_its_word_is_awaited_ends_the_wait(start:
 def test_without_egress_a_revocation_is_stored_and_says_so(start: Start, serving: bool) -> None:
     vault = start(serving=serving).ready()
     made = create(vault).key
-    answer = vault.ask(messages.RevokeKey, key=made.id)
+    answer = vault.ask(commands.RevokeKey, key=made.id)
     assert (answer.id, answer.serving, answer.egress) == (made.id, serving, False)
     vault.stop()
     vault = start().ready()
@@ -160,13 +160,13 @@ def test_without_egress_a_revocation_is_stored_and_says_so(start: Start, serving
     ],
 )
 def test_a_key_that_is_not_acceptable_is_refused_and_nothing_changes(refusing: VaultProcess, fields: dict[str, Any], why: str) -> None:
-    before = refusing.ask(messages.GetVaultStatus)
+    before = refusing.ask(commands.GetVaultStatus)
     wish = {"digest": digest(5), "name": "n", "models": ("*",)} | fields
-    answer = refusing.ask(messages.CreateKey, **wish)
-    assert isinstance(answer, messages.Refused)
+    answer = refusing.ask(commands.CreateKey, **wish)
+    assert isinstance(answer, commands.Refused)
     assert why in answer.message
     assert "\n" not in answer.message
-    assert refusing.ask(messages.GetVaultStatus).epoch == before.epoch
+    assert refusing.ask(commands.GetVaultStatus).epoch == before.epoch
 
 
 @pytest.fixture(scope="module")
@@ -183,11 +183,11 @@ def test_neither_a_name_nor_a_digest_is_taken_twice(start: Start) -> None:
     made = create(vault, 1, name="ci").key
     assert "taken" in create(vault, 2, name="ci").message
     assert "stored before" in create(vault, 1, name="other").message
-    vault.ask(messages.RevokeKey, key="ci")
+    vault.ask(commands.RevokeKey, key="ci")
     assert "stored before" in create(vault, 1, name="ci").message  # a revoked key does not come back
-    assert "revoked already" in vault.ask(messages.RevokeKey, key=made.id).message
-    assert "no such key" in vault.ask(messages.RevokeKey, key="ci").message
-    assert isinstance(create(vault, 2, name="ci"), messages.KeyCreated)
+    assert "revoked already" in vault.ask(commands.RevokeKey, key=made.id).message
+    assert "no such key" in vault.ask(commands.RevokeKey, key="ci").message
+    assert isinstance(create(vault, 2, name="ci"), commands.KeyCreated)
 
 
 @pytest.mark.parametrize(
@@ -204,9 +204,9 @@ def test_neither_a_name_nor_a_digest_is_taken_twice(start: Start) -> None:
 )
 def test_a_secret_that_could_break_a_header_is_refused(refusing: VaultProcess, secret: bytes, why: str) -> None:
     answer = refusing.add_credential(secret)
-    assert isinstance(answer, messages.Refused)
+    assert isinstance(answer, commands.Refused)
     assert why in answer.message
-    assert refusing.ask(messages.ListCredentials).credentials == ()
+    assert refusing.ask(commands.ListCredentials).credentials == ()
 
 
 @pytest.mark.parametrize(("provider", "why"), [("nobody", "no such provider"), ("free", "takes no credential"), ("named", "takes no credential")])
@@ -220,9 +220,9 @@ def test_admin_cannot_redirect_a_sealed_credential(start: Start) -> None:
     from cliproxy.vault.crypto import credential_context, seal_to
 
     box = seal_to(vault.identity.public_key, SECRET, context=credential_context(vault=vault.identity.vault, provider="api", label="main"))
-    answer = vault.ask(messages.AddCredential, provider="evil", label="main", sealed=box)
-    assert isinstance(answer, messages.Refused)
-    assert isinstance(vault.ask(messages.AddCredential, provider="api", label="main", sealed=box), messages.CredentialAdded)
+    answer = vault.ask(commands.AddCredential, provider="evil", label="main", sealed=box)
+    assert isinstance(answer, commands.Refused)
+    assert isinstance(vault.ask(commands.AddCredential, provider="api", label="main", sealed=box), commands.CredentialAdded)
 
 
 def test_after_a_reload_a_credential_keeps_the_origin_that_it_was_sealed_for(start: Start) -> None:
@@ -243,7 +243,7 @@ def test_settings_that_are_none_are_refused_and_the_old_ones_stay(start: Start) 
     vault.control.order(Down.PREPARE, 2, [memfd])
     os.close(memfd)
     vault.wait_for(Up.REFUSED)
-    assert isinstance(vault.add_credential(SECRET), messages.CredentialAdded)
+    assert isinstance(vault.add_credential(SECRET), commands.CredentialAdded)
 
 
 def test_a_removed_credential_is_withdrawn(start: Start, log: LogOfEvents) -> None:
@@ -253,18 +253,18 @@ def test_a_removed_credential_is_withdrawn(start: Start, log: LogOfEvents) -> No
     added = vault.add_credential(SECRET).credential
     grant = vault.next_for_egress()
     assert (grant.id, grant.secret) == (added.id, Secret(SECRET))
-    assert isinstance(vault.ask(messages.RemoveCredential, id=added.id), messages.Done)
+    assert isinstance(vault.ask(commands.RemoveCredential, id=added.id), commands.Done)
     assert vault.next_for_egress() == messages.Withdraw(id=added.id)
-    assert "no credential" in vault.ask(messages.RemoveCredential, id=added.id).message
+    assert "no credential" in vault.ask(commands.RemoveCredential, id=added.id).message
     assert [event.action for event in log.of(CredentialChange)] == ["added", "removed"]
 
 
 def test_rules_are_stored_told_and_logged(start: Start, log: LogOfEvents) -> None:
     vault = start().ready()
     rules = messages.PolicyRules(blocked=("192.0.2.0/24",), lockdown=True, disabled_providers=("api",))
-    assert isinstance(vault.ask(messages.SetRules, rules=rules), messages.Done)
-    assert isinstance(vault.ask(messages.SetRules, rules=rules), messages.Done)  # the same again is no change
-    assert "no IP address" in vault.ask(messages.SetRules, rules=messages.PolicyRules(blocked=("x",))).message
+    assert isinstance(vault.ask(commands.SetRules, rules=rules), commands.Done)
+    assert isinstance(vault.ask(commands.SetRules, rules=rules), commands.Done)  # the same again is no change
+    assert "no IP address" in vault.ask(commands.SetRules, rules=messages.PolicyRules(blocked=("x",))).message
     assert {(event.change, event.detail, event.number) for event in log.of(PolicyChange)} == {
         ("block", "192.0.2.0/24", 2),
         ("disable_provider", "api", 2),
@@ -272,7 +272,7 @@ def test_rules_are_stored_told_and_logged(start: Start, log: LogOfEvents) -> Non
     }
     vault.kill()
     vault = start().ready()
-    assert vault.ask(messages.GetRules).rules == rules
+    assert vault.ask(commands.GetRules).rules == rules
     vault.hello()
     number, _, seen, _ = vault.state_for_egress()
     assert (number, seen) == (2, rules)
@@ -308,12 +308,12 @@ def test_many_keys_are_listed_and_fed_in_packets_that_fit(start: Start) -> None:
     vault = start().ready()
     models = tuple(f"{'m' * 190}-{n:03}" for n in range(60))  # 12 KiB of names in each key
     for number in range(12):
-        assert isinstance(create(vault, number, models=models), messages.KeyCreated)
+        assert isinstance(create(vault, number, models=models), commands.KeyCreated)
     listed: list[Any] = []
     more = True
     pages = 0
     while more:
-        page = vault.ask(messages.ListKeys, after=listed[-1].id if listed else "")
+        page = vault.ask(commands.ListKeys, after=listed[-1].id if listed else "")
         listed += page.keys
         more = page.more
         pages += 1
@@ -333,10 +333,10 @@ def test_last_use_is_kept_over_a_stop(start: Start, log: LogOfEvents) -> None:
     vault.egress.send(messages.LastUse(keys={made.id: now - 100}))
     vault.egress.send(messages.LastUse(keys={made.id: now + 10_000}))
     until = time.monotonic() + 20
-    while vault.ask(messages.ListKeys).keys[0].last_used_at == 0 and time.monotonic() < until:
+    while vault.ask(commands.ListKeys).keys[0].last_used_at == 0 and time.monotonic() < until:
         pass
     assert vault.stop() == 0
-    assert start().ready().ask(messages.ListKeys).keys[0].last_used_at == now
+    assert start().ready().ask(commands.ListKeys).keys[0].last_used_at == now
     assert len(log.of(VaultCommit)) == 3  # made, key, one for all uses
 
 
@@ -349,26 +349,30 @@ def test_killed_in_the_middle_of_commits_it_has_every_acknowledged_write_and_no_
         names = set()
         after = ""
         while True:
-            page = vault.ask(messages.ListKeys, after=after)
+            page = vault.ask(commands.ListKeys, after=after)
             names |= {key.name for key in page.keys}
             if not page.more:
                 break
             after = page.keys[-1].id
         assert acknowledged <= names <= asked
         acknowledged = set(names)
-        status = vault.ask(messages.GetVaultStatus)
+        status = vault.ask(commands.GetVaultStatus)
         assert (status.epoch, status.policy_number) == (1 + len(names), 1 + len(names))
         for number in range(60):
             name = f"key {turn}-{number}"
             asked.add(name)
-            vault.admin.send(messages.CreateKey(request=1000 + number, operator="uid:0", digest=digest(turn * 1000 + number), name=name, models=("*",)))
+            vault.admin.send(
+                commands.Asked(
+                    request=1000 + number, operator="uid:0", command=commands.CreateKey(digest=digest(turn * 1000 + number), name=name, models=("*",))
+                )
+            )
         until = time.monotonic() + 0.002 * (turn * 7 % 12)
         answered = 0
         while time.monotonic() < until or not answered:
             select.select([vault.admin.fileno()], [], [], 0.002)
             answer = vault.admin.receive()
             if answer is not None:
-                assert isinstance(answer, messages.KeyCreated), answer
+                assert isinstance(answer, commands.KeyCreated), answer
                 acknowledged.add(answer.key.name)
                 answered += 1
         vault.kill()
@@ -382,9 +386,9 @@ def test_checkpoints_of_the_wal_need_nothing_that_the_filter_denies(start: Start
     file = vault.home / "auths" / "vault.db"
     before = file.stat().st_size
     for number in range(500):
-        assert isinstance(create(vault, number, models=models), messages.KeyCreated)
+        assert isinstance(create(vault, number, models=models), commands.KeyCreated)
         if file.stat().st_size > before + (1 << 20):
             break
     assert file.stat().st_size > before + (1 << 20)
     assert wal.stat().st_size < 8 << 20
-    assert isinstance(create(vault, 1000, models=models), messages.KeyCreated)
+    assert isinstance(create(vault, 1000, models=models), commands.KeyCreated)

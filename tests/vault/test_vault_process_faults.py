@@ -12,7 +12,7 @@ import pytest
 from vault_process import AuditorEnd, LogOfEvents, Start, create, digest
 
 from cliproxy.audit.events import ChannelViolation, CredentialAccess
-from cliproxy.ipc import messages
+from cliproxy.ipc import commands, messages
 from cliproxy.processes.spawn import build_id
 from cliproxy.processes.topology import VaultSlots
 from cliproxy.secret import Secret
@@ -27,7 +27,7 @@ class TestTheReceiverEnforces:
             (messages.PolicyAck(number=1, workers=1, of_workers=1, streams_ended=0), "before its hello"),
             (messages.EgressHello(build="other"), "another build"),
             (messages.VaultAlive(number=1), "may not"),
-            (messages.CreateKey(request=1, operator="uid:0", digest=digest(1), name="n", models=("*",)), "may not"),
+            (commands.Asked(request=1, operator="uid:0", command=commands.CreateKey(digest=digest(1), name="n", models=("*",))), "may not"),
         ],
     )
     def test_egress_that_breaks_the_protocol_is_cut_off_and_logged(self, start: Start, log: LogOfEvents, message: Any, reason: str) -> None:
@@ -37,7 +37,7 @@ class TestTheReceiverEnforces:
         (violation,) = log.wait_for(ChannelViolation)
         assert violation.peer == "egress"
         assert reason in violation.reason
-        assert isinstance(create(vault), messages.KeyCreated)  # the others are served on
+        assert isinstance(create(vault), commands.KeyCreated)  # the others are served on
 
     def test_a_second_hello_and_an_acknowledgement_of_the_future_too(self, start: Start, log: LogOfEvents) -> None:
         vault = start().ready()
@@ -57,19 +57,19 @@ class TestTheReceiverEnforces:
         assert select.select([vault.admin.fileno()], [], [], 20)[0]
         assert vault.admin._sock.recv(1 << 16) == b""
         assert log.wait_for(ChannelViolation)[0].peer == "admin"
-        vault.admin = type(vault.admin)(vault.replace(VaultSlots.ADMIN_FD), incoming=messages.VaultToAdmin, peer="vault", per_second=1e6)
-        assert isinstance(vault.ask(messages.GetRules), messages.RulesInForce)
+        vault.admin = type(vault.admin)(vault.replace(VaultSlots.ADMIN_FD), incoming=commands.VaultToAdmin, peer="vault", per_second=1e6)
+        assert isinstance(vault.ask(commands.GetRules), commands.Rules)
 
 
 class TestTheAuditorIsNeeded:
     def test_nothing_changes_while_no_event_becomes_durable(self, start: Start, log: LogOfEvents) -> None:
         vault = start(audit_deadline=0.3).ready()
-        before = vault.ask(messages.GetVaultStatus)
+        before = vault.ask(commands.GetVaultStatus)
         log.refuses = True
         answer = create(vault)
-        assert isinstance(answer, messages.Refused)
+        assert isinstance(answer, commands.Refused)
         assert "audit log is not available" in answer.message
-        assert vault.ask(messages.GetVaultStatus).root == before.root
+        assert vault.ask(commands.GetVaultStatus).root == before.root
 
     def test_a_new_auditor_gets_the_key_again_and_changes_go_on(self, start: Start, log: LogOfEvents) -> None:
         vault = start().ready()
@@ -82,9 +82,9 @@ class TestTheAuditorIsNeeded:
         while vault.auditor.anchor is None and time.monotonic() < until:
             time.sleep(0.01)
         assert log.keys[0] == log.keys[1]
-        while isinstance(answer := create(vault, 2), messages.Refused) and time.monotonic() < until:
+        while isinstance(answer := create(vault, 2), commands.Refused) and time.monotonic() < until:
             pass
-        assert isinstance(answer, messages.KeyCreated)
+        assert isinstance(answer, commands.KeyCreated)
 
     def test_a_credential_is_not_granted_until_the_log_has_the_event(self, start: Start, log: LogOfEvents) -> None:
         vault = start().ready()

@@ -19,7 +19,7 @@ from vault_fakes import MASTER
 from cliproxy.audit.client import ACKNOWLEDGEMENT, DURABLE, packet_decoder
 from cliproxy.audit.events import VaultCommit, VaultEvent, VaultIntent
 from cliproxy.config.schema import AuditSettings, Provider, Settings, encode_settings
-from cliproxy.ipc import messages
+from cliproxy.ipc import commands, messages
 from cliproxy.ipc.channel import PacketChannel
 from cliproxy.ipc.control import Down, Report, SupervisorControl, Up
 from cliproxy.processes.boot import Boot, encode_boot, seal
@@ -144,7 +144,7 @@ class VaultProcess:
         self.control = SupervisorControl(ends[CONTROL_FD][0])
         self.auditor = AuditorEnd(ends[VaultSlots.AUDIT_FD][0], log)
         self.egress = self.egress_channel(ends[VaultSlots.EGRESS_FD][0])
-        self.admin: PacketChannel[Any] = PacketChannel(ends[VaultSlots.ADMIN_FD][0], incoming=messages.VaultToAdmin, peer="vault", per_second=1e6)
+        self.admin: PacketChannel[Any] = PacketChannel(ends[VaultSlots.ADMIN_FD][0], incoming=commands.VaultToAdmin, peer="vault", per_second=1e6)
 
     @staticmethod
     def egress_channel(sock: socket.socket) -> PacketChannel[Any]:
@@ -216,7 +216,7 @@ class VaultProcess:
     def ask(self, kind: type, **fields: Any) -> Any:
         """Send a request of admin's and return its answer."""
         self.requests += 1
-        assert self.admin.send(kind(request=self.requests, operator="uid:0", **fields))
+        assert self.admin.send(commands.Asked(request=self.requests, operator="uid:0", command=kind(**fields)))
         return self.answer(self.requests)
 
     def answer(self, request: int) -> Any:
@@ -226,7 +226,7 @@ class VaultProcess:
             message = self.admin.receive()
             if message is not None:
                 assert message.request == request
-                return message
+                return message.answer
         raise AssertionError("admin got no answer")
 
     @property
@@ -236,7 +236,7 @@ class VaultProcess:
     def add_credential(self, secret: bytes, *, provider: str = "api", label: str = "main") -> Any:
         context = credential_context(vault=self.identity.vault, provider=provider, label=label)
         sealed = seal_to(self.identity.public_key, secret, context=context)
-        return self.ask(messages.AddCredential, provider=provider, label=label, sealed=sealed)
+        return self.ask(commands.AddCredential, provider=provider, label=label, sealed=sealed)
 
     # --- egress's side
 
@@ -281,7 +281,7 @@ Start = Callable[..., VaultProcess]
 
 
 def create(vault: VaultProcess, number: int = 1, **fields: Any) -> Any:
-    return vault.ask(messages.CreateKey, digest=digest(number), name=fields.pop("name", f"key {number}"), models=fields.pop("models", ("*",)), **fields)
+    return vault.ask(commands.CreateKey, digest=digest(number), name=fields.pop("name", f"key {number}"), models=fields.pop("models", ("*",)), **fields)
 
 
 assert sys.platform == "linux"

@@ -21,10 +21,10 @@ from cliproxy.bounds import (
     MAX_CONTROL_CONNECTIONS,
 )
 from cliproxy.errors import ChannelError
-from cliproxy.ipc.commands import Command, Hello, Refused, Reply, decode_command, encode_line
+from cliproxy.ipc.commands import Hello, OperatorCommand, Refused, Reply, decode_command, encode_line
 
 _PEER = struct.Struct("iII")  # struct ucred: pid, uid, gid (unix(7))
-Ask = Callable[[int, str, Command], None]  # ticket, operator, command
+Ask = Callable[[int, str, OperatorCommand], None]  # ticket, operator, command
 
 
 @dataclass(slots=True)

@@ -29,7 +29,6 @@ from cliproxy.audit.checkpoint import (
 from cliproxy.audit.events import LogOpened, LogRecovered, VaultCommit, VaultIntent, lines_of
 from cliproxy.audit.merkle import leaf_hash
 from cliproxy.audit.recovery import Position, anchored
-from cliproxy.bounds import MAX_RECENT_LINES
 from cliproxy.errors import AuditError, CorruptLog
 from cliproxy.secret import Secret
 
@@ -130,7 +129,6 @@ class LogWriter:
         position = self._position
         position.tree.extend(leaves)
         position.leaves += [leaf[:LEAF_PREFIX_BYTES] for leaf in leaves]
-        position.recent.extend(lines[-MAX_RECENT_LINES:])
         position.offset += len(blob)
         for event in self._waiting_anchors:
             position.anchor = _after(position.anchor, event)
@@ -224,11 +222,6 @@ class LogWriter:
         for event in self._waiting_anchors:
             anchor = _after(anchor, event)
         return anchor
-
-    def recent(self) -> tuple[int, list[bytes]]:
-        """Return the newest lines and the index of the first of them."""
-        lines = list(self._position.recent)
-        return self.size - len(lines), lines
 
 
 def _after(anchor: VaultAnchor, event: VaultIntent | VaultCommit) -> VaultAnchor:

@@ -8,21 +8,18 @@ genuine is decided when the signing key is there (`audit.log`): until then nothi
 from __future__ import annotations
 
 import os
-from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
 from cliproxy.audit.checkpoint import FORMAT, LEAF_PREFIX_BYTES, Checkpoint, RecordReader, VaultAnchor, parse_checkpoint, parse_note
 from cliproxy.audit.files import CHECKPOINTS, cut, lines_from, logs_of, open_file, segment_name, segment_numbers
 from cliproxy.audit.merkle import Frontier, leaf_hash
-from cliproxy.bounds import KIB, MAX_CHECKPOINT_RECORD_BYTES, MAX_RECENT_LINES, MAX_RESUMED_ENTRIES
+from cliproxy.bounds import MAX_CHECKPOINT_RECORD_BYTES, MAX_RESUMED_ENTRIES
 from cliproxy.errors import AuditError, CorruptLog, NewerLog
 
 _BEGINNING = b"cliproxy/"  # of every record: the log's name (`checkpoint.origin_of`)
-_RECENT_BYTES = 256 * KIB  # of the newest segment, for `Position.recent`
 
 
 @dataclass(slots=True)
@@ -37,7 +34,6 @@ class Position:
     note: bytes = b""  # the checkpoint as it is in the file: signature not yet verified
     leaves: list[bytes] = field(default_factory=list)  # prefixes of the hashes of the entries since the checkpoint
     opened_with: str = ""  # the public key that the first line names, when no checkpoint covers that line
-    recent: deque[bytes] = field(default_factory=lambda: deque(maxlen=MAX_RECENT_LINES))  # the newest lines
     cut_bytes: int = 0
     cut_reason: str = ""
 
@@ -129,7 +125,6 @@ def _read_tail(logs: Path, numbers: list[int], position: Position) -> list[tuple
             length = file.seek(0, os.SEEK_END)
             if length < begin:
                 raise CorruptLog("entries that a checkpoint covers are missing", index=_count_entries(logs, numbers))
-            _read_recent(file, begin, position.recent)
             file.seek(begin)
             for lines, _ in lines_from(file, index=position.tree.size):
                 if not _take(lines, position):
@@ -152,14 +147,6 @@ def _count_entries(logs: Path, numbers: list[int]) -> int:
     return count
 
 
-def _read_recent(file: BinaryIO, end: int, recent: deque[bytes]) -> None:
-    """Put the newest lines before `end` into `recent`, as far as one read reaches."""
-    start = max(0, end - _RECENT_BYTES)
-    file.seek(start)
-    lines = file.read(end - start).split(b"\n")
-    recent.extend(lines[1 if start else 0 : -1])
-
-
 def _take(lines: list[bytes], position: Position) -> bool:
     """Take in whole lines up to the first that is no event; `False` if there is one."""
     for line in lines:
@@ -177,7 +164,6 @@ def _take(lines: list[bytes], position: Position) -> bool:
         leaf = leaf_hash(line)
         position.tree.append(leaf)
         position.leaves.append(leaf[:LEAF_PREFIX_BYTES])
-        position.recent.append(line)
         position.anchor = anchored(position.anchor, event.event, event.epoch, root)
         position.offset += len(line) + 1
     return True

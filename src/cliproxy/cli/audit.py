@@ -86,7 +86,7 @@ def status(home: Home, as_json: bool) -> None:
     from cliproxy.ipc import commands
 
     with connect(home) as session:
-        found = session.ask(commands.GetAuditStatus(), commands.AuditStatus)
+        found = session.ask(commands.GetAuditStatus())
     name = origin_of(found.public_key)
     emit(
         {
@@ -180,7 +180,7 @@ def checkpoint(home: Home, as_json: bool) -> None:
     from cliproxy.ipc import commands
 
     with connect(home) as session:
-        note = session.ask(commands.TakeCheckpoint(), commands.Checkpoint).note
+        note = session.ask(commands.TakeCheckpoint()).note
     sys.stdout.write(json.dumps({"note": note}) + "\n" if as_json else note)
 
 

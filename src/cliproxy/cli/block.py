@@ -18,5 +18,5 @@ def command(home: Home, as_json: bool, network: str) -> None:
     from cliproxy.ipc import commands
 
     with connect(home) as session:
-        session.ask(commands.Block(network=network), commands.Done)
+        session.ask(commands.Block(network=network))
     emit({"network": network, "blocked": True}, [f"blocked {network}"], as_json=as_json)

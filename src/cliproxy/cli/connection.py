@@ -13,19 +13,19 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import click
 
 from cliproxy.bounds import COMMAND_START_SECONDS, CONTROL_REQUEST_SECONDS, MAX_REPLY_LINE_BYTES
 from cliproxy.cli.home import Home
 from cliproxy.errors import EXIT_CHECK_FAILED, EXIT_CONFIG, ChannelError, CliproxyError, ConfigError
-from cliproxy.ipc.commands import Command, Hello, Refused, Reply, complaint_about, decode_reply, encode_line
+from cliproxy.ipc.commands import Command, Hello, OperatorReply, Refused, Reply, answer_type, complaint_about, decode_reply, encode_line
 from cliproxy.processes.plan import spawn_supervisor
 from cliproxy.processes.spawn import build_id
 from cliproxy.processes.workspace import CONTROL_SOCKET, Workspace
 
-R = TypeVar("R")
+R = TypeVar("R", bound=Reply)
 _RETRY_SECONDS = 0.05
 
 
@@ -50,8 +50,8 @@ class Session:
         self._rest = rest
         self.serving = hello.serving
 
-    def ask(self, command: Command, expected: type[R]) -> R:
-        """Return the reply, which must be of type `expected`. Raises `CommandRefused`, `click.UsageError` for a value that no gateway takes, or
+    def ask(self, command: Command[R]) -> R:
+        """Return the answer of `command`. Raises `CommandRefused`, `click.UsageError` for a value that no gateway takes, or
         `ChannelError` when the connection breaks."""
         complaint = complaint_about(command)
         if complaint is not None:
@@ -66,9 +66,9 @@ class Session:
             raise ChannelError("the gateway ended the connection; see `cliproxy status` and repeat the command")
         if isinstance(reply, Refused):
             raise CommandRefused(reply.message)
-        if not isinstance(reply, expected):
+        if not isinstance(reply, answer_type(type(command))):
             raise ChannelError("the gateway answered something else; is it of the same build? See `cliproxy version` and `cliproxy status`")
-        return reply
+        return cast("R", reply)
 
     def close(self) -> None:
         """End the connection."""
@@ -207,7 +207,7 @@ def _is_locked(home: Home) -> bool:
     return False
 
 
-def _read_reply(sock: socket.socket, rest: bytearray) -> Reply | None:
+def _read_reply(sock: socket.socket, rest: bytearray) -> OperatorReply | None:
     """Return the next line's reply, or `None` at the end of the connection. Raises `OSError`, `ChannelError`."""
     while True:
         end = rest.find(b"\n")

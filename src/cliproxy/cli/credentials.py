@@ -14,7 +14,7 @@ from cliproxy.errors import ConfigError
 from cliproxy.secret import Secret
 
 if TYPE_CHECKING:
-    from cliproxy.ipc.messages import CredentialInfo
+    from cliproxy.ipc.commands import CredentialInfo
 
 
 @click.group()
@@ -47,7 +47,7 @@ def add(home: Home, as_json: bool, provider: str, label: str, from_stdin: bool) 
             vault = read_identity(home.path / "auths" / FILE_NAME)
             context = credential_context(vault=vault.vault, provider=provider, label=label)
             sealed = seal_to(vault.public_key, secret.reveal(), context=context)
-            made = session.ask(commands.AddCredential(provider=provider, label=label, sealed=sealed), commands.CredentialAdded).credential
+            made = session.ask(commands.AddCredential(provider=provider, label=label, sealed=sealed)).credential
     finally:
         secret.wipe()
     emit(_described(made), [f"added {made.id} for {made.provider} at {made.origin}"], as_json=as_json)
@@ -65,7 +65,7 @@ def list_(home: Home, as_json: bool) -> None:
     with connect(home) as session:
         more = True
         while more:
-            page = session.ask(commands.ListCredentials(after=found[-1].id if found else ""), commands.CredentialPage)
+            page = session.ask(commands.ListCredentials(after=found[-1].id if found else ""))
             found += page.credentials
             more = page.more and bool(page.credentials)
     if as_json:
@@ -84,7 +84,7 @@ def remove(home: Home, as_json: bool, id: str) -> None:
     from cliproxy.ipc import commands
 
     with connect(home) as session:
-        session.ask(commands.RemoveCredential(id=id), commands.Done)
+        session.ask(commands.RemoveCredential(id=id))
     emit({"id": id, "removed": True}, [f"removed {id}"], as_json=as_json)
 
 

@@ -136,5 +136,5 @@ def _first_key(home: Home) -> tuple[Secret, bytes]:
 
     secret, digest = new_key()
     with connect(home) as session:
-        session.ask(commands.CreateKey(digest=digest, name=_FIRST_KEY_NAME, models=("*",)), commands.KeyCreated)
-        return secret, session.ask(commands.GetAuditStatus(), commands.AuditStatus).public_key
+        session.ask(commands.CreateKey(digest=digest, name=_FIRST_KEY_NAME, models=("*",)))
+        return secret, session.ask(commands.GetAuditStatus()).public_key

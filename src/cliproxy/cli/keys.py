@@ -14,7 +14,7 @@ from cliproxy.cli.home import Home
 from cliproxy.cli.options import common_options
 
 if TYPE_CHECKING:
-    from cliproxy.ipc.messages import KeyInfo
+    from cliproxy.ipc.commands import KeyInfo
 
 _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _LONGEST_SECONDS = 100 * 366 * 86400
@@ -83,7 +83,7 @@ def create(
         concurrency=concurrency,
     )
     with connect(home) as session:
-        made = session.ask(wanted, commands.KeyCreated).key
+        made = session.ask(wanted).key
     text = secret.reveal().decode("ascii")
     secret.wipe()
     emit(
@@ -105,7 +105,7 @@ def list_(home: Home, as_json: bool) -> None:
     with connect(home) as session:
         more = True
         while more:
-            page = session.ask(commands.ListKeys(after=keys[-1].id if keys else ""), commands.KeyPage)
+            page = session.ask(commands.ListKeys(after=keys[-1].id if keys else ""))
             keys += page.keys
             more = page.more and bool(page.keys)
     if as_json:
@@ -129,7 +129,7 @@ def revoke(home: Home, as_json: bool, key: str) -> None:
     if key.startswith("cpk_"):
         raise click.UsageError("name the key by its id or name (cliproxy keys list), not by the key itself")
     with connect(home) as session:
-        done = session.ask(commands.RevokeKey(key=key), commands.KeyRevoked)
+        done = session.ask(commands.RevokeKey(key=key))
     if not done.serving:
         said = "no gateway is running"
     elif done.egress:

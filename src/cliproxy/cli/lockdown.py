@@ -18,5 +18,5 @@ def command(home: Home, as_json: bool, state: str) -> None:
     from cliproxy.ipc import commands
 
     with connect(home) as session:
-        session.ask(commands.Lockdown(on=state == "on"), commands.Done)
+        session.ask(commands.Lockdown(on=state == "on"))
     emit({"lockdown": state == "on"}, [f"lockdown is {state}"], as_json=as_json)

@@ -23,5 +23,5 @@ def command(home: Home, as_json: bool) -> None:
     session = attach(home)
     if session is None:
         raise ConfigError("no gateway runs here", cure="start it with `cliproxy serve`", file=str(home.path))
-    reloaded = session.ask(commands.Reload(), commands.Reloaded)
+    reloaded = session.ask(commands.Reload())
     emit({"generation": reloaded.generation}, [f"configuration generation {reloaded.generation} is in force"], as_json=as_json)

@@ -99,7 +99,7 @@ def _ask(session: Session) -> _Live:
     credentials: dict[tuple[str, str], list[str]] = {}
     last, more = "", True
     while more:
-        page = session.ask(commands.ListCredentials(after=last), commands.CredentialPage)
+        page = session.ask(commands.ListCredentials(after=last))
         for item in page.credentials:
             credentials.setdefault((item.provider, item.origin), []).append(item.id)
             last = item.id
@@ -107,12 +107,12 @@ def _ask(session: Session) -> _Live:
     cooldowns: dict[tuple[str, str, str], list[CooldownRecord]] = {}
     told, more = 0, True
     while more:
-        cooling = session.ask(commands.ListCooldowns(after=told), commands.CooldownPage)
+        cooling = session.ask(commands.ListCooldowns(after=told))
         told += len(cooling.cooldowns)
         for found in cooling.cooldowns:
             cooldowns.setdefault((found.provider, found.credential, found.model), []).append(found)
         more = cooling.more and bool(cooling.cooldowns)
-    rules = session.ask(commands.GetRules(), commands.Rules).rules
+    rules = session.ask(commands.GetRules()).rules
     return _Live(credentials, cooldowns, frozenset(rules.disabled_providers))
 
 

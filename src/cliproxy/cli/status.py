@@ -32,7 +32,7 @@ def command(home: Home, as_json: bool, ready: bool) -> int:
     if session is None or not session.serving:
         emit({"running": False}, [f"no gateway runs on {home.path}"], as_json=as_json)
         return EXIT_CHECK_FAILED
-    status = session.ask(commands.GetStatus(), commands.Status)
+    status = session.ask(commands.GetStatus())
     data: dict[str, Any] = {
         "running": True,
         "pid": status.supervisor_pid,

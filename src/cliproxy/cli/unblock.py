@@ -18,5 +18,5 @@ def command(home: Home, as_json: bool, network: str) -> None:
     from cliproxy.ipc import commands
 
     with connect(home) as session:
-        session.ask(commands.Unblock(network=network), commands.Done)
+        session.ask(commands.Unblock(network=network))
     emit({"network": network, "blocked": False}, [f"unblocked {network}"], as_json=as_json)

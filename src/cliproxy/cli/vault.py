@@ -22,7 +22,7 @@ def status(home: Home, as_json: bool) -> None:
     from cliproxy.ipc import commands
 
     with connect(home) as session:
-        found = session.ask(commands.GetVaultStatus(), commands.VaultStatus)
+        found = session.ask(commands.GetVaultStatus())
     emit(
         {
             "vault_id": found.vault_id,

@@ -16,15 +16,15 @@ from typing import Any
 import msgspec
 
 from cliproxy.admin.control import ControlSocket
-from cliproxy.admin.desk import Desk, Gateway
+from cliproxy.admin.service import AdminService, Gateway
 from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import AdminEvent, ChannelViolation, clip
 from cliproxy.bounds import COMMAND_LINGER_SECONDS, MAX_ADMIN_ANSWERS_PER_SECOND
 from cliproxy.config.schema import Settings, decode_settings
 from cliproxy.errors import ChannelError
-from cliproxy.ipc import messages
+from cliproxy.ipc import commands
 from cliproxy.ipc.channel import ChannelClosed, PacketChannel
-from cliproxy.ipc.commands import Hello
+from cliproxy.ipc.commands import AdminToAuditor, AdminToVault, Hello
 from cliproxy.processes import child
 from cliproxy.processes.boot import read_sealed
 from cliproxy.processes.child import Boot, Control, Down, Order, Up
@@ -89,8 +89,8 @@ class Admin:
         self._prepared: Settings | None = None
         self._control: Control | None = None
         self._audit = AuditClient(channel(AUDIT_FD), deadline_seconds=self._settings.audit.deadline_seconds)
-        self._vault = Peer(AdminSlots.VAULT_FD, incoming=messages.VaultToAdmin, name="vault")
-        self._auditor = Peer(AdminSlots.AUDITOR_FD, incoming=messages.AuditorToAdmin, name="auditor")
+        self._vault = Peer(AdminSlots.VAULT_FD, incoming=commands.VaultToAdmin, name="vault")
+        self._auditor = Peer(AdminSlots.AUDITOR_FD, incoming=commands.AuditorToAdmin, name="auditor")
         now = time.monotonic()
         self._socket = ControlSocket(
             channel(AdminSlots.LISTEN_FD),
@@ -100,7 +100,7 @@ class Admin:
             stranger=self._stranger,
             now=now,
         )
-        self._desk = Desk(
+        self._service = AdminService(
             Gateway(build=boot.build, serving=boot.serving, supervisor_pid=boot.supervisor_pid),
             self,
             answer=lambda ticket, reply: self._socket.answer(ticket, reply, now=time.monotonic()),
@@ -128,13 +128,13 @@ class Admin:
                 poller.register(descriptor, (select.POLLIN if reading else 0) | (select.POLLOUT if writing else 0))
             self._turn(poller.poll(_TURN_MILLISECONDS))
 
-    # --- what the desk needs -----------------------------------------------------------------------------------------
+    # --- what the service needs --------------------------------------------------------------------------------------
 
-    def tell_vault(self, message: messages.AdminToVault) -> bool:
+    def tell_vault(self, message: AdminToVault) -> bool:
         """Ask the vault."""
         return self._vault.tell(message)
 
-    def tell_auditor(self, message: messages.AdminToAuditor) -> bool:
+    def tell_auditor(self, message: AdminToAuditor) -> bool:
         """Ask the auditor."""
         return self._auditor.tell(message)
 
@@ -157,15 +157,15 @@ class Admin:
                 for order in self._control.receive():
                     self._obey(order)
             elif descriptor == self._vault.slot:
-                self._hear(self._vault, self._desk.on_vault, self._desk.on_vault_lost)
+                self._hear(self._vault, self._service.on_vault, self._service.on_vault_lost)
             elif descriptor == self._auditor.slot:
-                self._hear(self._auditor, self._desk.on_auditor, self._desk.on_auditor_lost)
+                self._hear(self._auditor, self._service.on_auditor, self._service.on_auditor_lost)
             elif descriptor != AUDIT_FD:
                 self._socket.on_ready(descriptor, now=now, ended=bool(mask & _ENDED))
         self._audit.poll(now)
         child.verify_connected(now, {"the vault": self._vault.lost_at, "the auditor": self._auditor.lost_at, "the audit log": self._audit.lost_at})
         self._socket.sweep(now)
-        self._desk.sweep(now)
+        self._service.sweep(now)
         self._end_when_idle(now)
 
     def _hear(self, peer: Peer, take: Any, lost: Any) -> None:
@@ -187,7 +187,7 @@ class Admin:
         elif order.kind is Down.COMMIT:
             if self._prepared is not None:
                 self._settings, self._prepared = self._prepared, None
-            self._desk.generation, self._desk.server = order.argument, self._settings.server
+            self._service.generation, self._service.server = order.argument, self._settings.server
             self._control.send(Up.COMMITTED, order.argument)
         elif order.kind is Down.ABANDON:
             self._prepared = None
@@ -218,7 +218,7 @@ class Admin:
             reason = read_sealed(descriptor).decode("utf-8", "replace")
         finally:
             os.close(descriptor)
-        self._desk.on_reloaded(order.argument, reason)
+        self._service.on_reloaded(order.argument, reason)
 
     def _replaced(self, slot: int) -> None:
         """A peer was restarted: its new channel is on the slot already."""
@@ -226,10 +226,10 @@ class Admin:
             self._audit.replaced()
         elif slot == self._vault.slot:
             self._vault.open()
-            self._desk.on_vault_lost()
+            self._service.on_vault_lost()
         elif slot == self._auditor.slot:
             self._auditor.open()
-            self._desk.on_auditor_lost()
+            self._service.on_auditor_lost()
 
     def _end_when_idle(self, now: float) -> None:
         """A gateway that was started for commands alone ends after the last of them, or when none comes."""
@@ -244,10 +244,10 @@ class Admin:
             self._control.send(Up.STOP)
 
     def _ask(self, ticket: int, operator: str, command: Any) -> None:
-        self._desk.take(ticket, operator, command, now=time.monotonic())
+        self._service.take(ticket, operator, command, now=time.monotonic())
 
     def _stranger(self, uid: int) -> None:
-        self._desk.turned_away(uid, second=int(time.time()))
+        self._service.turned_away(uid, second=int(time.time()))
 
 
 def prepare(boot: Boot) -> Admin:

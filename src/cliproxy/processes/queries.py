@@ -1,4 +1,4 @@
-"""The auditor's answers to admin: how the log stands, its last lines, a checkpoint now. One question at a time costs one page at most."""
+"""The auditor's answers to admin: how the log stands, a checkpoint now."""
 
 from __future__ import annotations
 
@@ -7,24 +7,11 @@ from typing import Protocol
 
 from cliproxy.audit.cycle import Cycle
 from cliproxy.audit.log import LogWriter
-from cliproxy.bounds import MAX_CONTROL_MESSAGE_BYTES
 from cliproxy.errors import ChannelError
 from cliproxy.ipc.channel import ChannelClosed, PacketChannel
-from cliproxy.ipc.messages import (
-    LIST_ITEMS_PER_PAGE,
-    AdminToAuditor,
-    AuditLines,
-    AuditorToAdmin,
-    AuditStatus,
-    CheckpointTaken,
-    GetAuditStatus,
-    GetAuditTail,
-    Refused,
-    TakeCheckpoint,
-)
+from cliproxy.ipc.commands import AdminToAuditor, Answered, AuditorAnswer, AuditStatus, CheckpointTaken, GetAuditStatus, Refused
 from cliproxy.processes.topology import ADMIN
 
-_PAGE_BYTES = MAX_CONTROL_MESSAGE_BYTES - 1024  # of lines in one answer
 _QUESTIONS_PER_TURN = 8
 _WAITING = 64  # questions for a checkpoint at once
 _NOT_OPEN = "the log is not open yet; try again in a moment"
@@ -74,32 +61,30 @@ class Queries:
         served = [request for request, target in self._waiting if target <= size]
         self._waiting = [one for one in self._waiting if one[1] > size]
         for request in served:
-            self._tell(CheckpointTaken(request=request, note=note.decode()))
+            self._tell(request, CheckpointTaken(note=note.decode()))
 
     def _answer(self, question: AdminToAuditor) -> None:
         log, cycle = self._owner.log, self._owner.cycle
         if log is None or cycle is None:
-            self._tell(Refused(request=question.request, message=_NOT_OPEN))
-        elif isinstance(question, GetAuditStatus):
-            self._tell(_status(question, log, cycle))
-        elif isinstance(question, GetAuditTail):
-            self._tell(_tail(question, log))
+            self._tell(question.request, Refused(message=_NOT_OPEN))
+        elif isinstance(question.command, GetAuditStatus):
+            self._tell(question.request, _status(log, cycle))
         else:
-            self._take_checkpoint(question, log, cycle)
+            self._take_checkpoint(question.request, log, cycle)
 
-    def _take_checkpoint(self, question: TakeCheckpoint, log: LogWriter, cycle: Cycle) -> None:
+    def _take_checkpoint(self, request: int, log: LogWriter, cycle: Cycle) -> None:
         if cycle.failing or len(self._waiting) >= _WAITING:
-            self._tell(Refused(request=question.request, message=_FULL))
+            self._tell(request, Refused(message=_FULL))
             return
         target = cycle.demand()
-        self._waiting.append((question.request, target))
+        self._waiting.append((request, target))
         if cycle.is_at_rest() or log.covered >= target:
             self.covered(log.covered, log.last_note)
 
-    def _tell(self, answer: AuditorToAdmin) -> None:
+    def _tell(self, request: int, answer: AuditorAnswer) -> None:
         # An admin that does not read its answers gets none; it asks again or gives up.
         if self._channel is not None:
-            self._channel.send(answer)
+            self._channel.send(Answered(request=request, answer=answer))
 
     def _end(self, error: ChannelError) -> None:
         """End the channel; its number stays occupied for the next admin."""
@@ -111,27 +96,11 @@ class Queries:
             self._owner.violation(ADMIN, str(error))
 
 
-def _status(question: GetAuditStatus, log: LogWriter, cycle: Cycle) -> AuditStatus:
+def _status(log: LogWriter, cycle: Cycle) -> AuditStatus:
     return AuditStatus(
-        request=question.request,
         size=log.size,
         root=log.root,
         segment=log.segment,
-        note=log.last_note.decode(),
         public_key=log.public_key,
         healthy=not cycle.failing,
     )
-
-
-def _tail(question: GetAuditTail, log: LogWriter) -> AuditLines:
-    """Return the page that was asked for: whole lines from its newest backwards, as many as fit."""
-    first, lines = log.recent()
-    end = min(len(lines), question.before - first) if question.before else len(lines)
-    page: list[str] = []
-    room = _PAGE_BYTES
-    for line in reversed(lines[max(0, end - min(question.count, LIST_ITEMS_PER_PAGE)) : max(0, end)]):
-        room -= len(line) + 8
-        if room < 0:
-            break
-        page.append(line.decode())
-    return AuditLines(request=question.request, first=first + max(0, end) - len(page), lines=tuple(reversed(page)))

@@ -31,8 +31,8 @@ from cliproxy.bounds import (
 from cliproxy.config.schema import Settings, decode_settings
 from cliproxy.errors import ChannelError, ConfigError, Unavailable, VaultError
 from cliproxy.ipc.channel import ChannelClosed, PacketChannel
+from cliproxy.ipc.commands import AdminToVault, VaultToAdmin
 from cliproxy.ipc.messages import (
-    AdminToVault,
     Anchor,
     AuditorToVault,
     CooldownsChanged,
@@ -42,7 +42,6 @@ from cliproxy.ipc.messages import (
     LogKey,
     PolicyAck,
     VaultAlive,
-    VaultToAdmin,
     VaultToEgress,
 )
 from cliproxy.processes import child
@@ -52,12 +51,12 @@ from cliproxy.processes.slots import channel, is_socket
 from cliproxy.processes.topology import VAULT, VaultSlots
 from cliproxy.secure_files import create_private_directory
 from cliproxy.vault.contents import Contents, first_records
-from cliproxy.vault.desk import Desk
 from cliproxy.vault.feed import Feed
 from cliproxy.vault.identity import FILE_NAME, publish_identity
 from cliproxy.vault.keyring import verify_working
 from cliproxy.vault.log_anchor import LogAnchor
 from cliproxy.vault.master_key import from_memfd
+from cliproxy.vault.service import VaultService
 from cliproxy.vault.store import Anchored, Store, create_store, open_store
 
 DATABASE: Final = "vault.db"
@@ -124,7 +123,7 @@ class Vault:
         self._answers: deque[VaultToAdmin] = deque()
         self._contents = Contents(store, anchor=self._anchor)
         self._feed = Feed(self._contents, record=self._record)
-        self._desk = Desk(self._contents, self._feed, providers=self._settings.providers, serving=boot.serving, answer=self._answers.append)
+        self._service = VaultService(self._contents, self._feed, providers=self._settings.providers, serving=boot.serving, answer=self._answers.append)
         self._control: Control | None = None
         self._ready = False
         self._leaving = False
@@ -160,7 +159,7 @@ class Vault:
 
     def _milliseconds(self) -> int:
         now = time.monotonic()
-        times = [self._alive_at, self._desk.next_deadline() or now + VAULT_ALIVE_SECONDS]
+        times = [self._alive_at, self._service.next_deadline() or now + VAULT_ALIVE_SECONDS]
         return max(0, min(int((min(times) - now) * 1000) + 1, int(VAULT_ALIVE_SECONDS * 1000)))
 
     def _turn(self, ready: list[tuple[int, int]]) -> None:
@@ -179,7 +178,7 @@ class Vault:
         self._pump()
 
     def _tick(self, now: float) -> None:
-        self._desk.sweep(now)
+        self._service.sweep(now)
         if now < self._alive_at:
             return
         self._alive_at = now + VAULT_ALIVE_SECONDS
@@ -213,7 +212,7 @@ class Vault:
         link.close()
         if link is self._egress:
             self._feed.end()
-            self._desk.egress_gone()
+            self._service.egress_gone()
         else:
             self._answers.clear()
 
@@ -296,14 +295,14 @@ class Vault:
         elif isinstance(message, PolicyAck):
             if message.number > self._contents.number:
                 raise ChannelError("egress acknowledged a policy that there is not")
-            self._desk.acknowledged(message)
+            self._service.acknowledged(message)
         elif isinstance(message, LastUse):
             self._contents.note_use(message.keys)
         elif isinstance(message, CooldownsChanged):
             self._contents.cooldowns.note(message.cooldowns, afresh=message.afresh)
 
-    def _take_from_admin(self, request: AdminToVault) -> None:
-        self._desk.take(request, now=time.monotonic())
+    def _take_from_admin(self, asked: AdminToVault) -> None:
+        self._service.take(asked, now=time.monotonic())
         if self._store.broken:
             self._pump()  # admin learns that it failed
             raise VaultError("a commit failed and its fate is unclear; the vault starts anew and reads what is on disk")
@@ -339,7 +338,7 @@ class Vault:
             if self._prepared is None:
                 raise ChannelError("a COMMIT for what was not prepared")
             self._settings, self._prepared = self._prepared, None
-            self._desk.providers = self._settings.providers
+            self._service.providers = self._settings.providers
             self._control.send(Up.COMMITTED, order.argument)
         elif order.kind is Down.ABANDON:
             self._prepared = None
@@ -352,7 +351,7 @@ class Vault:
             self._greet()
         elif slot == VaultSlots.EGRESS_FD:
             self._feed.end()
-            self._desk.egress_gone()
+            self._service.egress_gone()
             if self._ready:
                 self._egress.open()
         elif slot == VaultSlots.ADMIN_FD:

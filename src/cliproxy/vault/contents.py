@@ -20,7 +20,8 @@ from cliproxy.audit.events import CredentialChange, KeyChange, PolicyChange, Vau
 from cliproxy.bounds import MAX_CLIENT_KEYS, MAX_CREDENTIALS
 from cliproxy.errors import VaultConflict
 from cliproxy.ipc import messages
-from cliproxy.ipc.messages import CredentialInfo, Grant, KeyInfo, KeyRecord, PolicyRules
+from cliproxy.ipc.commands import AddCredential, CreateKey, CredentialInfo, KeyInfo
+from cliproxy.ipc.messages import Grant, KeyRecord, PolicyRules
 from cliproxy.secret import Secret
 from cliproxy.vault.cooldowns import Cooldowns
 from cliproxy.vault.crypto import Random, credential_context, open_sealed
@@ -132,19 +133,19 @@ class Contents:
 
     # --- client keys -------------------------------------------------------------------------------------------------
 
-    def create_key(self, wish: messages.CreateKey) -> tuple[KeyInfo, messages.PolicyChange]:
+    def create_key(self, command: CreateKey, *, operator: str) -> tuple[KeyInfo, messages.PolicyChange]:
         """Store a new client key. Raises `VaultConflict` when it is not acceptable, its name is taken or its digest was ever seen."""
         id = f"key_{self._random(8).hex()}"
         record = KeyRecord(
             id=id,
-            digest=wish.digest,
-            name=wish.name,
-            models=wish.models,
-            networks=wish.networks,
-            expires_at=wish.expires_at,
-            requests_per_minute=wish.requests_per_minute,
-            tokens_per_minute=wish.tokens_per_minute,
-            concurrency=wish.concurrency,
+            digest=command.digest,
+            name=command.name,
+            models=command.models,
+            networks=command.networks,
+            expires_at=command.expires_at,
+            requests_per_minute=command.requests_per_minute,
+            tokens_per_minute=command.tokens_per_minute,
+            concurrency=command.concurrency,
         )
         verify_key(record)
         now = int(self._clock())
@@ -159,7 +160,7 @@ class Contents:
         key = ClientKey(key=record, created_at=now)
         change = self._change_policy(
             [Write(id=id, kind=CLIENT_KEY, plaintext=encode(key))],
-            KeyChange(action="created", key=id, name=clip(record.name), operator=clip(wish.operator)),
+            KeyChange(action="created", key=id, name=clip(record.name), operator=clip(operator)),
         )
         self._keys[id] = key
         insort(self._key_ids, id)
@@ -208,24 +209,26 @@ class Contents:
 
     # --- credentials -------------------------------------------------------------------------------------------------
 
-    def add_credential(self, wish: messages.AddCredential, *, origin: str) -> CredentialInfo:
+    def add_credential(self, command: AddCredential, *, origin: str, operator: str) -> CredentialInfo:
         """Open the box, judge the secret and seal it for `origin`. Raises `VaultConflict`, and `EnvelopeError` when the box was made for another purpose."""
-        verify_label(wish.label, what="a credential's label")
-        if any(info.provider == wish.provider and info.label == wish.label for info in self._credentials.values()):
-            raise VaultConflict(f"{wish.provider} has a credential {wish.label} already; remove it first, or choose another label")
+        verify_label(command.label, what="a credential's label")
+        if any(info.provider == command.provider and info.label == command.label for info in self._credentials.values()):
+            raise VaultConflict(f"{command.provider} has a credential {command.label} already; remove it first, or choose another label")
         if len(self._credentials) >= MAX_CREDENTIALS:
             raise VaultConflict(f"there is room for {MAX_CREDENTIALS} credentials")
         keyring = self.store.keyring
-        secret = open_sealed(keyring.private_key, wish.sealed, context=credential_context(vault=keyring.vault, provider=wish.provider, label=wish.label))
+        secret = open_sealed(
+            keyring.private_key, command.sealed, context=credential_context(vault=keyring.vault, provider=command.provider, label=command.label)
+        )
         try:
             verify_credential_secret(secret)
             id = f"cred_{self._random(8).hex()}"
-            info = CredentialInfo(id=id, provider=wish.provider, label=wish.label, origin=origin, created_at=int(self._clock()))
+            info = CredentialInfo(id=id, provider=command.provider, label=command.label, origin=origin, created_at=int(self._clock()))
             content = Credential(provider=info.provider, label=info.label, created_at=info.created_at, secret=secret.reveal())
             write = Write(id=id, kind=CREDENTIAL, plaintext=encode(content), origin=origin)
         finally:
             secret.wipe()
-        self.store.change([write], (), anchor=self._anchor, because=[_credential_event("added", info, wish.operator)])
+        self.store.change([write], (), anchor=self._anchor, because=[_credential_event("added", info, operator)])
         self._credentials[id] = info
         insort(self._credential_ids, id)
         return info
