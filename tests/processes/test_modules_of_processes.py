@@ -14,7 +14,7 @@ REPORTER = Path(__file__).parent / "reporting_role.py"
 
 # Packages and modules of ours, by prefix. Whatever is not here is not loaded.
 _EVERY = "errors bounds secret config.schema audit.client audit.events ipc.channel ipc.control"
-_CHILD = f"{_EVERY} sandbox ipc.messages processes.boot processes.child processes.lines processes.slots processes.spawn processes.topology"
+_CHILD = f"{_EVERY} sandbox ipc.fields ipc.messages processes.boot processes.child processes.lines processes.slots processes.spawn processes.topology"
 OURS = {
     "supervisor": f"{_EVERY} audit.files limits sandbox.bpf sandbox.calls sandbox.kernel sandbox.landlock sandbox.syscalls processes.boot processes.fleet "
     "processes.journal processes.lines processes.listeners processes.loader_protocol processes.openings processes.plan processes.reloading processes.service "
@@ -22,8 +22,8 @@ OURS = {
     "worker": f"{_CHILD} processes.worker auth config.routes dialects dataplane formats ingress ipc.mux ipc.policy_feed limits metering providers translators",
     "egress": f"{_CHILD} processes.egress auth config.routes dialects egress formats ipc.mux ipc.policy_feed limits metering providers",
     "dialer": f"{_CHILD} processes.dialer dialects dialer providers",
-    "vault": f"{_CHILD} processes.vault vault secure_files config.addresses providers.origin",
-    "auditor": f"{_CHILD} processes.auditor processes.queries processes.senders audit",
+    "vault": f"{_CHILD} processes.vault vault secure_files ipc.commands config.addresses providers.origin",
+    "auditor": f"{_CHILD} processes.auditor processes.queries processes.senders audit ipc.commands",
     "admin": f"{_CHILD} processes.admin admin config.addresses ipc.commands providers.origin",
 }
 # Others' packages. `typing_extensions` is msgspec's; the rest of what is not listed comes with Python.

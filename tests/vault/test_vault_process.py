@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from vault_process import PROVIDERS, LogOfEvents, Start, VaultProcess, create, digest
 
-from cliproxy.audit.events import CredentialAccess, CredentialChange, KeyChange, PolicyChange, VaultCommit, VaultIntent
+from cliproxy.audit.events import ChannelViolation, CredentialAccess, CredentialChange, KeyChange, PolicyChange, VaultCommit, VaultIntent
 from cliproxy.config.schema import Provider
 from cliproxy.ipc import commands, messages
+from cliproxy.ipc.channel import ChannelClosed
 from cliproxy.ipc.control import Down, Up
 from cliproxy.processes.topology import VaultSlots
 from cliproxy.secret import Secret
@@ -141,22 +142,13 @@ def test_without_egress_a_revocation_is_stored_and_says_so(start: Start, serving
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"models": ()}, "models"),
-        ({"name": ""}, "name"),
         ({"name": "a\nb"}, "name"),
-        ({"name": "x" * 129}, "name"),
         ({"name": "key_0123456789abcdef"}, "taken"),
-        ({"models": ("m",) * 65}, "models"),
-        ({"models": ("m" * 201,)}, "model"),
         ({"models": tuple("\U0001f600" * 190 + str(n) for n in range(60))}, "too long together"),
         ({"networks": ("10.0.0.1/8",)}, "bits set"),
         ({"networks": ("nonsense",)}, "no IP address"),
         ({"networks": ("::ffff:10.0.0.0/104",)}, "judged as IPv4"),
-        ({"networks": ("10.0.0.0/8",) * 65}, "room for 64"),
-        ({"requests_per_minute": -1}, "limit"),
         ({"expires_at": 1}, "expired already"),
-        ({"expires_at": 2**50}, "out of range"),
-        ({"digest": b"short"}, "32 bytes"),
     ],
 )
 def test_a_key_that_is_not_acceptable_is_refused_and_nothing_changes(refusing: VaultProcess, fields: dict[str, Any], why: str) -> None:
@@ -167,6 +159,16 @@ def test_a_key_that_is_not_acceptable_is_refused_and_nothing_changes(refusing: V
     assert why in answer.message
     assert "\n" not in answer.message
     assert refusing.ask(commands.GetVaultStatus).epoch == before.epoch
+
+
+def test_a_key_beyond_the_bounds_of_its_message_closes_admins_channel(start: Start, log: LogOfEvents) -> None:
+    vault = start().ready()
+    before = vault.ask(commands.GetVaultStatus)
+    with pytest.raises(ChannelClosed):
+        vault.ask(commands.CreateKey, digest=b"short", name="n", models=("*",))
+    assert "may not" in log.wait_for(ChannelViolation)[0].reason
+    vault.admin = type(vault.admin)(vault.replace(VaultSlots.ADMIN_FD), incoming=commands.VaultToAdmin, peer="vault", per_second=1e6)
+    assert vault.ask(commands.GetVaultStatus).epoch == before.epoch
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +266,7 @@ def test_rules_are_stored_told_and_logged(start: Start, log: LogOfEvents) -> Non
     rules = messages.PolicyRules(blocked=("192.0.2.0/24",), lockdown=True, disabled_providers=("api",))
     assert isinstance(vault.ask(commands.SetRules, rules=rules), commands.Done)
     assert isinstance(vault.ask(commands.SetRules, rules=rules), commands.Done)  # the same again is no change
-    assert "no IP address" in vault.ask(commands.SetRules, rules=messages.PolicyRules(blocked=("x",))).message
+    assert "no IP address" in vault.ask(commands.SetRules, rules=messages.PolicyRules(blocked=("nonsense",))).message
     assert {(event.change, event.detail, event.number) for event in log.of(PolicyChange)} == {
         ("block", "192.0.2.0/24", 2),
         ("disable_provider", "api", 2),
@@ -372,8 +374,8 @@ def test_killed_in_the_middle_of_commits_it_has_every_acknowledged_write_and_no_
             select.select([vault.admin.fileno()], [], [], 0.002)
             answer = vault.admin.receive()
             if answer is not None:
-                assert isinstance(answer, commands.KeyCreated), answer
-                acknowledged.add(answer.key.name)
+                assert isinstance(answer.answer, commands.KeyCreated), answer
+                acknowledged.add(answer.answer.key.name)
                 answered += 1
         vault.kill()
     assert len(acknowledged) > 12

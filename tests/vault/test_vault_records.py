@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ from cliproxy.secret import Secret
 from cliproxy.vault import records
 from cliproxy.vault.identity import publish_identity, read_identity
 from cliproxy.vault.keyring import create_keyring
-from cliproxy.vault.records import ClientKey, Credential, LastUses, Policy
+from cliproxy.vault.records import ClientKey, Credential, LastUses, Policy, verify_key
 
 KEY = KeyRecord(id="key_1", digest=bytes(32), name="n", models=("*",))
 KINDS = [ClientKey, Credential, Policy, LastUses]
@@ -108,3 +109,25 @@ class TestTheIdentity:
         path.chmod(0o622)
         with pytest.raises(ConfigError, match="chmod 600"):
             read_identity(path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"models": ()}, "models"),
+        ({"name": ""}, "name"),
+        ({"name": "x" * 129}, "name"),
+        ({"models": ("m",) * 65}, "models"),
+        ({"models": ("m" * 201,)}, "model"),
+        ({"networks": ("10.0.0.0/8",) * 65}, "room for 64"),
+        ({"requests_per_minute": -1}, "limit"),
+        ({"expires_at": 2**50}, "out of range"),
+        ({"digest": b"short"}, "32 bytes"),
+    ],
+    ids=str,
+)
+def test_a_key_that_no_message_could_bring_is_refused_here_too(fields: dict[str, Any], why: str) -> None:
+    good = KeyRecord(id="key_0", digest=bytes(32), name="n", models=("*",))
+    verify_key(good)
+    with pytest.raises(VaultConflict, match=why):
+        verify_key(msgspec.structs.replace(good, **fields))
