@@ -15,7 +15,7 @@ from cliproxy.dialects import Quirks
 from cliproxy.errors import SchemaError
 from cliproxy.metering.openai_chat import reread
 from cliproxy.translators.openai_chat.decode import decode_chat
-from cliproxy.translators.openai_chat.encode import encode_with_hole
+from cliproxy.translators.openai_chat.encode import encode_same
 from cliproxy.translators.schema import REFUSED_FIELDS, REFUSED_PREFIXES
 
 MESSAGES = b'"messages":[{"role":"user","content":"Hello."}]'
@@ -25,7 +25,7 @@ CAP = 100
 def leaves(body: bytes) -> bytes:
     """The final bytes for the model that was checked."""
     request = decode_chat(body, max_tokens_cap=CAP, on_excess="reject")
-    encoded = encode_with_hole(request, Quirks.NONE)
+    encoded = encode_same(request, Quirks.NONE)
     return encoded.prefix + msgspec.json.encode(request.model) + encoded.suffix
 
 

@@ -246,7 +246,7 @@ _FIELD = b'Content-Disposition: form-data; name="model"\r\n\r\nexpensive'
 @pytest.mark.parametrize("between", [b"\r\n--%s \r\n", b"\n--%s\n", b"\n--%s\r\n", b"\r\n--%s\t\r\n", b"\r--%s\r\n"])
 def test_a_second_model_in_a_form_hides_behind_no_delimiter_that_some_readers_take(between: bytes) -> None:
     """Go's reader takes blanks behind a boundary, and a bare line feed before it: what was read here as one value, it reads as two fields."""
-    prefix, suffix = encode_form([Part("file", b"ID3", "a.mp3"), Part("prompt", b"x")], hole="model")
+    prefix, suffix = encode_form([Part("file", b"ID3", "a.mp3"), Part("prompt", b"x")], first="model")
     whole = prefix + b"cheap" + suffix
     assert reread_form(whole).model == "cheap"
     smuggled = whole.replace(b"\r\n\r\nx\r\n", b"\r\n\r\nx" + between % BOUNDARY + _FIELD + b"\r\n")
@@ -257,7 +257,7 @@ def test_a_second_model_in_a_form_hides_behind_no_delimiter_that_some_readers_ta
 
 def test_a_clients_file_name_that_holds_the_boundary_is_refused_in_the_worker() -> None:
     with pytest.raises(SchemaError):
-        encode_form([Part("file", b"ID3", BOUNDARY.decode())], hole="model")
+        encode_form([Part("file", b"ID3", BOUNDARY.decode())], first="model")
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ from cliproxy.metering.openai_embeddings import usage_of_embeddings
 from cliproxy.metering.table import METERS
 from cliproxy.processes.lines import fault_reporter
 from cliproxy.secret import Secret
-from cliproxy.translators.openai_chat.stream import StreamFilter
+from cliproxy.translators.openai_chat.write_stream import StreamFilter
 from fakes.gateway import Gateway
 
 READ_BYTES = 256 * 1024  # what one read of egress brings

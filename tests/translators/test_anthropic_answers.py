@@ -18,14 +18,10 @@ from cliproxy.errors import ClientError, SchemaError, UpstreamError
 from cliproxy.metering.anthropic_messages import reread_count, usage_of_answer, verify_count_answer
 from cliproxy.metering.usage import AskedFor, Usage
 from cliproxy.translators.anthropic_messages.answer import decode_answer, encode_answer
-from cliproxy.translators.anthropic_messages.count import (
-    conversation_of,
-    decode_count,
-    decode_count_answer,
-    encode_count_answer,
-    encode_count_with_hole,
-)
-from cliproxy.translators.anthropic_messages.decode import MessagesRequest, decode_messages
+from cliproxy.translators.anthropic_messages.count import decode_count, decode_count_answer, encode_count_answer, encode_count_same
+from cliproxy.translators.anthropic_messages.decode import decode_messages
+from cliproxy.translators.anthropic_messages.request import MessagesRequest
+from cliproxy.translators.anthropic_messages.to_hub import conversation_of
 from cliproxy.translators.conversation import (
     Choice,
     Citation,
@@ -304,7 +300,7 @@ def test_a_question_for_tokens_passes_and_is_read_again() -> None:
     request = decode_count(json.dumps(QUESTION).encode())
     assert (request.max_tokens, request.n, request.stream) == (0, 1, False)
     for quirks, extra in ((Quirks.NONE, {}), (Quirks.VERTEX, {"anthropic_version": "vertex-2023-10-16"})):
-        encoded = encode_count_with_hole(request, quirks)
+        encoded = encode_count_same(request, quirks)
         body = encoded.prefix + b'"upstream"' + encoded.suffix
         assert json.loads(body) == {**QUESTION, **extra, "model": "upstream"}
         assert reread_count(body) == AskedFor("upstream", 0, 1, False)

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from cliproxy.dialects import Dialect, Quirks
 from cliproxy.translators.anthropic_messages.answer import encode_answer
 from cliproxy.translators.anthropic_messages.count import decode_count
-from cliproxy.translators.anthropic_messages.decode import MessagesRequest, conversation_of, decode_messages
+from cliproxy.translators.anthropic_messages.decode import decode_messages
 from cliproxy.translators.anthropic_messages.encode import encode_conversation
-from cliproxy.translators.anthropic_messages.marks import Kind, Marked, mark, unmark
+from cliproxy.translators.anthropic_messages.request import MessagesRequest
+from cliproxy.translators.anthropic_messages.signatures import Kind, Marked, mark, unmark
+from cliproxy.translators.anthropic_messages.to_hub import conversation_of
 from cliproxy.translators.conversation import AssistantPart, Choice, ConversationAnswer, Part, Reasoning, StopReason, Text, ToolCall
 
 THOUGHTS: dict[str, tuple[AssistantPart, ...]] = {

@@ -14,8 +14,10 @@ from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import ClientError, SchemaError, UnsupportedFeature
 from cliproxy.metering.anthropic_messages import reread
 from cliproxy.metering.usage import AskedFor
-from cliproxy.translators.anthropic_messages.decode import FIELD_NAMES, MessagesRequest, conversation_of, decode_messages
-from cliproxy.translators.anthropic_messages.encode import encode_with_hole
+from cliproxy.translators.anthropic_messages.decode import decode_messages
+from cliproxy.translators.anthropic_messages.encode import encode_same
+from cliproxy.translators.anthropic_messages.request import MessagesRequest
+from cliproxy.translators.anthropic_messages.to_hub import FIELD_NAMES, conversation_of
 from cliproxy.translators.conversation import (
     Citation,
     ConversationRequest,
@@ -48,7 +50,7 @@ def body_of(**fields: Any) -> dict[str, Any]:
 
 
 def final(request: MessagesRequest, model: str = "upstream-model") -> bytes:
-    encoded = encode_with_hole(request, Quirks.NONE)
+    encoded = encode_same(request, Quirks.NONE)
     assert encoded.dropped == ()
     return encoded.prefix + json.dumps(model).encode() + encoded.suffix
 
@@ -95,7 +97,7 @@ def test_what_leaves_is_the_request_with_the_upstreams_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_on_vertex_the_path_has_the_model_and_the_body_the_version(name: str) -> None:
-    encoded = encode_with_hole(decode(REQUESTS[name]), Quirks.VERTEX)
+    encoded = encode_same(decode(REQUESTS[name]), Quirks.VERTEX)
     assert encoded.suffix == b"" and encoded.prefix.startswith(b'{"anthropic_version":"vertex-2023-10-16",')
     left = json.loads(encoded.prefix)
     assert left.pop("anthropic_version") == "vertex-2023-10-16"

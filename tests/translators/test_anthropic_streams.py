@@ -21,8 +21,10 @@ from cliproxy.errors import UpstreamError
 from cliproxy.metering.anthropic_messages import MessagesStreamMeter
 from cliproxy.metering.usage import Usage
 from cliproxy.translators.anthropic_messages.answer import decode_answer
-from cliproxy.translators.anthropic_messages.decode import MessagesRequest, decode_messages
-from cliproxy.translators.anthropic_messages.stream import KEEP_ALIVE, Pass, Reader, Writer, error_event
+from cliproxy.translators.anthropic_messages.decode import decode_messages
+from cliproxy.translators.anthropic_messages.read_stream import Reader
+from cliproxy.translators.anthropic_messages.request import MessagesRequest
+from cliproxy.translators.anthropic_messages.write_stream import KEEP_ALIVE, Pass, Writer, error_event
 from cliproxy.translators.conversation import (
     ArgumentsDelta,
     Choice,

@@ -15,8 +15,10 @@ from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import ClientError, UnsupportedFeature
 from cliproxy.metering.anthropic_messages import reread
 from cliproxy.metering.usage import AskedFor
-from cliproxy.translators.anthropic_messages.decode import conversation_of, decode_messages
-from cliproxy.translators.anthropic_messages.encode import encode_conversation, encode_count
+from cliproxy.translators.anthropic_messages.count import encode_count
+from cliproxy.translators.anthropic_messages.decode import decode_messages
+from cliproxy.translators.anthropic_messages.encode import encode_conversation
+from cliproxy.translators.anthropic_messages.to_hub import conversation_of
 from cliproxy.translators.conversation import (
     Audio,
     Citation,

@@ -24,7 +24,7 @@ from cliproxy.metering.bedrock_converse import ConverseStreamMeter, reread, usag
 from cliproxy.metering.usage import AskedFor, Usage
 from cliproxy.translators.bedrock_converse.answer import decode_answer
 from cliproxy.translators.bedrock_converse.encode import encode_conversation
-from cliproxy.translators.bedrock_converse.stream import Reader
+from cliproxy.translators.bedrock_converse.read_stream import Reader
 from cliproxy.translators.conversation import (
     Audio,
     Choice,

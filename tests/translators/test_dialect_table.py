@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from cliproxy.dialects import ENDPOINTS, Dialect, Endpoint, Operation, Quirks
 from cliproxy.errors import ClientError, UpstreamError
 from cliproxy.translators.table import CLIENTS, TARGETS, Given
 
+ROOT = Path(__file__).parents[2]
+TRANSLATORS = ROOT / "src" / "cliproxy" / "translators"
+ANATOMY = ROOT / "docs" / "adr" / "0139-every-dialect-has-the-same-files.md"
 GIVEN = Given(max_tokens=4096, on_excess="reject", model="m", stream=True)
 ROWS = sorted(CLIENTS, key=str)
 _NAMES = """
@@ -55,6 +59,18 @@ def test_a_row_has_what_its_operation_needs(key: tuple[Dialect, Operation]) -> N
         assert (row.passing is not None) is bool(row.marks) is (row.same is not None)
     if row.operation is Operation.COUNT_TOKENS:
         assert row.encode_answer is not None  # for the worker's own guess
+
+
+def test_a_dialects_folder_has_only_the_files_that_the_decision_names() -> None:
+    named = set(re.findall(r"^\| `(\w+\.py)` \|", ANATOMY.read_text(encoding="utf-8"), re.MULTILINE))
+    assert {"wire.py", "to_hub.py", "read_stream.py", "write_stream.py"} <= named
+    found = {str(file.relative_to(TRANSLATORS)) for file in TRANSLATORS.glob("*/*.py") if file.name not in named | {"__init__.py"}}
+    assert found == set()
+
+
+def test_no_dialects_file_passes_on_what_another_defines() -> None:
+    """What `table.py` and tests import is imported where it is defined: the way to a thing is one."""
+    assert [str(file.relative_to(TRANSLATORS)) for file in TRANSLATORS.glob("*/*.py") if "__all__" in file.read_text()] == []
 
 
 @pytest.mark.parametrize("endpoint", Endpoint)

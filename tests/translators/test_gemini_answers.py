@@ -18,10 +18,11 @@ from cliproxy.metering.gemini_generate import usage_of_answer, verify_count_answ
 from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import Choice, Citation, ConversationAnswer, Image, Reasoning, Refusal, StopReason, Text, ToolCall
 from cliproxy.translators.gemini_generate.answer import decode_answer, encode_answer
-from cliproxy.translators.gemini_generate.count import decode_count, decode_count_answer, encode_same
-from cliproxy.translators.gemini_generate.decode import conversation_of, decode_gemini
-from cliproxy.translators.gemini_generate.encode import FOREIGN_SIGNATURE, encode_with_hole
-from cliproxy.translators.gemini_generate.marks import MARK
+from cliproxy.translators.gemini_generate.count import decode_count, decode_count_answer, encode_count_same
+from cliproxy.translators.gemini_generate.decode import decode_gemini
+from cliproxy.translators.gemini_generate.encode import FOREIGN_SIGNATURE, encode_same
+from cliproxy.translators.gemini_generate.signatures import MARK
+from cliproxy.translators.gemini_generate.to_hub import conversation_of
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "gemini_generate"
 ANSWERS = {path.stem: json.loads(path.read_text())["body"] for path in sorted(VECTORS.glob("answer_*.json"))}
@@ -298,10 +299,10 @@ def test_what_another_vendor_signed_comes_back_to_that_vendor_and_never_to_googl
     came, called = conversation_of(request).messages[1].parts
     assert came == thought
     assert isinstance(called, ToolCall) and called.signature == ""
-    same = encode_with_hole(request, Quirks.NONE)
+    same = encode_same(request, Quirks.NONE)
     assert same.dropped == ("thinking",)
     assert json.loads(same.prefix)["contents"][1]["parts"] == [{"functionCall": {"id": "a", "name": "f", "args": {}}, "thoughtSignature": FOREIGN_SIGNATURE}]
-    count = encode_same(decode_count(json.dumps({"contents": body["contents"]}).encode(), model="m"), Quirks.NONE)
+    count = encode_count_same(decode_count(json.dumps({"contents": body["contents"]}).encode(), model="m"), Quirks.NONE)
     assert b"cliproxy" not in count.prefix and MARK.encode() not in count.prefix
 
 
@@ -323,7 +324,7 @@ def test_a_mark_that_was_altered_is_refused(said: str) -> None:
         conversation_of(request)
     assert caught.value.param == "contents[0].parts[0].thoughtSignature"
     with pytest.raises(SchemaError):  # nothing is left for Google
-        encode_with_hole(request, Quirks.NONE)
+        encode_same(request, Quirks.NONE)
 
 
 def test_arguments_that_are_no_object_are_the_providers_fault() -> None:

@@ -19,10 +19,15 @@ from cliproxy.metering.gemini_embed import reread, usage_of_embeddings
 from cliproxy.metering.usage import AskedFor, Usage
 from cliproxy.translators.embedding import EmbedAnswer, EmbedRequest
 from cliproxy.translators.gemini_embed.answer import decode_embed_answer, encode_embed_answer, same_answer
-from cliproxy.translators.gemini_embed.decode import GeminiEmbedRequest, decode_embed, embed_request_of
+from cliproxy.translators.gemini_embed.decode import decode_embed
 from cliproxy.translators.gemini_embed.encode import encode_embed, encode_same
-from cliproxy.translators.openai_embeddings import hub as openai
-from cliproxy.translators.openai_embeddings.decode import EmbeddingsRequest, decode_embeddings
+from cliproxy.translators.gemini_embed.request import GeminiEmbedRequest
+from cliproxy.translators.gemini_embed.to_hub import embed_request_of
+from cliproxy.translators.openai_embeddings import answer as openai_answer
+from cliproxy.translators.openai_embeddings import encode as openai_encode
+from cliproxy.translators.openai_embeddings import to_hub as openai_to_hub
+from cliproxy.translators.openai_embeddings.decode import decode_embeddings
+from cliproxy.translators.openai_embeddings.request import EmbeddingsRequest
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "gemini_embed"
 BODIES = {path.stem: json.loads(path.read_text())["body"] for path in sorted(VECTORS.glob("*.json"))}
@@ -82,7 +87,7 @@ def test_several_texts_are_refused_by_gemini_and_go_elsewhere() -> None:
     with pytest.raises(UnsupportedFeature) as caught:
         encode_embed(hub, Quirks.NONE)
     assert caught.value.param == "texts"
-    made = openai.encode_embed(hub, Quirks.NONE)
+    made = openai_encode.encode_embed(hub, Quirks.NONE)
     assert json.loads(made.prefix + b'"theirs"' + made.suffix) == {"model": "theirs", "input": list(hub.texts), "dimensions": 2}
 
 
@@ -144,7 +149,7 @@ def test_settings_that_differ_between_vectors_are_refused() -> None:
 
 
 def test_a_request_of_openais_in_geminis_words() -> None:
-    made = encode_embed(openai.embed_request_of(asked(input=["a text"], dimensions=5, user="u", encoding_format="base64")), Quirks.NONE)
+    made = encode_embed(openai_to_hub.embed_request_of(asked(input=["a text"], dimensions=5, user="u", encoding_format="base64")), Quirks.NONE)
     assert json.loads(made.prefix) == {"content": content("a text"), "outputDimensionality": 5}
     assert made.dropped == ("user",)
 
@@ -154,12 +159,12 @@ def test_a_request_of_openais_in_geminis_words() -> None:
 )
 def test_what_cannot_be_said_of_openais_requests_is_refused(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
-        openai.embed_request_of(asked(**fields))
+        openai_to_hub.embed_request_of(asked(**fields))
     assert caught.value.param == param
 
 
 def test_geminis_hints_are_left_out_and_reported() -> None:
-    made = openai.encode_embed(embed_request_of(decode(BODIES["request_settings"])), Quirks.NONE)
+    made = openai_encode.encode_embed(embed_request_of(decode(BODIES["request_settings"])), Quirks.NONE)
     assert json.loads(made.prefix + b'"m"' + made.suffix) == {"model": "m", "input": "What is the meaning of life?", "dimensions": 768}
     assert made.dropped == ("task", "title")
 
@@ -194,7 +199,7 @@ def test_answers_in_the_hubs_words() -> None:
 def test_an_answer_of_geminis_for_a_client_of_openai(encoding: str | None) -> None:
     request = asked(input="some text", encoding_format=encoding)
     vector = [0.5, -0.25, 3.0]
-    made = json.loads(openai.encode_embed_answer(answer(vector), request=request, id="i", model="public", created=0))
+    made = json.loads(openai_answer.encode_embed_answer(answer(vector), request=request, id="i", model="public", created=0))
     packed = base64.b64encode(struct.pack("<3f", *vector)).decode()
     assert made == {
         "object": "list",
@@ -211,7 +216,7 @@ def test_an_answer_of_openais_for_a_client_of_gemini() -> None:
         "model": "text-embedding-3-small",
         "usage": {"prompt_tokens": 12, "total_tokens": 12},
     }
-    read = openai.decode_embed_answer(json.dumps(body).encode())
+    read = openai_answer.decode_embed_answer(json.dumps(body).encode())
     assert read == EmbedAnswer((array("d", [0.5, -0.5]), array("d", [0.25, 1])), Usage(12, 0), "text-embedding-3-small")
     request = decode(BODIES["request_batch"], batch=True)
     assert json.loads(encode_embed_answer(read, request=request, id="", model="", created=0)) == BODIES["answer_batch"]
@@ -223,12 +228,12 @@ def test_not_one_vector_for_each_text_is_the_providers_fault() -> None:
     with pytest.raises(UpstreamError):
         encode_embed_answer(answer([1.0]), request=decode(BODIES["request_batch"], batch=True), id="", model="", created=0)
     with pytest.raises(UpstreamError):
-        openai.encode_embed_answer(answer([1.0], [2.0]), request=asked(input=["a"]), id="", model="", created=0)
+        openai_answer.encode_embed_answer(answer([1.0], [2.0]), request=asked(input=["a"]), id="", model="", created=0)
 
 
 def test_a_number_that_is_too_large_for_32_bits_is_the_providers_fault() -> None:
     with pytest.raises(UpstreamError):
-        openai.encode_embed_answer(answer([1e300]), request=asked(input="a", encoding_format="base64"), id="", model="", created=0)
+        openai_answer.encode_embed_answer(answer([1e300]), request=asked(input="a", encoding_format="base64"), id="", model="", created=0)
 
 
 @pytest.mark.parametrize(
@@ -259,14 +264,14 @@ def test_what_is_no_answer_of_geminis_is_the_providers_fault(body: bytes) -> Non
 )
 def test_what_is_no_vector_of_openais_is_the_providers_fault(embedding: str) -> None:
     with pytest.raises(UpstreamError):
-        openai.decode_embed_answer(f'{{"data":[{{"embedding":{embedding},"index":0}}]}}'.encode())
+        openai_answer.decode_embed_answer(f'{{"data":[{{"embedding":{embedding},"index":0}}]}}'.encode())
 
 
 @pytest.mark.parametrize("indices", [(0, 0), (1, 2), (0, 2)])
 def test_vectors_that_do_not_count_from_zero_are_the_providers_fault(indices: tuple[int, int]) -> None:
     body = {"data": [{"embedding": [1], "index": index} for index in indices]}
     with pytest.raises(UpstreamError):
-        openai.decode_embed_answer(json.dumps(body).encode())
+        openai_answer.decode_embed_answer(json.dumps(body).encode())
 
 
 @given(st.binary(max_size=200))
@@ -274,7 +279,7 @@ def test_garbage_is_the_senders_fault(body: bytes) -> None:
     for read in (decode, lambda body: decode(body, batch=True), reread):
         with pytest.raises(ClientError):
             read(body)
-    for reader in (decode_embed_answer, usage_of_embeddings, openai.decode_embed_answer):
+    for reader in (decode_embed_answer, usage_of_embeddings, openai_answer.decode_embed_answer):
         with pytest.raises(UpstreamError):
             reader(body)
 
@@ -283,6 +288,6 @@ def test_garbage_is_the_senders_fault(body: bytes) -> None:
 def test_vectors_survive_both_dialects(vectors: list[list[float]], encoding: str) -> None:
     made = answer(*vectors, usage=Usage(3, 0))
     request = asked(input=["x"] * len(vectors), encoding_format=encoding)
-    read = openai.decode_embed_answer(openai.encode_embed_answer(made, request=request, id="", model="m", created=0))
+    read = openai_answer.decode_embed_answer(openai_answer.encode_embed_answer(made, request=request, id="", model="m", created=0))
     assert read.vectors == made.vectors and read.usage == made.usage
     assert decode_embed_answer(encode_embed_answer(made, request=None, id="", model="", created=0)) == made

@@ -32,10 +32,12 @@ from cliproxy.translators.conversation import (
     ToolResult,
 )
 from cliproxy.translators.gemini_generate.count import conversation_of as counted_of
-from cliproxy.translators.gemini_generate.count import decode_count, decode_count_answer, encode_count, encode_count_answer, encode_same
-from cliproxy.translators.gemini_generate.decode import FIELD_NAMES, GeminiRequest, conversation_of, decode_gemini
-from cliproxy.translators.gemini_generate.encode import FOREIGN_SIGNATURE, encode_conversation, encode_with_hole
-from cliproxy.translators.gemini_generate.marks import mark_of
+from cliproxy.translators.gemini_generate.count import decode_count, decode_count_answer, encode_count, encode_count_answer, encode_count_same
+from cliproxy.translators.gemini_generate.decode import decode_gemini
+from cliproxy.translators.gemini_generate.encode import FOREIGN_SIGNATURE, encode_conversation, encode_same
+from cliproxy.translators.gemini_generate.request import GeminiRequest
+from cliproxy.translators.gemini_generate.signatures import mark_of
+from cliproxy.translators.gemini_generate.to_hub import FIELD_NAMES, conversation_of
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "gemini_generate"
 LOADED = {path.stem: json.loads(path.read_text()) for path in sorted(VECTORS.glob("*.json"))}
@@ -59,7 +61,7 @@ def body_of(*parts: Any, **fields: Any) -> dict[str, Any]:
 
 
 def final(request: GeminiRequest) -> dict[str, Any]:
-    encoded = encode_with_hole(request, Quirks.NONE)
+    encoded = encode_same(request, Quirks.NONE)
     assert (encoded.suffix, encoded.dropped) == (b"", ())
     made: dict[str, Any] = json.loads(encoded.prefix)
     return made
@@ -119,7 +121,7 @@ def test_what_leaves_is_the_request_with_a_cap_and_without_a_model(name: str) ->
     expected = {**asked, "generationConfig": {**asked.get("generationConfig", {}), "maxOutputTokens": request.max_tokens}}
     assert final(request) == expected
     n = asked.get("generationConfig", {}).get("candidateCount", 1)
-    assert reread(encode_with_hole(request, Quirks.NONE).prefix) == AskedFor("", request.max_tokens, n, None)
+    assert reread(encode_same(request, Quirks.NONE).prefix) == AskedFor("", request.max_tokens, n, None)
 
 
 @pytest.mark.parametrize("name", REQUESTS)
@@ -296,7 +298,7 @@ def test_a_body_that_is_nested_deeply_is_refused_or_leaves(depth: int) -> None:
     body = b'{"contents":[{"parts":[{"text":"_"}]}],"tools":[{"function_declarations":[{"name":"f","parameters":' + deep + b"}]}]}"
     try:
         request = decode(body)
-        encode_with_hole(request, Quirks.NONE)
+        encode_same(request, Quirks.NONE)
         conversation_of(request)
     except ClientError:
         pass
@@ -724,7 +726,7 @@ def count(body: dict[str, Any]) -> dict[str, Any]:
     request = decode_count(json.dumps(body).encode(), model="public")
     assert (request.max_tokens, request.n, request.stream) == (0, 1, False)
     assert request.estimate > 0
-    made = encode_same(request, Quirks.NONE)
+    made = encode_count_same(request, Quirks.NONE)
     assert made.suffix == b""
     assert reread_count(made.prefix) == AskedFor("", 0, 1, None)
     left: dict[str, Any] = json.loads(made.prefix)
@@ -778,5 +780,5 @@ def test_a_mark_that_is_spelt_with_escapes_never_reaches_google_either() -> None
     body = json.dumps({"contents": turns}).encode().replace(mark[:4].encode(), "".join(f"\\u{ord(letter):04x}" for letter in mark[:4]).encode())
     assert mark.encode() not in body and json.loads(body)["contents"] == turns
     request = decode_gemini(body, model="m", stream=False, max_tokens_cap=100, on_excess="reject")
-    left = json.loads(encode_with_hole(request, Quirks.NONE).prefix)["contents"][1]["parts"]
+    left = json.loads(encode_same(request, Quirks.NONE).prefix)["contents"][1]["parts"]
     assert left == [{"text": "Yes."}]

@@ -36,9 +36,11 @@ from cliproxy.translators.gemini_embed.answer import encode_embed_answer
 from cliproxy.translators.gemini_embed.decode import decode_embed
 from cliproxy.translators.gemini_generate.answer import encode_answer
 from cliproxy.translators.gemini_generate.count import decode_count, encode_count_answer
-from cliproxy.translators.gemini_generate.decode import GeminiRequest, conversation_of, decode_gemini
-from cliproxy.translators.gemini_generate.stream import KEEP_ALIVE, Writer
-from cliproxy.translators.openai_embeddings.hub import decode_embed_answer
+from cliproxy.translators.gemini_generate.decode import decode_gemini
+from cliproxy.translators.gemini_generate.request import GeminiRequest
+from cliproxy.translators.gemini_generate.to_hub import conversation_of
+from cliproxy.translators.gemini_generate.write_stream import KEEP_ALIVE, Writer
+from cliproxy.translators.openai_embeddings.answer import decode_embed_answer
 
 G = Dialect.GEMINI_GENERATE
 MODEL = "gemini-3-flash-preview"

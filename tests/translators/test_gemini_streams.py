@@ -38,10 +38,12 @@ from cliproxy.translators.conversation import (
     TextDelta,
     ToolCall,
 )
-from cliproxy.translators.gemini_generate.decode import conversation_of, decode_gemini
-from cliproxy.translators.gemini_generate.encode import encode_with_hole
-from cliproxy.translators.gemini_generate.marks import mark_of
-from cliproxy.translators.gemini_generate.stream import KEEP_ALIVE, Pass, Reader, Writer, error_event
+from cliproxy.translators.gemini_generate.decode import decode_gemini
+from cliproxy.translators.gemini_generate.encode import encode_same
+from cliproxy.translators.gemini_generate.read_stream import Reader
+from cliproxy.translators.gemini_generate.signatures import mark_of
+from cliproxy.translators.gemini_generate.to_hub import conversation_of
+from cliproxy.translators.gemini_generate.write_stream import KEEP_ALIVE, Pass, Writer, error_event
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "gemini_generate"
 STREAMS = {path.stem: path.read_bytes() for path in sorted(VECTORS.glob("*.sse"))}
@@ -285,7 +287,7 @@ def test_thoughts_are_shown_only_to_who_asked_but_googles_signatures_stay() -> N
         request = decode_gemini(json.dumps(body).encode(), model="m", stream=True, max_tokens_cap=10, on_excess="reject")
         assert foreign in conversation_of(request).messages[0].parts
         assert Reasoning(signature="c2ln", signer=G) in conversation_of(request).messages[0].parts
-        assert b"Y2xpcHJveHk6" not in encode_with_hole(request, Quirks.NONE).prefix
+        assert b"Y2xpcHJveHk6" not in encode_same(request, Quirks.NONE).prefix
     redacted = Reasoning(redacted="cipher", signer=Dialect.ANTHROPIC_MESSAGES)
     (piece,) = elements(write([Started("a", "m"), PartStarted(0, 0, redacted), PartEnded(0, 0)]))
     assert piece["candidates"][0]["content"]["parts"] == [{"text": "", "thoughtSignature": mark_of(redacted)}]

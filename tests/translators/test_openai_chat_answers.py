@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cliproxy.errors import SchemaError, UpstreamError
+from cliproxy.formats.sse import KEEP_ALIVE
 from cliproxy.metering.openai_chat import AskedFor, ChatStreamMeter, Usage, reread, usage_of_answer
-from cliproxy.translators.openai_chat.stream import KEEP_ALIVE, StreamFilter, error_event
+from cliproxy.translators.openai_chat.write_stream import StreamFilter, error_event
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_chat"
 ANSWERS = {path.stem: json.loads(path.read_text()) for path in sorted((VECTORS / "answers").glob("*.json"))}

@@ -49,9 +49,12 @@ from cliproxy.translators.conversation import (
     ToolResult,
 )
 from cliproxy.translators.openai_chat.answer import decode_answer, encode_answer
-from cliproxy.translators.openai_chat.decode import FIELD_NAMES, ChatRequest, conversation_of, decode_chat
-from cliproxy.translators.openai_chat.encode import encode_conversation, encode_with_hole
-from cliproxy.translators.openai_chat.stream import Pass, Reader, Writer
+from cliproxy.translators.openai_chat.decode import decode_chat
+from cliproxy.translators.openai_chat.encode import encode_conversation, encode_same
+from cliproxy.translators.openai_chat.read_stream import Reader
+from cliproxy.translators.openai_chat.request import ChatRequest
+from cliproxy.translators.openai_chat.to_hub import FIELD_NAMES, conversation_of
+from cliproxy.translators.openai_chat.write_stream import Pass, Writer
 
 CAP = 4096
 REQUEST_FEATURES = frozenset({"system", "tools", "images_base64", "images_url", "documents_base64", "audio"})
@@ -255,7 +258,7 @@ def test_thoughts_come_back_with_the_proof_and_its_vendor(fields: dict[str, Any]
     message = {"role": "assistant", "content": "Blue.", **fields}
     read = hub(messages=[{"role": "user", "content": "Hello."}, message])
     assert read.messages[1].parts == (*thoughts, Text("Blue."))
-    same = encode_with_hole(chat(messages=[message]), Quirks.NONE)
+    same = encode_same(chat(messages=[message]), Quirks.NONE)
     assert json.loads(same.prefix + b'"m"' + same.suffix)["messages"] == [message]
 
 
@@ -467,13 +470,13 @@ def test_what_the_assistant_said_is_told_as_chat_tells_it(parts: tuple[Any, ...]
 )
 def test_quirks_bend_what_leaves_and_nothing_that_is_kept(fields: dict[str, Any], quirks: Quirks, there: dict[str, Any], absent: str) -> None:
     request = chat(**fields)
-    before = encode_with_hole(request, Quirks.NONE)
-    encoded = encode_with_hole(request, quirks)
+    before = encode_same(request, Quirks.NONE)
+    encoded = encode_same(request, quirks)
     body = json.loads(encoded.prefix + b'"m"' + encoded.suffix)
     assert {name: body[name] for name in there} == there and absent not in body
     assert body.keys() - there.keys() - {"model"} <= request.rest.keys()
     assert reread(encoded.prefix + b'"m"' + encoded.suffix).max_tokens <= request.max_tokens
-    assert encode_with_hole(request, Quirks.NONE) == before
+    assert encode_same(request, Quirks.NONE) == before
 
 
 # --- what clients get --------------------------------------------------------------------------------------------------

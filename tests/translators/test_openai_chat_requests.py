@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from cliproxy.dialects import Quirks
 from cliproxy.errors import ClientError, SchemaError
-from cliproxy.translators.openai_chat.decode import ChatRequest, decode_chat
-from cliproxy.translators.openai_chat.encode import encode_with_hole
+from cliproxy.translators.openai_chat.decode import decode_chat
+from cliproxy.translators.openai_chat.encode import encode_same
+from cliproxy.translators.openai_chat.request import ChatRequest
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_chat"
 REQUESTS = {path.stem: path.read_bytes() for path in sorted((VECTORS / "requests").glob("*.json"))}
@@ -27,7 +28,7 @@ def decode(body: bytes, *, cap: int = CAP, on_excess: Any = "reject") -> ChatReq
 
 
 def final(request: ChatRequest, model: str = "upstream-model", quirks: Quirks = Quirks.NONE) -> bytes:
-    encoded = encode_with_hole(request, quirks)
+    encoded = encode_same(request, quirks)
     assert encoded.dropped == ()
     return encoded.prefix + json.dumps(model).encode() + encoded.suffix
 
@@ -65,7 +66,7 @@ def test_decoding_what_was_encoded_gives_the_same_request(name: str) -> None:
 @pytest.mark.parametrize("name", REQUESTS)
 def test_encoding_changes_nothing_so_a_fallback_can_encode_again(name: str) -> None:
     request = decode(REQUESTS[name])
-    assert encode_with_hole(request, Quirks.NONE) == encode_with_hole(request, Quirks.NONE)
+    assert encode_same(request, Quirks.NONE) == encode_same(request, Quirks.NONE)
 
 
 @pytest.mark.parametrize("name", REQUESTS)
@@ -149,7 +150,7 @@ def test_our_wish_for_usage_stands_behind_every_other_spelling_of_it() -> None:
 
 
 def test_the_models_name_is_spliced_in_and_nowhere_else() -> None:
-    encoded = encode_with_hole(decode(body_of(model="public-name")), Quirks.NONE)
+    encoded = encode_same(decode(body_of(model="public-name")), Quirks.NONE)
     assert b"public-name" not in encoded.prefix + encoded.suffix
     assert encoded.prefix == b'{"model":'
 

@@ -30,8 +30,8 @@ from cliproxy.translators.conversation import (
     ToolCall,
 )
 from cliproxy.translators.openai_chat.answer import decode_answer
-from cliproxy.translators.openai_chat.parts import ObjectScan
-from cliproxy.translators.openai_chat.stream import Reader
+from cliproxy.translators.openai_chat.read_stream import Reader
+from cliproxy.translators.openai_chat.stream_parts import ObjectScan
 
 DONE = b"data: [DONE]\n\n"
 

@@ -27,9 +27,11 @@ from cliproxy.translators.conversation import (
     ToolCall,
 )
 from cliproxy.translators.openai_chat.answer import decode_answer, encode_answer
-from cliproxy.translators.openai_chat.decode import conversation_of, decode_chat
+from cliproxy.translators.openai_chat.decode import decode_chat
 from cliproxy.translators.openai_chat.encode import encode_conversation
-from cliproxy.translators.openai_chat.stream import Reader, Writer
+from cliproxy.translators.openai_chat.read_stream import Reader
+from cliproxy.translators.openai_chat.to_hub import conversation_of
+from cliproxy.translators.openai_chat.write_stream import Writer
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_chat"
 ALL: dict[str, dict[str, Any]] = {path.stem: json.loads(path.read_text()) for path in sorted(VECTORS.glob("*.json"))}

@@ -14,6 +14,7 @@ from openai.types import Completion
 
 from cliproxy.dialects import Dialect
 from cliproxy.errors import ClientError, SchemaError, UnsupportedFeature, UpstreamError
+from cliproxy.formats.sse import KEEP_ALIVE
 from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import (
     Choice,
@@ -35,10 +36,13 @@ from cliproxy.translators.conversation import (
     TextDelta,
     ToolCall,
 )
+from cliproxy.translators.openai_chat.write_stream import error_event
 from cliproxy.translators.openai_completions.answer import encode_answer
-from cliproxy.translators.openai_completions.decode import FIELD_NAMES, CompletionRequest, conversation_of, decode_completion
-from cliproxy.translators.openai_completions.stream import KEEP_ALIVE, Writer, error_event
+from cliproxy.translators.openai_completions.decode import decode_completion
+from cliproxy.translators.openai_completions.request import CompletionRequest
+from cliproxy.translators.openai_completions.to_hub import FIELD_NAMES, conversation_of
 from cliproxy.translators.openai_completions.wire import CompletionBody
+from cliproxy.translators.openai_completions.write_stream import Writer
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_completions"
 REQUESTS = {path.stem: json.loads(path.read_text()) for path in sorted(VECTORS.glob("*.json"))}

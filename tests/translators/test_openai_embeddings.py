@@ -13,7 +13,7 @@ from cliproxy.errors import ClientError, SchemaError, UpstreamError
 from cliproxy.metering.openai_embeddings import reread, usage_of_embeddings
 from cliproxy.metering.usage import Usage
 from cliproxy.translators.openai_embeddings.decode import decode_embeddings
-from cliproxy.translators.openai_embeddings.encode import encode_with_hole
+from cliproxy.translators.openai_embeddings.encode import encode_same
 
 ITEM = {"object": "embedding", "index": 0, "embedding": [0.5, -0.5]}
 
@@ -30,7 +30,7 @@ ITEM = {"object": "embedding", "index": 0, "embedding": [0.5, -0.5]}
 def test_what_leaves_is_the_request_with_the_upstreams_model(fields: dict[str, Any], estimate: int | None) -> None:
     body = json.dumps({"model": "public", **fields}).encode()
     request = decode_embeddings(body)
-    prefix, suffix = encode_with_hole(request)
+    prefix, suffix = encode_same(request)
     assert request.model == "public"
     assert estimate is None or request.estimate == estimate
     assert json.loads(prefix + b'"theirs"' + suffix) == {"model": "theirs", **fields}

@@ -15,7 +15,8 @@ from cliproxy.errors import ClientError, SchemaError, UpstreamError
 from cliproxy.formats.form import BOUNDARY, Part, encode_form, parse_form
 from cliproxy.metering.openai_media import reread, reread_form, usage_of_images, usage_of_transcript
 from cliproxy.metering.usage import Usage
-from cliproxy.translators.openai_media.decode import MediaRequest, decode_image_request, decode_speech_request, decode_transcription_request
+from cliproxy.translators.openai_media.decode import decode_image_request, decode_speech_request, decode_transcription_request
+from cliproxy.translators.openai_media.request import MediaRequest
 
 TYPE = b"multipart/form-data; boundary=b"
 FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.mp3"\r\nContent-Type: audio/mpeg\r\n\r\nID3\r\n--c\r\n'
@@ -180,7 +181,7 @@ def test_any_bytes_are_a_form_or_the_clients_error(body: bytes, content_type: by
 @given(st.lists(st.tuples(st.from_regex(r"[a-z_]{1,20}", fullmatch=True), st.binary(max_size=60)), max_size=8))
 def test_what_is_written_is_read_again(fields: list[tuple[str, bytes]]) -> None:
     parts = [Part(name, value) for name, value in fields]
-    prefix, suffix = encode_form(parts, hole="model")
+    prefix, suffix = encode_form(parts, first="model")
     assert parse_form(prefix + b"m" + suffix, b"multipart/form-data; boundary=" + BOUNDARY) == [Part("model", b"m"), *parts]
 
 

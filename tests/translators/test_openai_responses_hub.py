@@ -30,8 +30,10 @@ from cliproxy.translators.conversation import (
     ToolChoice,
     ToolResult,
 )
-from cliproxy.translators.openai_responses.decode import FIELD_NAMES, ResponsesRequest, conversation_of, decode_responses
+from cliproxy.translators.openai_responses.decode import decode_responses
 from cliproxy.translators.openai_responses.encode import encode_conversation
+from cliproxy.translators.openai_responses.request import ResponsesRequest
+from cliproxy.translators.openai_responses.to_hub import FIELD_NAMES, conversation_of
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_responses"
 REQUESTS = {path.stem: json.loads(path.read_text())["body"] for path in sorted(VECTORS.glob("request_*.json"))}

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from cliproxy.dialects import Quirks
 from cliproxy.errors import ClientError, SchemaError, UnsupportedFeature
 from cliproxy.metering.openai_responses import AskedFor, reread
-from cliproxy.translators.openai_responses.decode import ResponsesRequest, decode_responses
-from cliproxy.translators.openai_responses.encode import encode_with_hole
+from cliproxy.translators.openai_responses.decode import decode_responses
+from cliproxy.translators.openai_responses.encode import encode_same
+from cliproxy.translators.openai_responses.request import ResponsesRequest
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_responses"
 REQUESTS = {path.stem: json.loads(path.read_text())["body"] for path in sorted(VECTORS.glob("request_*.json"))}
@@ -32,7 +33,7 @@ def body_of(**fields: Any) -> bytes:
 
 
 def left_of(request: ResponsesRequest, quirks: Quirks = Quirks.NONE) -> dict[str, Any]:
-    encoded = encode_with_hole(request, quirks)
+    encoded = encode_same(request, quirks)
     left: dict[str, Any] = json.loads(encoded.prefix + b'"upstream-model"' + encoded.suffix)
     return left
 
@@ -61,7 +62,7 @@ def test_with_provider_state_only_the_cap_is_put_in(name: str) -> None:
 @pytest.mark.parametrize("name", REQUESTS)
 def test_encoding_changes_nothing_so_a_fallback_can_encode_again(name: str) -> None:
     request = decode(json.dumps(REQUESTS[name]).encode())
-    assert encode_with_hole(request, Quirks.NONE) == encode_with_hole(request, Quirks.NONE)
+    assert encode_same(request, Quirks.NONE) == encode_same(request, Quirks.NONE)
     again = decode(json.dumps(left_of(request)).encode())
     assert (again.rest, again.stream, again.max_tokens) == (request.rest, request.stream, request.max_tokens)
 
@@ -80,7 +81,7 @@ def test_a_request_cut_anywhere_or_with_trailing_garbage_is_refused(name: str) -
 @pytest.mark.parametrize("name", REQUESTS)
 def test_egress_reads_again_what_was_decided(name: str) -> None:
     request = decode(json.dumps(REQUESTS[name]).encode())
-    encoded = encode_with_hole(request, Quirks.NONE)
+    encoded = encode_same(request, Quirks.NONE)
     assert reread(encoded.prefix + b'"x"' + encoded.suffix) == AskedFor("x", request.max_tokens, 1, request.stream)
 
 
@@ -162,7 +163,7 @@ def test_what_names_something_stored_in_the_shared_account_needs_the_operators_l
     left = left_of(allowed)
     assert left == {**json.loads(body), "model": "upstream-model", "max_output_tokens": CAP}
     with pytest.raises(UnsupportedFeature) as unsupported:
-        encode_with_hole(allowed, Quirks.STATELESS)
+        encode_same(allowed, Quirks.STATELESS)
     assert unsupported.value.param == param
 
 
@@ -200,7 +201,7 @@ def test_thoughts_that_would_be_looked_up_or_are_another_vendors_are_left_out_an
     for state, stays in ((False, kept), (True, kept_with_state)):
         request = decode(body, state=state)
         assert (item in left_of(request)["input"]) is stays
-        assert encode_with_hole(request, Quirks.NONE).dropped == (() if stays else ("thinking",))
+        assert encode_same(request, Quirks.NONE).dropped == (() if stays else ("thinking",))
 
 
 # --- never ---
@@ -314,7 +315,7 @@ def test_a_damaged_request_is_taken_or_a_client_error(name: str, data: st.DataOb
     holder, key = data.draw(st.sampled_from(list(_places(body))))
     holder[key] = data.draw(json_texts)
     try:
-        encode_with_hole(decode(json.dumps(body).encode(), state=data.draw(st.booleans())), Quirks.NONE)
+        encode_same(decode(json.dumps(body).encode(), state=data.draw(st.booleans())), Quirks.NONE)
     except ClientError:
         pass
 

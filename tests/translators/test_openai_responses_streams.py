@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cliproxy.bounds import MAX_RESPONSES_EVENT_BYTES, MAX_WRITTEN_RESPONSE_BYTES
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
+from cliproxy.formats.sse import KEEP_ALIVE
 from cliproxy.metering.openai_responses import ResponsesStreamMeter
 from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import (
@@ -41,7 +42,8 @@ from cliproxy.translators.conversation import (
 )
 from cliproxy.translators.openai_responses.answer import decode_answer
 from cliproxy.translators.openai_responses.decode import decode_responses
-from cliproxy.translators.openai_responses.stream import KEEP_ALIVE, Pass, Reader, Writer, error_event
+from cliproxy.translators.openai_responses.read_stream import Reader
+from cliproxy.translators.openai_responses.write_stream import Pass, Writer, error_event
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_responses"
 STREAMS = {path.stem.removeprefix("stream_"): path.read_bytes() for path in sorted(VECTORS.glob("stream_*.sse"))}

@@ -76,8 +76,8 @@ def _parse_part(part: bytes) -> Part:
     return Part(field, value, filename, "" if media_type is None else media_type.decode("ascii"))
 
 
-def encode_form(parts: list[Part], *, hole: str) -> tuple[bytes, bytes]:
-    """Return what stands before and behind the value of field `hole`, which comes first. Raises `SchemaError` if a field contains our boundary."""
+def encode_form(parts: list[Part], *, first: str) -> tuple[bytes, bytes]:
+    """Return what stands before and behind the value of the field `first`, which comes first. Raises `SchemaError` if a field contains our boundary."""
     written = [b"\r\n"]
     for part in parts:
         head = _head_of(part)
@@ -85,7 +85,7 @@ def encode_form(parts: list[Part], *, hole: str) -> tuple[bytes, bytes]:
             raise SchemaError("A field of the form holds this gateway's boundary.", code="bad_form")
         written += [b"--", BOUNDARY, b"\r\n", head, b"\r\n\r\n", part.value, b"\r\n"]
     written += [b"--", BOUNDARY, b"--\r\n"]
-    return b"--" + BOUNDARY + b'\r\nContent-Disposition: form-data; name="' + hole.encode("ascii") + b'"\r\n\r\n', b"".join(written)
+    return b"--" + BOUNDARY + b'\r\nContent-Disposition: form-data; name="' + first.encode("ascii") + b'"\r\n\r\n', b"".join(written)
 
 
 def _head_of(part: Part) -> bytes:

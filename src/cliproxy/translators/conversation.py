@@ -212,7 +212,7 @@ class ConversationRequest(_Value, frozen=True):
 
 
 class Encoded(_Value, frozen=True):
-    """A body with a hole for the upstream's model name: `prefix + json(model) + suffix`. Where the model is not in the body, `suffix` is empty and `prefix`
+    """A body around the place of the upstream's model name: `prefix + json(model) + suffix`. Where the model is not in the body, `suffix` is empty and `prefix`
     is all. `dropped` are the fields of `ConversationRequest` (or parts' `at`) that were left out."""
 
     prefix: bytes

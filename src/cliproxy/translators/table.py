@@ -3,7 +3,7 @@
 A row's request is whatever its own `decode` returns, and its hub is `ConversationRequest` and `ConversationAnswer`, or `EmbeddingRequest` and
 `EmbeddingAnswer`, or, for counting, `ConversationRequest` and a number. Only rows of one operation meet, so the pairs fit; types end at this table's edge.
 
-Egress must not import this, nor any other translator: what it reads of bodies and answers is `metering`.
+Egress must not import this: it reads `usage.py` of the dialects and nothing else.
 """
 
 from __future__ import annotations
@@ -20,37 +20,47 @@ from cliproxy.translators.anthropic_messages import answer as messages_answer
 from cliproxy.translators.anthropic_messages import count as messages_count
 from cliproxy.translators.anthropic_messages import decode as messages_decode
 from cliproxy.translators.anthropic_messages import encode as messages_encode
-from cliproxy.translators.anthropic_messages import reader as messages_reader
-from cliproxy.translators.anthropic_messages import stream as messages_stream
+from cliproxy.translators.anthropic_messages import read_stream as messages_read
+from cliproxy.translators.anthropic_messages import to_hub as messages_to_hub
+from cliproxy.translators.anthropic_messages import write_stream as messages_write
 from cliproxy.translators.bedrock_converse import answer as converse_answer
 from cliproxy.translators.bedrock_converse import encode as converse_encode
-from cliproxy.translators.bedrock_converse import stream as converse_stream
+from cliproxy.translators.bedrock_converse import read_stream as converse_read
 from cliproxy.translators.conversation import Encoded, StreamEvent
 from cliproxy.translators.gemini_embed import answer as gemini_embed_answer
 from cliproxy.translators.gemini_embed import decode as gemini_embed_decode
 from cliproxy.translators.gemini_embed import encode as gemini_embed_encode
+from cliproxy.translators.gemini_embed import to_hub as gemini_embed_to_hub
 from cliproxy.translators.gemini_generate import answer as gemini_answer
 from cliproxy.translators.gemini_generate import count as gemini_count
 from cliproxy.translators.gemini_generate import decode as gemini_decode
 from cliproxy.translators.gemini_generate import encode as gemini_encode
-from cliproxy.translators.gemini_generate import stream as gemini_stream
+from cliproxy.translators.gemini_generate import read_stream as gemini_read
+from cliproxy.translators.gemini_generate import to_hub as gemini_to_hub
+from cliproxy.translators.gemini_generate import write_stream as gemini_write
 from cliproxy.translators.openai_chat import answer as chat_answer
 from cliproxy.translators.openai_chat import decode as chat_decode
 from cliproxy.translators.openai_chat import encode as chat_encode
-from cliproxy.translators.openai_chat import reader as chat_reader
-from cliproxy.translators.openai_chat import stream as chat_stream
+from cliproxy.translators.openai_chat import read_stream as chat_read
+from cliproxy.translators.openai_chat import to_hub as chat_to_hub
+from cliproxy.translators.openai_chat import write_stream as chat_write
+from cliproxy.translators.openai_chat.request import ChatRequest
 from cliproxy.translators.openai_completions import answer as completions_answer
 from cliproxy.translators.openai_completions import decode as completions_decode
-from cliproxy.translators.openai_completions import stream as completions_stream
-from cliproxy.translators.openai_embeddings import hub as embeddings_hub
-from cliproxy.translators.openai_embeddings.decode import EmbeddingsRequest, decode_embeddings
-from cliproxy.translators.openai_embeddings.encode import encode_with_hole as encode_embeddings
+from cliproxy.translators.openai_completions import to_hub as completions_to_hub
+from cliproxy.translators.openai_completions import write_stream as completions_write
+from cliproxy.translators.openai_embeddings import answer as embeddings_answer
+from cliproxy.translators.openai_embeddings import decode as embeddings_decode
+from cliproxy.translators.openai_embeddings import encode as embeddings_encode
+from cliproxy.translators.openai_embeddings import to_hub as embeddings_to_hub
 from cliproxy.translators.openai_media import decode as media_decode
+from cliproxy.translators.openai_media.request import MediaRequest
 from cliproxy.translators.openai_responses import answer as responses_answer
 from cliproxy.translators.openai_responses import decode as responses_decode
 from cliproxy.translators.openai_responses import encode as responses_encode
-from cliproxy.translators.openai_responses import reader as responses_reader
-from cliproxy.translators.openai_responses import stream as responses_stream
+from cliproxy.translators.openai_responses import read_stream as responses_read
+from cliproxy.translators.openai_responses import to_hub as responses_to_hub
+from cliproxy.translators.openai_responses import write_stream as responses_write
 
 
 class Given(msgspec.Struct, frozen=True, gc=False):
@@ -185,7 +195,7 @@ def _first_text(rest: Mapping[str, Any], *names: str) -> str:
 # --- decoders and encoders that take less than a row gives --------------------------------------------------------------
 
 
-def _decode_chat(body: bytes, given: Given, content_type: bytes | None) -> chat_decode.ChatRequest:
+def _decode_chat(body: bytes, given: Given, content_type: bytes | None) -> ChatRequest:
     return chat_decode.decode_chat(body, max_tokens_cap=given.max_tokens, on_excess=given.on_excess, allow_provider_state=given.provider_state)
 
 
@@ -224,12 +234,8 @@ def _decode_transcription(body: bytes, content_type: bytes | None, *, translate:
     return media_decode.decode_transcription_request(body, content_type=content_type or b"", translate=translate)
 
 
-def _media_same(request: media_decode.MediaRequest, quirks: Quirks) -> Encoded:
+def _media_same(request: MediaRequest, quirks: Quirks) -> Encoded:
     return request.encoded
-
-
-def _embeddings_same(request: EmbeddingsRequest, quirks: Quirks) -> Encoded:
-    return Encoded(*encode_embeddings(request))
 
 
 # --- the rows ----------------------------------------------------------------------------------------------------------
@@ -239,41 +245,41 @@ _CLIENT_ROWS = (
         dialect=Dialect.OPENAI_CHAT,
         operation=Operation.GENERATE,
         decode=_decode_chat,
-        same=chat_encode.encode_with_hole,
-        hub_of=chat_decode.conversation_of,
-        field_names=chat_decode.FIELD_NAMES,
+        same=chat_encode.encode_same,
+        hub_of=chat_to_hub.conversation_of,
+        field_names=chat_to_hub.FIELD_NAMES,
         encode_answer=chat_answer.encode_answer,
-        passing=chat_stream.Pass,
+        passing=chat_write.Pass,
         splits=True,
         marks=(b'"choices"',),
-        writer=chat_stream.Writer,
-        error_event=chat_stream.error_event,
+        writer=chat_write.Writer,
+        error_event=chat_write.error_event,
         session_of=_openai_session,
     ),
     ClientRow(
         dialect=Dialect.OPENAI_EMBEDDINGS,
         operation=Operation.EMBED,
-        decode=lambda body, given, content_type: decode_embeddings(body),
+        decode=lambda body, given, content_type: embeddings_decode.decode_embeddings(body),
         figures=_figures_of_input,
-        same=_embeddings_same,
-        hub_of=embeddings_hub.embed_request_of,
-        field_names=embeddings_hub.FIELD_NAMES,
-        encode_answer=embeddings_hub.encode_embed_answer,
+        same=embeddings_encode.encode_same,
+        hub_of=embeddings_to_hub.embed_request_of,
+        field_names=embeddings_to_hub.FIELD_NAMES,
+        encode_answer=embeddings_answer.encode_embed_answer,
         session_of=_openai_session,
     ),
     ClientRow(
         dialect=Dialect.ANTHROPIC_MESSAGES,
         operation=Operation.GENERATE,
         decode=_decode_messages,
-        same=messages_encode.encode_with_hole,
-        hub_of=messages_decode.conversation_of,
-        field_names=messages_decode.FIELD_NAMES,
+        same=messages_encode.encode_same,
+        hub_of=messages_to_hub.conversation_of,
+        field_names=messages_to_hub.FIELD_NAMES,
         encode_answer=messages_answer.encode_answer,
-        passing=messages_stream.Pass,
+        passing=messages_write.Pass,
         marks=(b'"message_start"', b'"ping"'),
-        writer=messages_stream.Writer,
-        error_event=messages_stream.error_event,
-        keep_alive=messages_stream.KEEP_ALIVE,
+        writer=messages_write.Writer,
+        error_event=messages_write.error_event,
+        keep_alive=messages_write.KEEP_ALIVE,
         session_of=_anthropic_session,
     ),
     ClientRow(
@@ -281,9 +287,9 @@ _CLIENT_ROWS = (
         operation=Operation.COUNT_TOKENS,
         decode=lambda body, given, content_type: messages_count.decode_count(body, allow_provider_state=given.provider_state),
         figures=_figures_of_input,
-        same=messages_count.encode_count_with_hole,
-        hub_of=messages_count.conversation_of,
-        field_names=messages_decode.FIELD_NAMES,
+        same=messages_count.encode_count_same,
+        hub_of=messages_to_hub.conversation_of,
+        field_names=messages_to_hub.FIELD_NAMES,
         encode_answer=_encode_messages_count,
         session_of=_anthropic_session,
     ),
@@ -291,42 +297,41 @@ _CLIENT_ROWS = (
         dialect=Dialect.OPENAI_RESPONSES,
         operation=Operation.GENERATE,
         decode=_decode_responses,
-        same=responses_encode.encode_with_hole,
-        hub_of=responses_decode.conversation_of,
-        field_names=responses_decode.FIELD_NAMES,
+        same=responses_encode.encode_same,
+        hub_of=responses_to_hub.conversation_of,
+        field_names=responses_to_hub.FIELD_NAMES,
         encode_answer=responses_answer.encode_answer,
-        passing=responses_stream.Pass,
+        passing=responses_write.Pass,
         splits=True,
         marks=(b'"response.',),
-        writer=responses_stream.Writer,
-        error_event=responses_stream.error_event,
-        keep_alive=responses_stream.KEEP_ALIVE,
+        writer=responses_write.Writer,
+        error_event=responses_write.error_event,
         session_of=_openai_session,
     ),
     ClientRow(
         dialect=Dialect.GEMINI_GENERATE,
         operation=Operation.GENERATE,
         decode=_decode_gemini,
-        same=gemini_encode.encode_with_hole,
-        hub_of=gemini_decode.conversation_of,
-        field_names=gemini_decode.FIELD_NAMES,
+        same=gemini_encode.encode_same,
+        hub_of=gemini_to_hub.conversation_of,
+        field_names=gemini_to_hub.FIELD_NAMES,
         encode_answer=gemini_answer.encode_answer,
-        passing=gemini_stream.Pass,
+        passing=gemini_write.Pass,
         marks=(b'"candidates"', b'"promptFeedback"', b'"usageMetadata"'),
-        writer=gemini_stream.Writer,
-        array_passing=lambda request: gemini_stream.Pass(request, sse=False),
-        array_writer=partial(gemini_stream.Writer, sse=False),
-        error_event=gemini_stream.error_event,
-        keep_alive=gemini_stream.KEEP_ALIVE,
+        writer=gemini_write.Writer,
+        array_passing=lambda request: gemini_write.Pass(request, sse=False),
+        array_writer=partial(gemini_write.Writer, sse=False),
+        error_event=gemini_write.error_event,
+        keep_alive=gemini_write.KEEP_ALIVE,
     ),
     ClientRow(
         dialect=Dialect.GEMINI_GENERATE,
         operation=Operation.COUNT_TOKENS,
         decode=lambda body, given, content_type: gemini_count.decode_count(body, model=given.model, allow_provider_state=given.provider_state),
         figures=_figures_of_input,
-        same=gemini_count.encode_same,
+        same=gemini_count.encode_count_same,
         hub_of=gemini_count.conversation_of,
-        field_names=gemini_decode.FIELD_NAMES,
+        field_names=gemini_to_hub.FIELD_NAMES,
         encode_answer=_encode_gemini_count,
     ),
     ClientRow(
@@ -338,19 +343,19 @@ _CLIENT_ROWS = (
         figures=_figures_of_input,
         same=gemini_embed_encode.encode_same,
         same_answer=gemini_embed_answer.same_answer,
-        hub_of=gemini_embed_decode.embed_request_of,
-        field_names=gemini_embed_decode.FIELD_NAMES,
+        hub_of=gemini_embed_to_hub.embed_request_of,
+        field_names=gemini_embed_to_hub.FIELD_NAMES,
         encode_answer=gemini_embed_answer.encode_embed_answer,
     ),
     ClientRow(
         dialect=Dialect.OPENAI_COMPLETIONS,
         operation=Operation.GENERATE,
         decode=_decode_completion,
-        hub_of=completions_decode.conversation_of,
-        field_names=completions_decode.FIELD_NAMES,
+        hub_of=completions_to_hub.conversation_of,
+        field_names=completions_to_hub.FIELD_NAMES,
         encode_answer=completions_answer.encode_answer,
-        writer=completions_stream.Writer,
-        error_event=completions_stream.error_event,
+        writer=completions_write.Writer,
+        error_event=chat_write.error_event,
         session_of=_openai_session,
     ),
     ClientRow(
@@ -391,31 +396,31 @@ TARGETS: dict[Endpoint, TargetRow] = {
     Endpoint.CHAT_COMPLETIONS: TargetRow(
         encode=chat_encode.encode_conversation,
         decode_answer=chat_answer.decode_answer,
-        reader=chat_reader.Reader,
+        reader=chat_read.Reader,
     ),
     Endpoint.MESSAGES: TargetRow(
         encode=messages_encode.encode_conversation,
         decode_answer=messages_answer.decode_answer,
-        reader=messages_reader.Reader,
+        reader=messages_read.Reader,
     ),
     Endpoint.RESPONSES: TargetRow(
         encode=responses_encode.encode_conversation,
         decode_answer=responses_answer.decode_answer,
-        reader=responses_reader.Reader,
+        reader=responses_read.Reader,
     ),
     Endpoint.GENERATE_CONTENT: TargetRow(
         encode=gemini_encode.encode_conversation,
         decode_answer=gemini_answer.decode_answer,
-        reader=gemini_stream.Reader,
+        reader=gemini_read.Reader,
     ),
     Endpoint.CONVERSE: TargetRow(
         encode=converse_encode.encode_conversation,
         decode_answer=converse_answer.decode_answer,
-        reader=converse_stream.Reader,
+        reader=converse_read.Reader,
     ),
     Endpoint.EMBEDDINGS: TargetRow(
-        encode=embeddings_hub.encode_embed,
-        decode_answer=embeddings_hub.decode_embed_answer,
+        encode=embeddings_encode.encode_embed,
+        decode_answer=embeddings_answer.decode_embed_answer,
     ),
     Endpoint.EMBED_CONTENT: TargetRow(
         encode=gemini_embed_encode.encode_embed,

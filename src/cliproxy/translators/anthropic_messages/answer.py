@@ -1,7 +1,7 @@
 """A whole answer: a provider's message read, and any answer written as a message for a client of this dialect.
 
 What always holds: an answer with a block or a reason to stop that is not known here is an `UpstreamError`, never a shorter answer. A client that did not ask
-to see thoughts gets none. What another vendor signed carries that vendor's name (`marks.py`): given back by the client it would else count as Anthropic's.
+to see thoughts gets none. What another vendor signed carries that vendor's name (`signatures.py`): given back by the client it would else count as Anthropic's.
 
 Anthropic has no refusal of the model's own words: they are text, with the reason to stop that says so. What a provider's filter stopped is `refusal` too.
 """
@@ -17,9 +17,10 @@ from cliproxy.errors import UpstreamError
 from cliproxy.formats.json_bounds import answer_as
 from cliproxy.metering.anthropic_messages import counted, usage_in
 from cliproxy.metering.usage import Usage
-from cliproxy.translators.anthropic_messages.marks import Kind, mark, signature_of
+from cliproxy.translators.anthropic_messages.request import MessagesRequest
+from cliproxy.translators.anthropic_messages.signatures import Kind, mark, signature_of
 from cliproxy.translators.anthropic_messages.to_hub import citation_of
-from cliproxy.translators.anthropic_messages.wire import MessagesRequest, TextCitation
+from cliproxy.translators.anthropic_messages.wire import TextCitation
 from cliproxy.translators.conversation import (
     AssistantPart,
     Choice,

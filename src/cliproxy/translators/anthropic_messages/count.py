@@ -5,6 +5,8 @@ A question is a request without what steers the answer only. What leaves is our 
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from cliproxy.bounds import MAX_CHAT_VALUES
@@ -12,13 +14,12 @@ from cliproxy.dialects import Quirks
 from cliproxy.errors import UpstreamError
 from cliproxy.formats.json_bounds import decode_json, encode_json
 from cliproxy.metering.anthropic_messages import CountAnswer, verify_count_answer
-from cliproxy.translators.anthropic_messages.decode import checked, conversation_of, estimate_of, verify_stateless, without_marks
-from cliproxy.translators.anthropic_messages.encode import PREFIX, VERTEX_COUNT_PREFIX, encode_count
-from cliproxy.translators.anthropic_messages.wire import COUNT_FIELDS, CountBody, MessagesRequest
-from cliproxy.translators.conversation import Encoded
+from cliproxy.translators.anthropic_messages.decode import checked, estimate_of, verify_stateless, without_marks
+from cliproxy.translators.anthropic_messages.encode import PREFIX, VERTEX_COUNT_PREFIX, add_prompt, has_quirk, json_of
+from cliproxy.translators.anthropic_messages.request import MessagesRequest
+from cliproxy.translators.anthropic_messages.wire import COUNT_FIELDS, CountBody
+from cliproxy.translators.conversation import ConversationRequest, Encoded
 from cliproxy.translators.schema import convert
-
-__all__ = ["conversation_of", "decode_count", "decode_count_answer", "encode_count", "encode_count_answer", "encode_count_with_hole"]
 
 _decoder = msgspec.json.Decoder(CountAnswer)
 
@@ -35,10 +36,18 @@ def decode_count(body: bytes, *, allow_provider_state: bool = False) -> Messages
     return MessagesRequest(wire.model, False, 1, 0, estimate_of(len(body), wire.messages), document, wire)
 
 
-def encode_count_with_hole(request: MessagesRequest, quirks: Quirks) -> Encoded:
+def encode_count_same(request: MessagesRequest, quirks: Quirks) -> Encoded:
     """Return a checked question of the same dialect. Vertex AI wants the model in its body. Raises `SchemaError` if it is nested too deeply."""
     prefix = VERTEX_COUNT_PREFIX if quirks & Quirks.VERTEX else PREFIX
     return Encoded(prefix, b"," + encode_json(request.rest)[1:])
+
+
+def encode_count(request: ConversationRequest, quirks: Quirks) -> Encoded:
+    """Return the question for the tokens of `request`. What only steers an answer is left out: it has no tokens. Raises as `encode_conversation` does."""
+    dropped: list[str] = []
+    body: dict[str, Any] = {}
+    add_prompt(body, request, dropped, by_budget=has_quirk(quirks, Quirks.BUDGET_THINKING))
+    return Encoded(VERTEX_COUNT_PREFIX if has_quirk(quirks, Quirks.VERTEX) else PREFIX, b"," + json_of(body), tuple(dict.fromkeys(dropped)))
 
 
 def decode_count_answer(body: bytes) -> int:

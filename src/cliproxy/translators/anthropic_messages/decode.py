@@ -14,8 +14,8 @@ import msgspec
 from cliproxy.bounds import MAX_CHAT_VALUES
 from cliproxy.errors import SchemaError
 from cliproxy.formats.json_bounds import decode_json
-from cliproxy.translators.anthropic_messages.marks import MARK
-from cliproxy.translators.anthropic_messages.to_hub import FIELD_NAMES, conversation_of
+from cliproxy.translators.anthropic_messages.request import MessagesRequest
+from cliproxy.translators.anthropic_messages.signatures import MARK
 from cliproxy.translators.anthropic_messages.wire import (
     FORBIDDEN_FIELDS,
     KNOWN_FIELDS,
@@ -28,14 +28,11 @@ from cliproxy.translators.anthropic_messages.wire import (
     ImageBlock,
     Message,
     MessagesBody,
-    MessagesRequest,
     TextBlock,
     ToolResultBlock,
 )
 from cliproxy.translators.estimate import FILE_CHARS_PER_TOKEN, IMAGE_TOKENS, tokens_of_text
 from cliproxy.translators.schema import REFUSED_FIELDS, refuse, refuse_excess, refuse_other_model, refuse_state, verify_unknown_fields
-
-__all__ = ["FIELD_NAMES", "MessagesRequest", "checked", "conversation_of", "decode_messages", "estimate_of", "verify_stateless", "without_marks"]
 
 MIN_BUDGET_TOKENS = 1024  # Anthropic: of `thinking.budget_tokens`, which must also be below `max_tokens`
 _MARK = MARK.encode()

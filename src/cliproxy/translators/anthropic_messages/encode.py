@@ -1,4 +1,4 @@
-"""A request as bytes for an upstream that speaks Messages, with a hole where egress puts the upstream's name of the model.
+"""A request as bytes for an upstream that speaks Messages, with a place where egress puts the upstream's name of the model.
 
 What always holds: what leaves has a cap on output tokens; turns alternate and tool results come first in theirs; no text is empty, since Anthropic refuses
 those; thoughts go back only if this vendor signed them. On Vertex AI the model is in the path and the body says `anthropic_version`, except when it is asked
@@ -16,8 +16,8 @@ import msgspec
 from cliproxy.dialects import Quirks
 from cliproxy.errors import UnsupportedFeature
 from cliproxy.formats.json_bounds import encode_json
-from cliproxy.translators.anthropic_messages.blocks import TOOL_NAME, begin_with_thoughts, called_names, refuse, system_blocks, turns
-from cliproxy.translators.anthropic_messages.wire import MessagesRequest
+from cliproxy.translators.anthropic_messages.encode_messages import TOOL_NAME, begin_with_thoughts, called_names, refuse, system_blocks, turns
+from cliproxy.translators.anthropic_messages.request import MessagesRequest
 from cliproxy.translators.claude_thinking import effort_of, thinking_of
 from cliproxy.translators.conversation import ConversationRequest, Encoded, Tool
 
@@ -29,12 +29,12 @@ _TIERS = {"auto": "auto", "default": "standard_only"}
 _encoder = msgspec.json.Encoder()
 
 
-def encode_with_hole(request: MessagesRequest, quirks: Quirks) -> Encoded:
+def encode_same(request: MessagesRequest, quirks: Quirks) -> Encoded:
     """Return a checked request of the same dialect. Changes nothing, so it can be called again.
 
     Raises `SchemaError` if the request is nested more deeply than the encoder goes.
     """
-    return with_hole(encode_json(request.rest)[1:], vertex=_has(quirks, Quirks.VERTEX))  # `rest` is never empty: it holds the messages
+    return around_model(encode_json(request.rest)[1:], vertex=has_quirk(quirks, Quirks.VERTEX))  # `rest` is never empty: it holds the messages
 
 
 def encode_conversation(request: ConversationRequest, quirks: Quirks) -> Encoded:
@@ -45,33 +45,25 @@ def encode_conversation(request: ConversationRequest, quirks: Quirks) -> Encoded
     """
     dropped: list[str] = []
     body: dict[str, Any] = {"max_tokens": request.max_tokens}
-    _add_prompt(body, request, dropped, by_budget=_has(quirks, Quirks.BUDGET_THINKING))
+    add_prompt(body, request, dropped, by_budget=has_quirk(quirks, Quirks.BUDGET_THINKING))
     _add_settings(body, request, dropped, thinks=_is_thinking(body))
     if request.stream:
         body["stream"] = True
-    encoded = with_hole(_json(body), vertex=_has(quirks, Quirks.VERTEX))
+    encoded = around_model(json_of(body), vertex=has_quirk(quirks, Quirks.VERTEX))
     return Encoded(encoded.prefix, encoded.suffix, tuple(dict.fromkeys(dropped))) if dropped else encoded
 
 
-def encode_count(request: ConversationRequest, quirks: Quirks) -> Encoded:
-    """Return the question for the tokens of `request`. What only steers an answer is left out: it has no tokens. Raises as `encode_conversation` does."""
-    dropped: list[str] = []
-    body: dict[str, Any] = {}
-    _add_prompt(body, request, dropped, by_budget=_has(quirks, Quirks.BUDGET_THINKING))
-    return Encoded(VERTEX_COUNT_PREFIX if _has(quirks, Quirks.VERTEX) else PREFIX, b"," + _json(body), tuple(dict.fromkeys(dropped)))
-
-
-def _has(quirks: Quirks, quirk: Quirks) -> bool:
+def has_quirk(quirks: Quirks, quirk: Quirks) -> bool:
     """The same as `quirk in quirks`, which costs a quarter of a microsecond and is asked for targets without any."""
     return bool(quirks) and quirk in quirks
 
 
-def with_hole(rest: bytes, *, vertex: bool) -> Encoded:
+def around_model(rest: bytes, *, vertex: bool) -> Encoded:
     """Return the body whose fields but the model are `rest`, an object in JSON without its first brace."""
     return Encoded(VERTEX_VERSION + rest, b"") if vertex else Encoded(PREFIX, b"," + rest)
 
 
-def _json(body: dict[str, Any]) -> bytes:
+def json_of(body: dict[str, Any]) -> bytes:
     try:
         return _encoder.encode(body)[1:]
     except RecursionError:
@@ -81,7 +73,7 @@ def _json(body: dict[str, Any]) -> bytes:
 # --- what counts as prompt -------------------------------------------------------------------------------------------
 
 
-def _add_prompt(fields: dict[str, Any], request: ConversationRequest, dropped: list[str], *, by_budget: bool) -> None:
+def add_prompt(fields: dict[str, Any], request: ConversationRequest, dropped: list[str], *, by_budget: bool) -> None:
     """Add what a request and a question for its tokens have in common. `by_budget`: the model thinks by budgets and knows no effort."""
     thinking = None
     if request.thinking is not None:

@@ -14,7 +14,8 @@ from msgspec.structs import replace
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UnsupportedFeature
 from cliproxy.formats.json_bounds import encode_json
-from cliproxy.translators.anthropic_messages.marks import Kind, unmark
+from cliproxy.translators.anthropic_messages.request import MessagesRequest
+from cliproxy.translators.anthropic_messages.signatures import Kind, unmark
 from cliproxy.translators.anthropic_messages.wire import (
     KNOWN_FIELDS,
     AnyChoice,
@@ -27,7 +28,6 @@ from cliproxy.translators.anthropic_messages.wire import (
     DocumentBlock,
     ImageBlock,
     MessagesBody,
-    MessagesRequest,
     NamedChoice,
     RedactedThinkingBlock,
     ResultContent,

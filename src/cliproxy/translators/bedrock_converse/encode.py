@@ -1,7 +1,7 @@
-"""A request for Bedrock's Converse. The model is in the path, so the body has no hole: `Encoded.prefix` is all of it.
+"""A request for Bedrock's Converse. The model is in the path, so `Encoded.prefix` is all of it.
 
 What always holds: what leaves has a cap on output tokens; turns alternate and the user begins; no text is empty; thoughts go back only if Bedrock's model
-signed them; every field is one that `metering` knows, with which egress reads the body again.
+signed them; every field is one of `usage.py`, which egress reads again.
 
 Converse has no word for thinking and `top_k`: where the model is Anthropic's (`Quirks.CLAUDE`) they go into `additionalModelRequestFields`
 (https://docs.aws.amazon.com/bedrock/latest/userguide/claude-messages-extended-thinking.html), as `translators.claude_thinking` says; for other models `top_k`
@@ -17,7 +17,7 @@ import msgspec
 from cliproxy.dialects import Quirks
 from cliproxy.errors import SchemaError, UnsupportedFeature
 from cliproxy.formats.json_bounds import encode_json
-from cliproxy.translators.bedrock_converse.blocks import CACHE_POINT, TOOL_NAME, Turns, begin_with_thoughts, called_names, refuse, system_blocks
+from cliproxy.translators.bedrock_converse.encode_messages import CACHE_POINT, TOOL_NAME, Turns, begin_with_thoughts, called_names, refuse, system_blocks
 from cliproxy.translators.claude_thinking import effort_of, thinking_of
 from cliproxy.translators.conversation import ConversationRequest, Encoded, Tool
 

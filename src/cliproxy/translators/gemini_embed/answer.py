@@ -8,7 +8,7 @@ import msgspec
 
 from cliproxy.metering.gemini_embed import read_answer, usage_of_embeddings
 from cliproxy.translators.embedding import EmbedAnswer, no_vectors, vector_of, verify_count
-from cliproxy.translators.gemini_embed.decode import GeminiEmbedRequest
+from cliproxy.translators.gemini_embed.request import GeminiEmbedRequest
 
 
 def decode_embed_answer(body: bytes) -> EmbedAnswer:

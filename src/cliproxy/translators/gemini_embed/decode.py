@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
-
 from cliproxy.bounds import MAX_CHAT_VALUES
-from cliproxy.dialects import Dialect
-from cliproxy.errors import SchemaError, UnsupportedFeature
+from cliproxy.errors import SchemaError
 from cliproxy.formats.json_bounds import decode_json
-from cliproxy.translators.embedding import EmbedRequest
 from cliproxy.translators.estimate import FILE_CHARS_PER_TOKEN, tokens_of_text
+from cliproxy.translators.gemini_embed.request import GeminiEmbedRequest
 from cliproxy.translators.gemini_embed.wire import BatchBody, EmbedBody
 from cliproxy.translators.gemini_generate.decode import checked, verify_model, verify_parts
+from cliproxy.translators.gemini_generate.provider_state import verify_parts_stateless
 from cliproxy.translators.gemini_generate.spelling import may_be_misspelt, shape_of, verify_names
-from cliproxy.translators.gemini_generate.state import verify_parts_stateless
 
-__all__ = ["FIELD_NAMES", "GeminiEmbedRequest", "decode_embed", "embed_request_of"]
-
-# A field of `EmbedRequest` and what a client of this dialect calls it.
-FIELD_NAMES: dict[str, str] = {
-    "model": "model",
-    "texts": "requests",
-    "dimensions": "outputDimensionality",
-    "task": "taskType",
-    "title": "title",
-}
 _ONE = shape_of(EmbedBody)
 _BATCH = shape_of(BatchBody)
-_UNDERSTOOD = frozenset({"content", "taskType", "title", "outputDimensionality"})
-_SETTINGS = ("task_type", "title", "output_dimensionality")
-
-
-class GeminiEmbedRequest(msgspec.Struct, frozen=True):
-    """A checked request for a vector of each of `wire`. `batch`: the client called `batchEmbedContents`, whose answer has another shape. `rest` are the same as
-    dictionaries, without the model."""
-
-    model: str
-    batch: bool
-    estimate: int
-    rest: list[dict[str, Any]]
-    wire: list[EmbedBody]
 
 
 def decode_embed(body: bytes, *, model: str, batch: bool, allow_provider_state: bool = False) -> GeminiEmbedRequest:
@@ -83,22 +55,3 @@ def _estimate(length: int, wire: list[EmbedBody]) -> int:
                 length -= len(part.inline_data.data)
                 tokens += len(part.inline_data.data) // FILE_CHARS_PER_TOKEN
     return tokens + tokens_of_text(max(length, 0))
-
-
-def embed_request_of(request: GeminiEmbedRequest) -> EmbedRequest:
-    """Return `request` in the hub's types. Raises `UnsupportedFeature` for anything but one text a vector, and for settings that differ between vectors."""
-    texts = []
-    first = request.wire[0]
-    for index, wire in enumerate(request.wire):
-        path = f"requests[{index}]." if request.batch else ""
-        said = request.rest[index]
-        for name, value in said.items():
-            if name not in _UNDERSTOOD and value is not None:
-                raise UnsupportedFeature("The field cannot be translated.", param=path + name)
-        parts = wire.content.parts
-        if len(parts) != 1 or parts[0].text is None or len(said["content"]["parts"][0]) != 1:
-            raise UnsupportedFeature("Only one text a vector can be translated.", param=f"{path}content.parts")
-        if any(getattr(wire, name) != getattr(first, name) for name in _SETTINGS):
-            raise UnsupportedFeature("Settings that differ between vectors cannot be translated.", param=f"requests[{index}]")
-        texts.append(parts[0].text)
-    return EmbedRequest(Dialect.GEMINI_EMBED, request.model, tuple(texts), first.output_dimensionality, task=first.task_type or "", title=first.title or "")

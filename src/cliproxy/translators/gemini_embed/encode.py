@@ -1,7 +1,7 @@
-"""Requests for embeddings as Gemini's bytes. The model is in the path, so there is no hole: `prefix` is all.
+"""Requests for embeddings as Gemini's bytes. The model is in the path, so `Encoded.prefix` is all.
 
-`batchEmbedContents` wants the model again in each of its requests, where one hole cannot put it, so one text at a time is what Gemini is asked for; ADR 0095
-says where several can go.
+`batchEmbedContents` wants the model again in each of its requests, where one place for it does not do, so one text at a time is what Gemini is asked for; ADR
+0095 says where several can go.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from cliproxy.errors import UnsupportedFeature
 from cliproxy.formats.json_bounds import encode_json
 from cliproxy.translators.conversation import Encoded
 from cliproxy.translators.embedding import EmbedRequest
-from cliproxy.translators.gemini_embed.decode import GeminiEmbedRequest
+from cliproxy.translators.gemini_embed.request import GeminiEmbedRequest
 
 _ONE_ONLY = "This provider embeds one text a request."
 

@@ -1,6 +1,7 @@
 """A whole `GenerateContentResponse`, both ways, and what its parts and reasons mean, which streams need too.
 
-Going to a client, thoughts are shown only if it asked for them (`includeThoughts`), as Google does it. What other vendors signed goes behind a mark (`marks`).
+Going to a client, thoughts are shown only if it asked for them (`includeThoughts`), as Google does it. What other vendors signed goes behind a tag
+(`signatures`).
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ from cliproxy.translators.gemini_generate.answer_wire import (
     citations_decoder,
     grounding_decoder,
 )
-from cliproxy.translators.gemini_generate.decode import GeminiRequest
-from cliproxy.translators.gemini_generate.marks import mark_of
 from cliproxy.translators.gemini_generate.media import standard_base64
+from cliproxy.translators.gemini_generate.request import GeminiRequest
+from cliproxy.translators.gemini_generate.signatures import mark_of
 
 # --- reasons to stop ---------------------------------------------------------------------------------------------------
 

@@ -19,27 +19,14 @@ from cliproxy.formats.json_bounds import decode_json, encode_json
 from cliproxy.translators.conversation import ConversationRequest, Encoded
 from cliproxy.translators.gemini_generate.decode import checked, estimate, verify_model, verify_request
 from cliproxy.translators.gemini_generate.encode import contents_of, functions_of, without_marks
-from cliproxy.translators.gemini_generate.hub import messages_of, system_of, tools_of
+from cliproxy.translators.gemini_generate.provider_state import verify_stateless
+from cliproxy.translators.gemini_generate.request import CountRequest
 from cliproxy.translators.gemini_generate.spelling import may_be_misspelt, shape_of, verify_names
-from cliproxy.translators.gemini_generate.state import verify_stateless
+from cliproxy.translators.gemini_generate.to_hub import messages_of, system_of, tools_of
 from cliproxy.translators.gemini_generate.wire import CountBody, GenerateBody
-
-__all__ = ["CountRequest", "conversation_of", "decode_count", "decode_count_answer", "encode_count", "encode_count_answer", "encode_same"]
 
 _COUNT = shape_of(CountBody)
 _BESIDE = ("systemInstruction", "tools", "generationConfig")
-
-
-class CountRequest(msgspec.Struct, frozen=True):
-    """A checked request to count. `rest` is the request that is counted, as for `generateContent`, and `wire` the same as types. It generates nothing."""
-
-    model: str
-    estimate: int
-    rest: dict[str, Any]
-    wire: GenerateBody
-    stream: bool = False
-    n: int = 1
-    max_tokens: int = 0
 
 
 def decode_count(body: bytes, *, model: str, allow_provider_state: bool = False) -> CountRequest:
@@ -82,7 +69,7 @@ def conversation_of(request: CountRequest) -> ConversationRequest:
     )
 
 
-def encode_same(request: CountRequest, quirks: Quirks) -> Encoded:
+def encode_count_same(request: CountRequest, quirks: Quirks) -> Encoded:
     """Return the body for an upstream of the same dialect. Raises `SchemaError` if it is nested more deeply than the encoder goes."""
     body = request.rest
     instruction = body.get("systemInstruction")

@@ -1,4 +1,4 @@
-"""A `generateContent` request from its bytes: checked, capped, and what leaves decided. How it becomes the hub's is said in `hub`.
+"""A `generateContent` request from its bytes: checked, capped, and what leaves decided. How it becomes the hub's is said in `to_hub`.
 
 What always holds: what leaves is our own encoding of the value that was checked, in one spelling (`spelling`); it always carries
 `generationConfig.maxOutputTokens`, no higher than the operator's cap; nothing in it names or chooses a model, which the path does (ADR 0094).
@@ -14,43 +14,13 @@ from cliproxy.bounds import MAX_CHAT_VALUES, MAX_MODEL_NAME_CHARS
 from cliproxy.errors import SchemaError
 from cliproxy.formats.json_bounds import decode_json
 from cliproxy.translators.estimate import AUDIO_CHARS_PER_TOKEN, FILE_CHARS_PER_TOKEN, IMAGE_TOKENS, tokens_of_text
-from cliproxy.translators.gemini_generate.hub import conversation_of
-from cliproxy.translators.gemini_generate.marks import MARK
+from cliproxy.translators.gemini_generate.provider_state import verify_stateless
 from cliproxy.translators.gemini_generate.request import GeminiRequest
+from cliproxy.translators.gemini_generate.signatures import MARK
 from cliproxy.translators.gemini_generate.spelling import Shape, may_be_misspelt, normalise, shape_of, verify_names
-from cliproxy.translators.gemini_generate.state import verify_stateless
+from cliproxy.translators.gemini_generate.to_hub import FIELD_NAMES
 from cliproxy.translators.gemini_generate.wire import PART_KINDS, Content, GenerateBody, GenerationConfig, Tool
 from cliproxy.translators.schema import refuse, refuse_excess
-
-__all__ = ["FIELD_NAMES", "GeminiRequest", "conversation_of", "decode_gemini"]
-
-# A field of `ConversationRequest` and what a client of this dialect calls it.
-FIELD_NAMES: dict[str, str] = {
-    "model": "model",
-    "stream": "stream",
-    "max_tokens": "generationConfig.maxOutputTokens",
-    "messages": "contents",
-    "system": "systemInstruction",
-    "tools": "tools",
-    "tool_choice": "toolConfig.functionCallingConfig",
-    "parallel_tool_calls": "toolConfig.functionCallingConfig",
-    "n": "generationConfig.candidateCount",
-    "temperature": "generationConfig.temperature",
-    "top_p": "generationConfig.topP",
-    "top_k": "generationConfig.topK",
-    "stop": "generationConfig.stopSequences",
-    "seed": "generationConfig.seed",
-    "presence_penalty": "generationConfig.presencePenalty",
-    "frequency_penalty": "generationConfig.frequencyPenalty",
-    "logprobs": "generationConfig.responseLogprobs",
-    "output": "generationConfig.responseJsonSchema",
-    "output.kind": "generationConfig.responseMimeType",
-    "thinking": "generationConfig.thinkingConfig",
-    "metadata": "labels",
-    "service_tier": "serviceTier",
-    "store": "store",
-}
-
 
 T = TypeVar("T", bound=msgspec.Struct)
 

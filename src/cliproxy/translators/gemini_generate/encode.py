@@ -1,4 +1,4 @@
-"""Requests as Gemini's bytes: a checked one of the same dialect, and the hub's. The model is in the path, so there is no hole: `prefix` is all."""
+"""Requests as Gemini's bytes: a checked one of the same dialect, and the hub's. The model is in the path, so `Encoded.prefix` is all."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from cliproxy.translators.conversation import (
     ToolChoice,
     ToolResult,
 )
-from cliproxy.translators.gemini_generate.decode import GeminiRequest
-from cliproxy.translators.gemini_generate.marks import is_marked
 from cliproxy.translators.gemini_generate.media import blob_of
+from cliproxy.translators.gemini_generate.request import GeminiRequest
+from cliproxy.translators.gemini_generate.signatures import is_marked
 
 # What Google documents to put where a call has no signature because another model made it ("Thought signatures", FAQ): models since Gemini 3 refuse the first
 # call of a turn without one.
 FOREIGN_SIGNATURE = "skip_thought_signature_validator"
-_BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576}  # `hub` says where they come from
+_BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576}  # `to_hub` says where they come from
 _DROPPED = ("user", "metadata", "store", "service_tier", "cache_key", "verbosity")  # hints: no answer means anything else without them
 _REFUSED = ("logit_bias", "logprobs")
 
 
-def encode_with_hole(request: GeminiRequest, quirks: Quirks) -> Encoded:
+def encode_same(request: GeminiRequest, quirks: Quirks) -> Encoded:
     """Return the body of `request` for an upstream of the same dialect. Changes nothing, so it can be called again.
 
     Raises `SchemaError` if the request is nested more deeply than the encoder goes.

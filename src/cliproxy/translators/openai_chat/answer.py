@@ -26,20 +26,19 @@ from cliproxy.translators.conversation import (
     ToolCall,
     verify_arguments,
 )
-from cliproxy.translators.openai_chat.chunks import ANY_FAULT, NULL, Call, LooseSaid, Said, strict_pieces
-from cliproxy.translators.openai_chat.decode import ChatRequest
-from cliproxy.translators.openai_chat.shapes import (
+from cliproxy.translators.openai_chat.answer_parts import (
     annotation_of,
     citations_of,
     details_of,
     finish_reason_of,
-    image_of,
     not_a_completion,
     stop_of,
     thoughts_of,
     told_usage,
-    url_of,
 )
+from cliproxy.translators.openai_chat.answer_wire import ANY_FAULT, NULL, Call, LooseSaid, Said, strict_pieces
+from cliproxy.translators.openai_chat.media import image_of, url_of
+from cliproxy.translators.openai_chat.request import ChatRequest
 
 # --- a provider's ------------------------------------------------------------------------------------------------------
 

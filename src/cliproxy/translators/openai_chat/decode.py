@@ -15,11 +15,8 @@ from cliproxy.errors import SchemaError
 from cliproxy.formats.json_bounds import decode_json
 from cliproxy.translators.estimate import AUDIO_CHARS_PER_TOKEN, FILE_CHARS_PER_TOKEN, IMAGE_TOKENS, tokens_of_text
 from cliproxy.translators.openai_chat.request import ChatRequest
-from cliproxy.translators.openai_chat.to_hub import FIELD_NAMES, conversation_of
 from cliproxy.translators.openai_chat.wire import KNOWN_FIELDS, AssistantMessage, AudioPart, ChatBody, FilePart, ImagePart, Message
 from cliproxy.translators.schema import refuse, refuse_excess, refuse_state, verify_unknown_fields
-
-__all__ = ["FIELD_NAMES", "ChatRequest", "conversation_of", "decode_chat"]
 
 
 def decode_chat(body: bytes, *, max_tokens_cap: int, on_excess: Literal["reject", "clamp"], allow_provider_state: bool = False) -> ChatRequest:

@@ -1,4 +1,4 @@
-"""A chat completion request as bytes, with a hole where egress puts the upstream's name of the model: the client's own, or one of the hub's.
+"""A chat completion request as bytes, with a place where egress puts the upstream's name of the model: the client's own, or one of the hub's.
 
 What always holds: what leaves has a cap on output tokens, in the field that the target knows, and a stream asks for usage unless the target must not be asked.
 """
@@ -27,8 +27,8 @@ from cliproxy.translators.conversation import (
     ToolChoice,
     ToolResult,
 )
-from cliproxy.translators.openai_chat.decode import ChatRequest
-from cliproxy.translators.openai_chat.shapes import url_of
+from cliproxy.translators.openai_chat.media import url_of
+from cliproxy.translators.openai_chat.request import ChatRequest
 
 PREFIX = b'{"model":'
 _NO_QUIRKS = Quirks.NONE
@@ -41,7 +41,7 @@ _OPENAI = (Dialect.OPENAI_CHAT, Dialect.OPENAI_RESPONSES, Dialect.OPENAI_COMPLET
 # --- the client's own --------------------------------------------------------------------------------------------------
 
 
-def encode_with_hole(request: ChatRequest, quirks: Quirks) -> Encoded:
+def encode_same(request: ChatRequest, quirks: Quirks) -> Encoded:
     """Return `request` for an upstream of its own dialect. Changes nothing, so it can be called again.
 
     Raises `SchemaError` if the request is nested more deeply than the encoder goes.

@@ -30,8 +30,9 @@ from cliproxy.translators.conversation import (
     ToolResult,
 )
 from cliproxy.translators.openai_chat import wire
+from cliproxy.translators.openai_chat.answer_parts import citations_of, thoughts_of
+from cliproxy.translators.openai_chat.media import MEDIA_TYPE_OF_AUDIO, data_of, image_of, is_on_the_web
 from cliproxy.translators.openai_chat.request import ChatRequest
-from cliproxy.translators.openai_chat.shapes import MEDIA_TYPE_OF_AUDIO, citations_of, data_of, image_of, is_on_the_web, thoughts_of
 
 _OWN_NAMES = """
     model stream max_tokens messages tools tool_choice parallel_tool_calls n temperature top_p top_k stop seed presence_penalty frequency_penalty

@@ -12,8 +12,8 @@ import msgspec
 
 from cliproxy.errors import UpstreamError
 from cliproxy.translators.conversation import AssistantPart, Choice, ConversationAnswer, Reasoning, Refusal, StopReason, Text
-from cliproxy.translators.openai_chat.shapes import told_usage
-from cliproxy.translators.openai_completions.decode import CompletionRequest
+from cliproxy.translators.openai_chat.answer_parts import told_usage
+from cliproxy.translators.openai_completions.request import CompletionRequest
 
 _REASONS = {
     StopReason.END: "stop",

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
-
 from cliproxy.bounds import MAX_EMBEDDING_INPUTS, MAX_EMBEDDINGS_VALUES
 from cliproxy.errors import SchemaError
 from cliproxy.formats.json_bounds import decode_json
 from cliproxy.translators.estimate import tokens_of_text
+from cliproxy.translators.openai_embeddings.request import EmbeddingsRequest
 from cliproxy.translators.openai_embeddings.wire import KNOWN_FIELDS, EmbeddingsBody
 from cliproxy.translators.schema import convert, verify_unknown_fields
-
-
-class EmbeddingsRequest(msgspec.Struct, frozen=True):
-    """A checked embeddings request. `estimate` is the tokens to reserve; `rest` is everything that leaves but the model."""
-
-    model: str
-    estimate: int
-    rest: dict[str, Any]
 
 
 def decode_embeddings(body: bytes) -> EmbeddingsRequest:

@@ -1,13 +1,30 @@
-"""A checked embeddings request as bytes, with a hole where egress puts the upstream's name of the model."""
+"""An embeddings request as bytes, with a place for the upstream's name of the model: the client's own, or one of the hub's."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from cliproxy.dialects import Quirks
 from cliproxy.formats.json_bounds import encode_json
-from cliproxy.translators.openai_embeddings.decode import EmbeddingsRequest
+from cliproxy.translators.conversation import Encoded
+from cliproxy.translators.embedding import EmbedRequest
+from cliproxy.translators.openai_embeddings.request import EmbeddingsRequest
 
 PREFIX = b'{"model":'
+_DROPPED = ("task", "title")  # hints: OpenAI's vectors are for anything
 
 
-def encode_with_hole(request: EmbeddingsRequest) -> tuple[bytes, bytes]:
-    """Return what stands before and behind the model: `prefix + json(model) + suffix` is the body. Changes nothing, so it can be called again."""
-    return PREFIX, b"," + encode_json(request.rest)[1:]  # `rest` is never empty: it holds the input
+def encode_same(request: EmbeddingsRequest, quirks: Quirks) -> Encoded:
+    """Return the body for an upstream of the same dialect. Changes nothing, so it can be called again. Raises `SchemaError` if it is nested too deeply."""
+    return Encoded(PREFIX, b"," + encode_json(request.rest)[1:])  # `rest` is never empty: it holds the input
+
+
+def encode_embed(request: EmbedRequest, quirks: Quirks) -> Encoded:
+    """Return `request` as a body for an upstream of this dialect, with a place for the model. Raises `UnsupportedFeature`."""
+    body: dict[str, Any] = {"input": request.texts[0] if len(request.texts) == 1 else list(request.texts)}
+    if request.dimensions is not None:
+        body["dimensions"] = request.dimensions
+    if request.user:
+        body["user"] = request.user
+    dropped = tuple(name for name in _DROPPED if getattr(request, name))
+    return Encoded(PREFIX, b"," + encode_json(body)[1:], dropped)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from cliproxy.bounds import MAX_CHAT_VALUES, MAX_FORM_VALUE_BYTES, MAX_MODEL_NAME_CHARS
 from cliproxy.errors import SchemaError, UnsupportedFeature
 from cliproxy.formats.form import Part, encode_form, parse_form
 from cliproxy.formats.json_bounds import decode_json, encode_json
 from cliproxy.translators.conversation import Encoded
 from cliproxy.translators.estimate import tokens_of_text
+from cliproxy.translators.openai_media.request import MediaRequest
 from cliproxy.translators.openai_media.wire import (
     IMAGE_FIELDS,
     SPEECH_FIELDS,
@@ -31,15 +30,6 @@ SPEECH_TOKENS_PER_TEXT_TOKEN = 5  # 20 tokens a second of speech, at some 4 toke
 AUDIO_BYTES_PER_TOKEN = 800  # ten tokens a second of sound; MP3 has 8 kB
 
 
-class MediaRequest(msgspec.Struct, frozen=True):
-    """A checked request. `estimate` counts what goes in and, where the size of what comes out is known beforehand, that too; `n` pictures."""
-
-    model: str
-    estimate: int
-    n: int
-    encoded: Encoded
-
-
 def decode_image_request(body: bytes) -> MediaRequest:
     """Return the request for pictures in `body`. Raises `SchemaError` with the path of the field; its message never quotes the client."""
     document = decode_json(body, max_values=MAX_CHAT_VALUES)
@@ -48,7 +38,7 @@ def decode_image_request(body: bytes) -> MediaRequest:
     if wire.stream or wire.partial_images:
         raise UnsupportedFeature("Pictures are not streamed by this gateway; ask for them whole.", param="stream" if wire.stream else "partial_images")
     n = wire.n or 1
-    return MediaRequest(wire.model, tokens_of_text(len(body)) + n * IMAGE_OUTPUT_TOKENS, n, _json_with_hole(document))
+    return MediaRequest(wire.model, tokens_of_text(len(body)) + n * IMAGE_OUTPUT_TOKENS, n, _json_around_model(document))
 
 
 def decode_speech_request(body: bytes) -> MediaRequest:
@@ -59,7 +49,7 @@ def decode_speech_request(body: bytes) -> MediaRequest:
     if wire.stream_format == "sse" or wire.stream:
         raise UnsupportedFeature("Speech comes as audio, not as events.", param="stream" if wire.stream else "stream_format")
     text = tokens_of_text(len(body))
-    return MediaRequest(wire.model, text + text * SPEECH_TOKENS_PER_TEXT_TOKEN, 1, _json_with_hole(document))
+    return MediaRequest(wire.model, text + text * SPEECH_TOKENS_PER_TEXT_TOKEN, 1, _json_around_model(document))
 
 
 def decode_transcription_request(body: bytes, *, content_type: bytes, translate: bool) -> MediaRequest:
@@ -81,7 +71,7 @@ def decode_transcription_request(body: bytes, *, content_type: bytes, translate:
     model = single["model"].value.decode()
     if not 1 <= len(model) <= MAX_MODEL_NAME_CHARS:
         raise SchemaError("The model's name is empty or too long.", param="model", code="invalid_value")
-    prefix, suffix = encode_form([part for part in parts if part.name not in ("model", "stream")], hole="model")
+    prefix, suffix = encode_form([part for part in parts if part.name not in ("model", "stream")], first="model")
     estimate = len(single["file"].value) // AUDIO_BYTES_PER_TOKEN + tokens_of_text(len(suffix) - len(single["file"].value))
     return MediaRequest(model, estimate, 1, Encoded(prefix, suffix))
 
@@ -91,7 +81,7 @@ def _verify_known(document: dict[str, Any], known: frozenset[str]) -> None:
         verify_unknown_fields(document, known)
 
 
-def _json_with_hole(document: dict[str, Any]) -> Encoded:
+def _json_around_model(document: dict[str, Any]) -> Encoded:
     rest = {name: value for name, value in document.items() if name != "model"}
     return Encoded(b'{"model":', b"," + encode_json(rest)[1:])  # never empty: there is a prompt or a text
 

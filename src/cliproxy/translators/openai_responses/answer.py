@@ -26,7 +26,7 @@ from cliproxy.translators.conversation import (
     Text,
     ToolCall,
 )
-from cliproxy.translators.openai_responses import items
+from cliproxy.translators.openai_responses import answer_parts
 from cliproxy.translators.openai_responses.request import ResponsesRequest
 
 Seconds = Annotated[float, Meta(ge=0, le=2**53)]
@@ -58,9 +58,9 @@ def decode_answer(body: bytes) -> ConversationAnswer:
         raise UpstreamError("The provider's answer is not a response.", code="bad_upstream_answer") from None
     parts: list[AssistantPart] = []
     for raw in response.output:
-        parts += items.parts_of(items.read_item(raw))
+        parts += answer_parts.parts_of(answer_parts.read_item(raw))
     reason = response.incomplete_details.reason if response.incomplete_details is not None else None
-    choice = Choice(0, tuple(parts), items.stop_of(response.status, reason, parts))
+    choice = Choice(0, tuple(parts), answer_parts.stop_of(response.status, reason, parts))
     return ConversationAnswer(response.id or "", response.model or "", (choice,), usage, int(response.created_at or 0))
 
 
@@ -74,7 +74,7 @@ def encode_answer(answer: ConversationAnswer, *, request: ResponsesRequest | Non
     choice = answer.choices[0]
     name = answer.id or id
     status, reason = status_of(choice.stop, refused=any(isinstance(part, Refusal) for part in choice.parts))
-    made = _items(choice.parts, items.stem_of(name))
+    made = _items(choice.parts, answer_parts.stem_of(name))
     if made and made[-1]["type"] == "message":
         made[-1]["status"] = status
     output = [_encode(item) for item in made]
@@ -88,19 +88,19 @@ def _items(parts: tuple[AssistantPart, ...], stem: str) -> list[dict[str, Any]]:
     for part in parts:
         if isinstance(part, Text | Refusal):
             if not content:
-                made.append(items.message_item(f"msg_{stem}_{len(made)}", "completed", content))
+                made.append(answer_parts.message_item(f"msg_{stem}_{len(made)}", "completed", content))
             content.append(_said(part))
             continue
         content = []
         number = len(made)
         if isinstance(part, ToolCall):
-            made.append(items.call_item(f"fc_{stem}_{number}", "completed", part.id or f"call_{stem}_{number}", part.name, part.arguments))
+            made.append(answer_parts.call_item(f"fc_{stem}_{number}", "completed", part.id or f"call_{stem}_{number}", part.name, part.arguments))
             if part.signature:
-                made.append(items.reasoning_item(f"rs_{stem}_{number + 1}", "", items.encrypted_of_call(part.signature)))
+                made.append(answer_parts.reasoning_item(f"rs_{stem}_{number + 1}", "", answer_parts.encrypted_of_call(part.signature)))
         elif isinstance(part, Reasoning):
-            made.append(items.reasoning_item(reasoning_id(part, stem, number), part.text, items.encrypted_of(part)))
+            made.append(answer_parts.reasoning_item(reasoning_id(part, stem, number), part.text, answer_parts.encrypted_of(part)))
         elif isinstance(part, Image):
-            made.append(items.image_item(f"ig_{stem}_{number}", part))
+            made.append(answer_parts.image_item(f"ig_{stem}_{number}", part))
     return made
 
 
@@ -111,8 +111,8 @@ def reasoning_id(part: Reasoning, stem: str, number: int) -> str:
 
 def _said(part: Text | Refusal) -> dict[str, Any]:
     if isinstance(part, Refusal):
-        return items.refusal_part(part.text)
-    return items.text_part(part.text, [items.annotation_of(citation, len(part.text)) for citation in part.citations])
+        return answer_parts.refusal_part(part.text)
+    return answer_parts.text_part(part.text, [answer_parts.annotation_of(citation, len(part.text)) for citation in part.citations])
 
 
 def status_of(stop: StopReason, *, refused: bool) -> tuple[str, str | None]:

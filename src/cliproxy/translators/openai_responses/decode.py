@@ -1,7 +1,7 @@
 """A Responses request from its bytes: checked, capped, and what leaves decided.
 
 What always holds: what leaves is our own encoding of the value that was checked (ADR 0050); it always carries `max_output_tokens`, no higher than the
-operator's; and it names and stores nothing at the provider unless the operator allows it (`state`).
+operator's; and it names and stores nothing at the provider unless the operator allows it (`provider_state`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from cliproxy.bounds import MAX_CHAT_VALUES
 from cliproxy.errors import SchemaError
 from cliproxy.formats.json_bounds import decode_json
 from cliproxy.translators.estimate import AUDIO_CHARS_PER_TOKEN, FILE_CHARS_PER_TOKEN, IMAGE_TOKENS, tokens_of_text
-from cliproxy.translators.openai_responses.history import FIELD_NAMES, conversation_of
+from cliproxy.translators.openai_responses.provider_state import HOW_TO, forget, leave_out_thoughts, state_field, verify_credentials
 from cliproxy.translators.openai_responses.request import ResponsesRequest
-from cliproxy.translators.openai_responses.state import HOW_TO, forget, leave_out_thoughts, state_field, verify_credentials
 from cliproxy.translators.openai_responses.wire import (
     KNOWN_FIELDS,
     CustomCallOutputItem,
@@ -29,8 +28,6 @@ from cliproxy.translators.openai_responses.wire import (
     ResponsesBody,
 )
 from cliproxy.translators.schema import refuse, refuse_excess, refuse_state, verify_unknown_fields
-
-__all__ = ["FIELD_NAMES", "ResponsesRequest", "conversation_of", "decode_responses"]
 
 # Chat's names, which imitators of both dialects may take for this one's: a second cap, several choices.
 _CHAT_FIELDS = frozenset({"max_tokens", "max_completion_tokens", "n", "messages"})

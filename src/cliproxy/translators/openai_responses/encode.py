@@ -1,4 +1,4 @@
-"""Responses requests as bytes, with a hole where egress puts the upstream's name of the model: a client's own, or one from the hub.
+"""Responses requests as bytes, with a place where egress puts the upstream's name of the model: a client's own, or one from the hub.
 
 A body from the hub asks the provider to store nothing: the gateway's clients share its account (ADR 0096), and the whole history comes along.
 """
@@ -28,8 +28,8 @@ from cliproxy.translators.conversation import (
     ToolChoice,
     ToolResult,
 )
+from cliproxy.translators.openai_responses.provider_state import ENCRYPTED_REASONING, HOW_TO
 from cliproxy.translators.openai_responses.request import ResponsesRequest
-from cliproxy.translators.openai_responses.state import ENCRYPTED_REASONING, HOW_TO
 
 PREFIX = b'{"model":'
 MAX_USER_CHARS = 64  # OpenAI: `user`, `prompt_cache_key`; longer ones are refused
@@ -38,7 +38,7 @@ _OPENAI = frozenset({Dialect.OPENAI_RESPONSES, Dialect.OPENAI_CHAT, Dialect.OPEN
 _LOW_BUDGET, _MEDIUM_BUDGET = 4096, 16384  # tokens up to which a budget counts as that effort
 
 
-def encode_with_hole(request: ResponsesRequest, quirks: Quirks) -> Encoded:
+def encode_same(request: ResponsesRequest, quirks: Quirks) -> Encoded:
     """Return a request for an upstream of its own dialect. Changes nothing, so it can be called again.
 
     Raises `UnsupportedFeature` if the request names something kept and the upstream keeps nothing, `SchemaError` if it is nested more deeply than the encoder

@@ -1,8 +1,8 @@
 """The body of a Responses request as OpenAI documents it (API reference, "Create a model response").
 
 Types and ranges are the vendor's. Items, content parts and tools of unknown kinds are refused: some of them carry tools of their own (`additional_tools`,
-`tool_search_output`) or secrets (`shell`), which `state` would then have to look into. Enumerations that grow (`effort`, `service_tier`, `include`) are short
-strings. `null` stands for an absent field. Unknown fields are not looked at here: `decode` says which may pass.
+`tool_search_output`) or secrets (`shell`), which `provider_state` would then have to look into. Enumerations that grow (`effort`, `service_tier`, `include`)
+are short strings. `null` stands for an absent field. Unknown fields are not looked at here: `decode` says which may pass.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ Content = InputPart | InputAudio | OutputText | OutputRefusal
 
 
 class MessageItem(_Typed, frozen=True, gc=False, tag="message"):
-    """`type` may be left out. Which parts a role may have is the provider's to judge, and `history`'s when it is translated."""
+    """`type` may be left out. Which parts a role may have is the provider's to judge, and `to_hub`'s when it is translated."""
 
     role: Literal["user", "assistant", "system", "developer"]
     content: str | list[Content]

@@ -1,4 +1,4 @@
-"""An answer's events on their way to the client, in the vendor's own (`Writer`) or as they came (`Pass`). The other direction is `reader.py`.
+"""An answer's events on their way to the client, in the vendor's own (`Writer`) or as they came (`Pass`). The other direction is `read_stream.py`.
 
 The order is the vendor's: `message_start`, then for each block its start, deltas and stop, then `message_delta` with the reason to stop and all usage,
 `message_stop`. Usage in `message_start` is what is known then, often nothing: the count at the end replaces it, as the vendor's SDKs do. A text block begins
@@ -25,9 +25,8 @@ from cliproxy.translators.anthropic_messages.answer import (
     usage_fields,
 )
 from cliproxy.translators.anthropic_messages.errors import error_type
-from cliproxy.translators.anthropic_messages.marks import signature_of
-from cliproxy.translators.anthropic_messages.reader import Reader
-from cliproxy.translators.anthropic_messages.wire import MessagesRequest
+from cliproxy.translators.anthropic_messages.request import MessagesRequest
+from cliproxy.translators.anthropic_messages.signatures import signature_of
 from cliproxy.translators.conversation import (
     ArgumentsDelta,
     AssistantPart,
@@ -47,8 +46,6 @@ from cliproxy.translators.conversation import (
     TextDelta,
     ToolCall,
 )
-
-__all__ = ["KEEP_ALIVE", "Pass", "Reader", "Writer", "error_event"]
 
 KEEP_ALIVE = b'event: ping\ndata: {"type":"ping"}\n\n'
 _END = b"}}\n\n"

@@ -14,7 +14,7 @@ import msgspec
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
 from cliproxy.metering.usage import Usage
-from cliproxy.translators.conversation import Citation, Image, Reasoning, StopReason
+from cliproxy.translators.conversation import Citation, Reasoning, StopReason
 from cliproxy.translators.openai_chat.wire import Annotation, ReasoningDetail
 
 # OpenRouter's names (its documentation, "Reasoning tokens": `format`); it has none for Bedrock's.
@@ -57,8 +57,6 @@ _REASONS = {
     StopReason.FILTER: "content_filter",
     StopReason.PAUSE: "length",  # there is more to come if the client goes on
 }
-
-MEDIA_TYPE_OF_AUDIO = {"wav": "audio/wav", "mp3": "audio/mpeg", "flac": "audio/flac", "ogg": "audio/ogg", "aac": "audio/aac", "m4a": "audio/mp4"}
 
 
 def not_a_completion() -> UpstreamError:
@@ -161,7 +159,7 @@ def details_of(thought: Reasoning, index: int) -> dict[str, Any]:
     return detail
 
 
-# --- sources, pictures -------------------------------------------------------------------------------------------------
+# --- sources -----------------------------------------------------------------------------------------------------------
 
 
 def citations_of(annotations: Sequence[Annotation] | None, *, offset: int = 0) -> list[Citation]:
@@ -193,31 +191,6 @@ def annotation_of(citation: Citation, *, offset: int, length: int) -> dict[str, 
     if citation.cited:
         told["content"] = citation.cited
     return {"type": "url_citation", "url_citation": told}
-
-
-def image_of(url: str, *, detail: str = "", at: str = "", cache: bool = False) -> Image | None:
-    """Return the picture that `url` is or names, or None if it is neither inline base64 nor on the web."""
-    if url.startswith("data:"):
-        media_type, data = data_of(url)
-        return Image(media_type, data, detail=detail, at=at, cache=cache) if data else None
-    return Image(url=url, detail=detail, at=at, cache=cache) if is_on_the_web(url) else None
-
-
-def data_of(url: str) -> tuple[str, str]:
-    """Return media type and base64 of a `data:` URL (RFC 2397); both empty if it has none."""
-    head, comma, data = url.removeprefix("data:").partition(",")
-    kind, _, encoding = head.rpartition(";")
-    if not comma or encoding.lower() != "base64" or "/" not in kind:
-        return "", ""
-    return kind.partition(";")[0].lower(), data
-
-
-def is_on_the_web(url: str) -> bool:
-    return url[:8].lower().startswith(("http://", "https://"))
-
-
-def url_of(image: Image) -> str:
-    return image.url or f"data:{image.media_type};base64,{image.data}"
 
 
 # --- usage -------------------------------------------------------------------------------------------------------------

@@ -6,15 +6,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from cliproxy.formats.sse import KEEP_ALIVE
 from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import Counted, Ended, Finished, PartStarted, Reasoning, Started, StreamEvent, TextDelta
-from cliproxy.translators.openai_chat.shapes import told_usage
-from cliproxy.translators.openai_chat.stream import error_event
+from cliproxy.translators.openai_chat.answer_parts import told_usage
 from cliproxy.translators.openai_completions.answer import finish_reason_of, verify_is_text
-from cliproxy.translators.openai_completions.decode import CompletionRequest
-
-__all__ = ["KEEP_ALIVE", "Writer", "error_event"]
+from cliproxy.translators.openai_completions.request import CompletionRequest
 
 DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.Encoder().encode

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from cliproxy.bounds import MAX_ANSWER_PARTS, MAX_CHOICES
-from cliproxy.translators.openai_chat.shapes import not_a_completion
+from cliproxy.translators.openai_chat.answer_parts import not_a_completion
 from cliproxy.translators.openai_chat.wire import Annotation, ReasoningDetail
 
 NULL = msgspec.Raw(b"null")

@@ -42,10 +42,37 @@ from cliproxy.translators.conversation import (
     ToolResult,
 )
 from cliproxy.translators.gemini_generate import wire
-from cliproxy.translators.gemini_generate.marks import is_marked, thought_in
 from cliproxy.translators.gemini_generate.media import media_of_blob, media_of_file
 from cliproxy.translators.gemini_generate.request import GeminiRequest
 from cliproxy.translators.gemini_generate.schemas import json_schema_of
+from cliproxy.translators.gemini_generate.signatures import is_marked, thought_in
+
+# A field of `ConversationRequest` and what a client of this dialect calls it.
+FIELD_NAMES: dict[str, str] = {
+    "model": "model",
+    "stream": "stream",
+    "max_tokens": "generationConfig.maxOutputTokens",
+    "messages": "contents",
+    "system": "systemInstruction",
+    "tools": "tools",
+    "tool_choice": "toolConfig.functionCallingConfig",
+    "parallel_tool_calls": "toolConfig.functionCallingConfig",
+    "n": "generationConfig.candidateCount",
+    "temperature": "generationConfig.temperature",
+    "top_p": "generationConfig.topP",
+    "top_k": "generationConfig.topK",
+    "stop": "generationConfig.stopSequences",
+    "seed": "generationConfig.seed",
+    "presence_penalty": "generationConfig.presencePenalty",
+    "frequency_penalty": "generationConfig.frequencyPenalty",
+    "logprobs": "generationConfig.responseLogprobs",
+    "output": "generationConfig.responseJsonSchema",
+    "output.kind": "generationConfig.responseMimeType",
+    "thinking": "generationConfig.thinkingConfig",
+    "metadata": "labels",
+    "service_tier": "serviceTier",
+    "store": "store",
+}
 
 # What is understood of each object. The rest of its fields is refused.
 _BODY = frozenset({"contents", "systemInstruction", "tools", "toolConfig", "generationConfig", "safetySettings", "labels", "serviceTier", "store"})

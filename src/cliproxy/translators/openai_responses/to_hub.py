@@ -32,9 +32,9 @@ from cliproxy.translators.conversation import (
     ToolChoice,
     ToolResult,
 )
-from cliproxy.translators.openai_responses.marks import Kind, Marked, unmark
+from cliproxy.translators.openai_responses.provider_state import HOW_TO
 from cliproxy.translators.openai_responses.request import ResponsesRequest
-from cliproxy.translators.openai_responses.state import HOW_TO
+from cliproxy.translators.openai_responses.signatures import Kind, Marked, unmark
 from cliproxy.translators.openai_responses.wire import (
     KNOWN_FIELDS,
     AllowedToolsChoice,

@@ -19,9 +19,10 @@ from cliproxy.errors import UpstreamError
 from cliproxy.formats.sse import EventSplitter
 from cliproxy.metering.openai_chat import usage_in
 from cliproxy.translators.conversation import Counted, Ended, Reasoning, Started, StreamEvent, TextDelta
-from cliproxy.translators.openai_chat.chunks import NULL, Call, Choice, Event, Said, parse_event
-from cliproxy.translators.openai_chat.parts import Kept, Kind, Parts
-from cliproxy.translators.openai_chat.shapes import ENCRYPTED, SIGNERS, SUMMARY, THOUGHT, citations_of, image_of, is_proof_of, not_a_completion
+from cliproxy.translators.openai_chat.answer_parts import ENCRYPTED, SIGNERS, SUMMARY, THOUGHT, citations_of, is_proof_of, not_a_completion
+from cliproxy.translators.openai_chat.answer_wire import NULL, Call, Choice, Event, Said, parse_event
+from cliproxy.translators.openai_chat.media import image_of
+from cliproxy.translators.openai_chat.stream_parts import Kept, Kind, Parts
 from cliproxy.translators.openai_chat.wire import ReasoningDetail
 
 LEGACY_CALL = -1  # the index of a `function_call`

@@ -36,8 +36,8 @@ from cliproxy.translators.conversation import (
     ToolCall,
     verify_arguments,
 )
-from cliproxy.translators.openai_responses import items
-from cliproxy.translators.openai_responses.events import (
+from cliproxy.translators.openai_responses import answer_parts
+from cliproxy.translators.openai_responses.answer_wire import (
     KNOWN_KINDS,
     AnnotationAdded,
     CallArgumentsDelta,
@@ -57,7 +57,7 @@ from cliproxy.translators.openai_responses.events import (
     decode,
     decode_other,
 )
-from cliproxy.translators.openai_responses.history import PARAGRAPH, citation_of
+from cliproxy.translators.openai_responses.to_hub import PARAGRAPH, citation_of
 
 _THOUGHT = -1  # content index of a thought under way: it has its item for itself
 _NOWHERE = (-1, 2**63)  # before the first place there is
@@ -154,11 +154,11 @@ class Reader:
         elif isinstance(read, PartAdded):
             self._part_added(read, out)
         elif isinstance(read, ItemAdded):
-            items.verify_object_count(data)
+            answer_parts.verify_object_count(data)
             self._item_added(read, out)
         elif isinstance(read, ItemDone):
-            items.verify_object_count(data)
-            self._item_done(items.read_item(read.item), read.output_index, out)
+            answer_parts.verify_object_count(data)
+            self._item_done(answer_parts.read_item(read.item), read.output_index, out)
         elif isinstance(read, AnnotationAdded):
             citation = citation_of(read.annotation)
             if (read.output_index, read.content_index) != self._at or not isinstance(self._open, Text):
@@ -184,7 +184,7 @@ class Reader:
         self._close(out)
         response = read.response
         reason = response.incomplete_details.reason if response.incomplete_details is not None else None
-        out.append(Finished(0, items.stop_of("incomplete" if isinstance(read, EndedEarly) else "completed", reason, self._parts)))
+        out.append(Finished(0, answer_parts.stop_of("incomplete" if isinstance(read, EndedEarly) else "completed", reason, self._parts)))
         usage = read_usage(response.usage)
         if usage is not None:
             out.append(Counted(usage))
@@ -235,10 +235,10 @@ class Reader:
             raise UpstreamError("The provider's answer holds a part that this gateway cannot translate.", code="bad_upstream_answer")
 
     def _item_added(self, read: ItemAdded, out: list[StreamEvent]) -> None:
-        item = items.read_item(read.item)
-        if isinstance(item, items.FunctionCallItem):
+        item = answer_parts.read_item(read.item)
+        if isinstance(item, answer_parts.FunctionCallItem):
             self._begin((read.output_index, 0), ToolCall(item.call_id, item.name, ""), out)
-        elif isinstance(item, items.ReasoningItem):
+        elif isinstance(item, answer_parts.ReasoningItem):
             self._thought_id = item.id or ""
 
     def _arguments(self, delta: str, output_index: int, out: list[StreamEvent]) -> None:
@@ -246,7 +246,7 @@ class Reader:
             raise _mixed_up()
         if delta:
             self._pieces.append(delta)
-            self._lots = items.join_lots(self._pieces, self._lots)
+            self._lots = answer_parts.join_lots(self._pieces, self._lots)
             out.append(ArgumentsDelta(0, self._index, delta))
 
     def _think(self, delta: str, output_index: int, section: tuple[type[Any], int], out: list[StreamEvent]) -> None:
@@ -258,15 +258,15 @@ class Reader:
         self._section = section
         out.append(TextDelta(0, self._index, delta))
 
-    def _item_done(self, item: items.OutputItem | None, output_index: int, out: list[StreamEvent]) -> None:
+    def _item_done(self, item: answer_parts.OutputItem | None, output_index: int, out: list[StreamEvent]) -> None:
         if self._open is not None and self._at[0] == output_index:
-            if isinstance(item, items.FunctionCallItem) and isinstance(self._open, ToolCall) and not self._pieces:
+            if isinstance(item, answer_parts.FunctionCallItem) and isinstance(self._open, ToolCall) and not self._pieces:
                 self._arguments(item.arguments, output_index, out)
-            if isinstance(item, items.ReasoningItem) and isinstance(self._open, Reasoning) and item.encrypted_content:
+            if isinstance(item, answer_parts.ReasoningItem) and isinstance(self._open, Reasoning) and item.encrypted_content:
                 out.append(SignatureDelta(0, self._index, item.encrypted_content, Dialect.OPENAI_RESPONSES))
             self._close(out)
         elif output_index > self._begun:
-            for index, part in enumerate(items.parts_of(item)):
+            for index, part in enumerate(answer_parts.parts_of(item)):
                 self._whole((output_index, _THOUGHT if isinstance(part, Reasoning) else index), part, out)
         self._begun = max(self._begun, output_index)
 

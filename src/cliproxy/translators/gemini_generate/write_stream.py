@@ -38,11 +38,9 @@ from cliproxy.translators.gemini_generate.answer import (
     source_of,
     usage_metadata,
 )
-from cliproxy.translators.gemini_generate.decode import GeminiRequest
 from cliproxy.translators.gemini_generate.errors import rpc_name
-from cliproxy.translators.gemini_generate.reader import Reader, data_of
-
-__all__ = ["KEEP_ALIVE", "Pass", "Reader", "Writer", "error_event"]
+from cliproxy.translators.gemini_generate.read_stream import data_of
+from cliproxy.translators.gemini_generate.request import GeminiRequest
 
 # White space between the elements of an array, an event without data between events: ignored in both forms. Google's Python SDK takes a comment for JSON and
 # raises.

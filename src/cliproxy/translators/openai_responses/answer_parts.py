@@ -25,8 +25,8 @@ from cliproxy.translators.conversation import (
     ToolCall,
     verify_arguments,
 )
-from cliproxy.translators.openai_responses.history import PARAGRAPH, citation_of
-from cliproxy.translators.openai_responses.marks import Kind, mark
+from cliproxy.translators.openai_responses.signatures import Kind, mark
+from cliproxy.translators.openai_responses.to_hub import PARAGRAPH, citation_of
 from cliproxy.translators.openai_responses.wire import Annotation
 
 RECORDS = frozenset({"web_search_call", "file_search_call", "code_interpreter_call"})

@@ -13,7 +13,7 @@ import msgspec
 
 from cliproxy.bounds import EVENT_PIECES_PER_JOIN, MAX_RESPONSES_EVENT_BYTES, MAX_WRITTEN_RESPONSE_BYTES
 from cliproxy.errors import UpstreamError
-from cliproxy.formats.sse import KEEP_ALIVE, EventSplitter
+from cliproxy.formats.sse import EventSplitter
 from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import (
     ArgumentsDelta,
@@ -35,13 +35,10 @@ from cliproxy.translators.conversation import (
     TextDelta,
     ToolCall,
 )
-from cliproxy.translators.openai_responses import items
+from cliproxy.translators.openai_responses import answer_parts
 from cliproxy.translators.openai_responses.answer import Envelope, reasoning_id, status_of
-from cliproxy.translators.openai_responses.marks import Kind, mark
-from cliproxy.translators.openai_responses.reader import Reader
 from cliproxy.translators.openai_responses.request import ResponsesRequest
-
-__all__ = ["KEEP_ALIVE", "Pass", "Reader", "Writer", "error_event"]
+from cliproxy.translators.openai_responses.signatures import Kind, mark
 
 _encode = msgspec.json.Encoder().encode
 
@@ -142,7 +139,7 @@ class Writer:
             raise UpstreamError("The provider's answer is larger than the gateway takes.", code="upstream_too_large")
         if len(self._pieces) - self._lots >= EVENT_PIECES_PER_JOIN:
             self._measure()
-            self._lots = items.join_lots(self._pieces, self._lots)
+            self._lots = answer_parts.join_lots(self._pieces, self._lots)
             self._measured = len(self._pieces)
         return b"".join(out)
 
@@ -182,7 +179,7 @@ class Writer:
 
     def _start(self, event: Started, out: list[bytes]) -> None:
         id = event.id or self._id
-        self._stem = items.stem_of(id)
+        self._stem = answer_parts.stem_of(id)
         self._usage = event.usage
         self._envelope = Envelope(self._request, id=id, model=event.model or self._model, created=event.created or self._created)
         response = msgspec.Raw(self._envelope.response("in_progress", None, [], None))
@@ -206,13 +203,13 @@ class Writer:
         if isinstance(part, ToolCall):
             self._item_id = f"fc_{self._stem}_{number}"
             self._call = (part.id or f"call_{self._stem}_{number}", part.name)
-            self._encrypted = items.encrypted_of_call(part.signature) if part.signature else ""
-            self._add_item(items.call_item(self._item_id, "in_progress", *self._call, ""), out)
+            self._encrypted = answer_parts.encrypted_of_call(part.signature) if part.signature else ""
+            self._add_item(answer_parts.call_item(self._item_id, "in_progress", *self._call, ""), out)
             self._deltas("response.function_call_arguments.delta")
         elif isinstance(part, Reasoning):
             self._item_id = reasoning_id(part, self._stem, number)
-            self._encrypted = items.encrypted_of(part)
-            self._add_item(items.reasoning_item(self._item_id, "", ""), out)
+            self._encrypted = answer_parts.encrypted_of(part)
+            self._add_item(answer_parts.reasoning_item(self._item_id, "", ""), out)
             self._deltas("response.reasoning_summary_text.delta", summary_index=0)
             self._summary_begun = False
         else:
@@ -223,9 +220,9 @@ class Writer:
         if not self._message_id:
             self._message_id = f"msg_{self._stem}_{len(self._items)}"
             self._content = []
-            self._add_item(items.message_item(self._message_id, "in_progress", ()), out)
+            self._add_item(answer_parts.message_item(self._message_id, "in_progress", ()), out)
         self._item_id = self._message_id
-        empty = items.text_part("", []) if isinstance(part, Text) else items.refusal_part("")
+        empty = answer_parts.text_part("", []) if isinstance(part, Text) else answer_parts.refusal_part("")
         self._tell("response.content_part.added", out, **self._place(), part=empty)
         if isinstance(part, Text):
             self._deltas("response.output_text.delta", content_index=len(self._content), logprobs=[])
@@ -252,7 +249,7 @@ class Writer:
         return {"item_id": self._item_id, "output_index": len(self._items), "summary_index": 0}
 
     def _annotate(self, event: CitationAdded, out: list[bytes]) -> None:
-        annotation = items.annotation_of(event.citation, self._measure())
+        annotation = answer_parts.annotation_of(event.citation, self._measure())
         place = {**self._place(), "annotation_index": len(self._annotations)}
         self._annotations.append(annotation)
         before = len(out)
@@ -267,27 +264,27 @@ class Writer:
         self._pieces = []
         if isinstance(part, Text):
             self._tell("response.output_text.done", out, **self._place(), text=text, logprobs=[])
-            self._end_content(items.text_part(text, self._annotations), out)
+            self._end_content(answer_parts.text_part(text, self._annotations), out)
         elif isinstance(part, Refusal):
             self._tell("response.refusal.done", out, **self._place(), refusal=text)
-            self._end_content(items.refusal_part(text), out)
+            self._end_content(answer_parts.refusal_part(text), out)
         elif isinstance(part, ToolCall):
             place = {"item_id": self._item_id, "output_index": len(self._items)}
             self._tell("response.function_call_arguments.done", out, **place, name=self._call[1], arguments=text)
-            self._end_item(items.call_item(self._item_id, "completed", *self._call, text), out)
+            self._end_item(answer_parts.call_item(self._item_id, "completed", *self._call, text), out)
             if self._encrypted:
                 self._add_signature(out)
         elif isinstance(part, Reasoning):
             if text:
                 self._tell("response.reasoning_summary_text.done", out, **self._summary_place(), text=text)
                 self._tell("response.reasoning_summary_part.done", out, **self._summary_place(), part={"type": "summary_text", "text": text})
-            self._end_item(items.reasoning_item(self._item_id, text, self._encrypted), out)
+            self._end_item(answer_parts.reasoning_item(self._item_id, text, self._encrypted), out)
         elif isinstance(part, Image):
-            self._end_item(items.image_item(self._item_id, part), out)
+            self._end_item(answer_parts.image_item(self._item_id, part), out)
 
     def _add_signature(self, out: list[bytes]) -> None:
         """What proves a tool call follows it in an item of its own."""
-        item = items.reasoning_item(f"rs_{self._stem}_{len(self._items)}", "", self._encrypted)
+        item = answer_parts.reasoning_item(f"rs_{self._stem}_{len(self._items)}", "", self._encrypted)
         self._add_item(item, out)
         self._end_item(item, out)
 
@@ -298,7 +295,7 @@ class Writer:
     def _end_message(self, out: list[bytes], status: str = "completed") -> None:
         if self._message_id:
             self._item_id, self._message_id = self._message_id, ""
-            self._end_item(items.message_item(self._item_id, status, self._content), out)
+            self._end_item(answer_parts.message_item(self._item_id, status, self._content), out)
             self._content = []
 
     def _end_item(self, item: dict[str, Any], out: list[bytes]) -> None:

@@ -30,7 +30,7 @@ from cliproxy.translators.conversation import (
     ToolCall,
     verify_arguments,
 )
-from cliproxy.translators.openai_chat.shapes import stop_of
+from cliproxy.translators.openai_chat.answer_parts import stop_of
 
 
 class Kind(Enum):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from cliproxy.errors import SchemaError, UnsupportedFeature
-from cliproxy.translators.openai_responses.marks import MARK
+from cliproxy.translators.openai_responses.signatures import MARK
 from cliproxy.translators.openai_responses.wire import (
     CodeInterpreter,
     CodeInterpreterCallItem,
