@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cliproxy.dialects import Quirks
 from cliproxy.errors import ClientError, SchemaError, UpstreamError
 from cliproxy.metering.openai_embeddings import reread, usage_of_embeddings
 from cliproxy.metering.usage import Usage
@@ -30,7 +31,8 @@ ITEM = {"object": "embedding", "index": 0, "embedding": [0.5, -0.5]}
 def test_what_leaves_is_the_request_with_the_upstreams_model(fields: dict[str, Any], estimate: int | None) -> None:
     body = json.dumps({"model": "public", **fields}).encode()
     request = decode_embeddings(body)
-    prefix, suffix = encode_same(request)
+    encoded = encode_same(request, Quirks.NONE)
+    prefix, suffix = encoded.prefix, encoded.suffix
     assert request.model == "public"
     assert estimate is None or request.estimate == estimate
     assert json.loads(prefix + b'"theirs"' + suffix) == {"model": "theirs", **fields}

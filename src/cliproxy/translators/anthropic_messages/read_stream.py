@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cliproxy.bounds import MAX_TOOL_ARGUMENTS_BYTES
 from cliproxy.dialects import Dialect
-from cliproxy.errors import UpstreamError
-from cliproxy.formats.sse import EventSplitter
 from cliproxy.metering.anthropic_messages import WireUsage, counted, usage_in
 from cliproxy.translators.anthropic_messages.answer import (
     Said,
@@ -28,13 +25,10 @@ from cliproxy.translators.anthropic_messages.answer import (
 from cliproxy.translators.anthropic_messages.to_hub import citation_of
 from cliproxy.translators.anthropic_messages.wire import TextCitation
 from cliproxy.translators.conversation import (
-    ArgumentsDelta,
     CitationAdded,
     Counted,
     Ended,
     Finished,
-    PartEnded,
-    PartStarted,
     Reasoning,
     Refusal,
     SignatureDelta,
@@ -43,8 +37,8 @@ from cliproxy.translators.conversation import (
     Text,
     TextDelta,
     ToolCall,
-    verify_arguments,
 )
+from cliproxy.translators.stream_reader import OnePartReader, data_of, error_reported
 
 _NULL = msgspec.Raw(b"null")
 _DATA = b"\ndata: "
@@ -128,58 +122,26 @@ _decode = msgspec.json.Decoder(_Event).decode
 _type_decoder = msgspec.json.Decoder(_Typed)
 
 
-class Reader:
-    """Reads one stream. `feed` and `finish` raise `UpstreamError` as soon as there is nothing before the fault left to return, and from then on."""
+class Reader(OnePartReader):
+    """Reads a stream of one message."""
 
-    __slots__ = ("_ended", "_error", "_finished", "_index", "_input", "_kind", "_open", "_signature", "_splitter", "_start", "_started")
+    __slots__ = ("_finished", "_kind", "_open", "_signature", "_start")
 
     def __init__(self) -> None:
-        self._splitter = EventSplitter()
-        self._error: UpstreamError | None = None
-        self._started = self._finished = self._ended = False
+        super().__init__()
+        self._finished = False
         self._start: WireUsage | None = None  # what the first event said of the prompt
-        self._index = -1  # the hub's, of the last part
         self._open = -1  # the provider's, of the open block
         self._kind: type[object] | None = None  # of the open block
         self._signature = ""
-        self._input = bytearray()  # the open call's
-
-    def feed(self, data: bytes) -> list[StreamEvent]:
-        """Return the events that `data` completes; may be empty."""
-        if self._error is not None:
-            raise self._error
-        out: list[StreamEvent] = []
-        if self._ended:
-            return out
-        try:
-            events = self._splitter.feed(data)
-            if events:
-                for event in events.split(b"\n\n"):
-                    if event:
-                        self._read(event, out)
-        except UpstreamError as error:
-            self._error = error
-            if not out:
-                raise
-        return out
-
-    def finish(self) -> list[StreamEvent]:
-        """The provider's body has ended as its framing said. Raises `UpstreamError` if the stream broke off before its end."""
-        if self._error is not None:
-            raise self._error
-        if not self._ended:
-            raise UpstreamError("The provider broke off in the middle of its answer.", code="upstream_broke_off")
-        return []
 
     def _read(self, event: bytes, out: list[StreamEvent]) -> None:
         at = event.find(b"data:")
         data = event[at + 6 :]
         if at <= 0 or event[at - 1 : at + 6] != _DATA or _NEWLINE in data:  # not a name and one line of data, as the vendor writes
-            data = _data_of(event)
+            data = data_of(event)
             if not data:
                 return  # a comment, or an event without data
-        if self._ended:
-            return
         try:
             parsed = _decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -193,7 +155,7 @@ class Reader:
                 if delta.text:
                     out.append(TextDelta(0, self._index, delta.text))
             elif isinstance(delta, _JsonDelta) and self._kind is SaidCall:
-                self._more_input(delta.partial_json, out)
+                self._more_arguments(delta.partial_json, out)
             else:
                 self._other_delta(delta, out)
         else:
@@ -221,7 +183,7 @@ class Reader:
 
     def _other(self, event: object, out: list[StreamEvent]) -> None:
         if isinstance(event, _Error):
-            raise UpstreamError("The provider reported an error in the middle of its answer.", code="upstream_stream_error")
+            raise error_reported()
         if isinstance(event, _Ping):
             return
         if isinstance(event, _MessageStart) is self._started:  # the first is one, and no other
@@ -250,46 +212,31 @@ class Reader:
             raise not_a_message()
         block = event.content_block
         self._open = event.index
-        self._index += 1
         self._kind = type(block)
         if isinstance(block, SaidText):
-            out.append(PartStarted(0, self._index, Text("")))
+            self._begin_part(Text(""), out)
             if block.text:
                 out.append(TextDelta(0, self._index, block.text))
             out += [CitationAdded(0, self._index, citation_of(citation)) for citation in block.citations or ()]
         elif isinstance(block, SaidThinking):
-            out.append(PartStarted(0, self._index, Reasoning()))
+            self._begin_part(Reasoning(), out)
             if block.thinking:
                 out.append(TextDelta(0, self._index, block.thinking))
             self._signature = block.signature
         elif isinstance(block, SaidRedacted):
-            out.append(PartStarted(0, self._index, Reasoning(redacted=block.data, signer=Dialect.ANTHROPIC_MESSAGES)))
+            self._begin_part(Reasoning(redacted=block.data, signer=Dialect.ANTHROPIC_MESSAGES), out)
         else:
-            self._input.clear()
-            out.append(PartStarted(0, self._index, ToolCall(block.id, block.name, "")))
+            self._begin_part(ToolCall(block.id, block.name, ""), out)
             given = bytes(block.input)
             if given not in (b"{}", b"null", b'""'):  # imitations that send the whole call at once
-                self._more_input(_text(given), out)
-
-    def _more_input(self, piece: str, out: list[StreamEvent]) -> None:
-        if not piece:
-            return
-        self._input += piece.encode()
-        if len(self._input) > MAX_TOOL_ARGUMENTS_BYTES:
-            raise UpstreamError("The provider's tool call is larger than the gateway takes.", code="upstream_too_large")
-        out.append(ArgumentsDelta(0, self._index, piece))
+                self._more_arguments(_text(given), out)
 
     def _end_block(self, out: list[StreamEvent]) -> None:
-        if self._kind is SaidCall:
-            if self._input:
-                verify_arguments(self._input.decode())
-            else:
-                out.append(ArgumentsDelta(0, self._index, "{}"))
-        elif self._kind is SaidThinking and self._signature:
+        if self._kind is SaidThinking and self._signature:
             out.append(SignatureDelta(0, self._index, self._signature, Dialect.ANTHROPIC_MESSAGES))
+        self._end_part(out, called=self._kind is SaidCall)
         self._open = -1
         self._kind = None
-        out.append(PartEnded(0, self._index))
 
     def _final(self, event: _MessageDelta, out: list[StreamEvent]) -> None:
         if self._open >= 0:
@@ -297,8 +244,9 @@ class Reader:
         if event.delta.stop_reason is not None and not self._finished:
             stop = stop_of(event.delta.stop_reason)
             for part in explanation_of(event.delta.stop_details):
-                self._index += 1
-                out += (PartStarted(0, self._index, Refusal("")), TextDelta(0, self._index, part.text), PartEnded(0, self._index))
+                self._begin_part(Refusal(""), out)
+                out.append(TextDelta(0, self._index, part.text))
+                self._end_part(out, called=False)
             self._finished = True
             out.append(Finished(0, stop, event.delta.stop_sequence or ""))
         read = usage_in(event.usage)
@@ -312,9 +260,3 @@ def _text(data: bytes) -> str:
         return data.decode()
     except UnicodeDecodeError:
         raise not_a_message() from None
-
-
-def _data_of(event: bytes) -> bytes:
-    """Return the `data` lines of `event`, joined as server-sent events are."""
-    lines = [line[6:] if line[5:6] == b" " else line[5:] for line in event.split(b"\n") if line.startswith(b"data:")]
-    return b"\n".join(lines)

@@ -15,17 +15,13 @@ import msgspec
 from cliproxy.bounds import MAX_TOOL_ARGUMENTS_BYTES
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
-from cliproxy.formats.sse import EventSplitter
 from cliproxy.metering.bedrock_converse import usage_in
 from cliproxy.translators.bedrock_converse.answer import Cited, citation_of, not_converse, stop_of, verify_kind_of_call
 from cliproxy.translators.conversation import (
-    ArgumentsDelta,
     CitationAdded,
     Counted,
     Ended,
     Finished,
-    PartEnded,
-    PartStarted,
     Reasoning,
     SignatureDelta,
     Started,
@@ -33,8 +29,8 @@ from cliproxy.translators.conversation import (
     Text,
     TextDelta,
     ToolCall,
-    verify_arguments,
 )
+from cliproxy.translators.stream_reader import OnePartReader, error_reported
 
 _NULL = msgspec.Raw(b"null")
 _EVENT = b"event: "
@@ -108,59 +104,27 @@ _DECODERS: dict[bytes, msgspec.json.Decoder[object]] = {
 _DELTA_LINE = b"event: contentBlockDelta\ndata: "
 
 
-class Reader:
-    """Reads one stream. `feed` and `finish` raise `UpstreamError` as soon as there is nothing before the fault left to return, and from then on."""
+class Reader(OnePartReader):
+    """Reads a stream of one message."""
 
-    __slots__ = ("_ended", "_error", "_finished", "_index", "_input", "_kind", "_open", "_redacted", "_signature", "_splitter", "_started")
+    __slots__ = ("_finished", "_kind", "_open", "_redacted", "_signature")
 
     def __init__(self) -> None:
-        self._splitter = EventSplitter()
-        self._error: UpstreamError | None = None
-        self._started = self._finished = self._ended = False
-        self._index = -1  # the hub's, of the last part
+        super().__init__()
+        self._finished = False
         self._open = -1  # the provider's, of the open block
         self._kind: type[object] | None = None  # of the open part; None: only redacted thoughts so far
         self._signature = bytearray()
         self._redacted = bytearray()
-        self._input = bytearray()  # the open call's
-
-    def feed(self, data: bytes) -> list[StreamEvent]:
-        """Return the events that `data` completes; may be empty."""
-        if self._error is not None:
-            raise self._error
-        out: list[StreamEvent] = []
-        if self._ended:
-            return out
-        try:
-            events = self._splitter.feed(data)
-            if events:
-                for event in events.split(b"\n\n"):
-                    if event:
-                        self._read(event, out)
-        except UpstreamError as error:
-            self._error = error
-            if not out:
-                raise
-        return out
-
-    def finish(self) -> list[StreamEvent]:
-        """The provider's body has ended as its framing said. Raises `UpstreamError` if the stream broke off before its end."""
-        if self._error is not None:
-            raise self._error
-        if not self._ended:
-            raise UpstreamError("The provider broke off in the middle of its answer.", code="upstream_broke_off")
-        return []
 
     def _read(self, event: bytes, out: list[StreamEvent]) -> None:
-        if self._ended:
-            return
         try:
             if event.startswith(_DELTA_LINE):
                 self._delta(_decode_delta(event[len(_DELTA_LINE) :]), out)
                 return
             name, data = _parts_of(event)
             if name == b"error":
-                raise UpstreamError("The provider reported an error in the middle of its answer.", code="upstream_stream_error")
+                raise error_reported()
             decoder = _DECODERS.get(name)
             if decoder is not None:
                 self._other(decoder.decode(data), out)
@@ -184,7 +148,7 @@ class Reader:
         elif delta.toolUse is not None:
             if self._kind is not ToolCall:
                 raise not_converse()
-            self._more_input(delta.toolUse.input, out)
+            self._more_arguments(delta.toolUse.input, out)
         elif delta.reasoningContent is not None:
             self._thought(delta.reasoningContent, out)
         elif delta.citation is not None:
@@ -205,8 +169,7 @@ class Reader:
         """The open block is a part of `kind`: say so if nothing said it yet. Raises `UpstreamError` if it is of another."""
         if self._kind is None and not self._redacted:
             self._kind = kind
-            self._index += 1
-            out.append(PartStarted(0, self._index, empty))
+            self._begin_part(empty, out)
         elif self._kind is not kind:
             raise not_converse()
 
@@ -231,14 +194,6 @@ class Reader:
             raise not_converse() from None
         if len(self._redacted) > MAX_TOOL_ARGUMENTS_BYTES:
             raise _too_large()
-
-    def _more_input(self, piece: str, out: list[StreamEvent]) -> None:
-        if not piece:
-            return
-        self._input += piece.encode()
-        if len(self._input) > MAX_TOOL_ARGUMENTS_BYTES:
-            raise _too_large()
-        out.append(ArgumentsDelta(0, self._index, piece))
 
     # --- everything else ---
 
@@ -280,9 +235,7 @@ class Reader:
         verify_kind_of_call(call.type)
         self._open_block(event.contentBlockIndex)
         self._kind = ToolCall
-        self._index += 1
-        self._input.clear()
-        out.append(PartStarted(0, self._index, ToolCall(call.toolUseId, call.name, "")))
+        self._begin_part(ToolCall(call.toolUseId, call.name, ""), out)
 
     def _end_block(self, event: _BlockStop, out: list[StreamEvent]) -> None:
         if self._open < 0 and not self._finished and event.contentBlockIndex >= 0:
@@ -290,22 +243,16 @@ class Reader:
         if event.contentBlockIndex != self._open:
             raise not_converse()
         kind, self._open, self._kind = self._kind, -1, None
-        if kind is ToolCall:
-            if self._input:
-                verify_arguments(self._input.decode())
-            else:
-                out.append(ArgumentsDelta(0, self._index, "{}"))
-        elif kind is Reasoning and self._signature:
+        if kind is Reasoning and self._signature:
             out.append(SignatureDelta(0, self._index, self._signature.decode(), Dialect.BEDROCK_CONVERSE))
             self._signature.clear()
         elif kind is None:
             if not self._redacted:
                 return
-            self._index += 1
             redacted = base64.b64encode(self._redacted).decode("ascii")
             self._redacted.clear()
-            out.append(PartStarted(0, self._index, Reasoning(redacted=redacted, signer=Dialect.BEDROCK_CONVERSE)))
-        out.append(PartEnded(0, self._index))
+            self._begin_part(Reasoning(redacted=redacted, signer=Dialect.BEDROCK_CONVERSE), out)
+        self._end_part(out, called=kind is ToolCall)
 
 
 def _parts_of(event: bytes) -> tuple[bytes, bytes]:

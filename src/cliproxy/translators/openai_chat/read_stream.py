@@ -16,7 +16,6 @@ import msgspec
 
 from cliproxy.bounds import MAX_CHOICES
 from cliproxy.errors import UpstreamError
-from cliproxy.formats.sse import EventSplitter
 from cliproxy.metering.openai_chat import usage_in
 from cliproxy.translators.conversation import Counted, Ended, Reasoning, Started, StreamEvent, TextDelta
 from cliproxy.translators.openai_chat.answer_parts import ENCRYPTED, SIGNERS, SUMMARY, THOUGHT, citations_of, is_proof_of, not_a_completion
@@ -24,6 +23,7 @@ from cliproxy.translators.openai_chat.answer_wire import NULL, Call, Choice, Eve
 from cliproxy.translators.openai_chat.media import image_of
 from cliproxy.translators.openai_chat.stream_parts import Kept, Kind, Parts
 from cliproxy.translators.openai_chat.wire import ReasoningDetail
+from cliproxy.translators.stream_reader import StreamReader, data_of, error_reported
 
 LEGACY_CALL = -1  # the index of a `function_call`
 MAX_TEMPLATES = 4  # tries to find what repeats; a stream in which each event has an id of its own has nothing
@@ -35,30 +35,13 @@ _string_decoder = msgspec.json.Decoder(str)
 _NOT_IN_AN_ID = re.compile(r"[^A-Za-z0-9_-]")
 
 
-class Reader:
-    """Takes bytes in any pieces. `feed` and `finish` raise `UpstreamError` after the events before the fault were returned."""
+class Reader(StreamReader):
+    """Reads a stream of chunks, of as many choices as were asked for."""
 
-    __slots__ = (
-        "_choices",
-        "_done",
-        "_error",
-        "_id_prefix",
-        "_kept",
-        "_padding",
-        "_plain",
-        "_prefix",
-        "_reasons",
-        "_splitter",
-        "_started",
-        "_suffix",
-        "_templates",
-    )
+    __slots__ = ("_choices", "_id_prefix", "_kept", "_padding", "_plain", "_prefix", "_reasons", "_suffix", "_templates")
 
     def __init__(self) -> None:
-        self._splitter = EventSplitter()
-        self._started = False
-        self._done = False
-        self._error: UpstreamError | None = None
+        super().__init__()
         self._choices: dict[int, Parts] = {}
         self._kept = Kept()
         self._reasons: dict[int, str] = {}
@@ -67,32 +50,7 @@ class Reader:
         self._plain: Parts | None = None  # the choice that it belongs to
         self._templates = 0
 
-    def feed(self, data: bytes) -> list[StreamEvent]:
-        """Return what `data` completes."""
-        if self._error is not None:
-            raise self._error
-        out: list[StreamEvent] = []
-        if self._done:
-            return out
-        try:
-            for block in self._splitter.feed(data).split(b"\n\n"):
-                if block:
-                    self._take(block, out)
-        except UpstreamError as error:
-            self._error = error
-            if not out:
-                raise
-        return out
-
-    def finish(self) -> list[StreamEvent]:
-        """The provider's body has ended: raise `UpstreamError` if its answer has not."""
-        if self._error is not None:
-            raise self._error
-        if not self._done:
-            raise UpstreamError("The provider broke off in the middle of its answer.", code="upstream_broke_off")
-        return []
-
-    def _take(self, block: bytes, out: list[StreamEvent]) -> None:
+    def _read(self, block: bytes, out: list[StreamEvent]) -> None:
         if self._plain is not None and block.startswith(self._prefix) and block.endswith(self._suffix):
             part = self._plain.plain_text
             text = self._text_in(block) if part is not None else None
@@ -101,10 +59,8 @@ class Reader:
                     self._plain.chars += len(text)
                     out.append(TextDelta(self._plain.index, part.index, text))
                 return
-        if self._done:
-            return
-        data = _data_of(block)
-        if data == b"[DONE]":
+        data = data_of(block)
+        if data.startswith(b"[DONE]") and data.strip() == b"[DONE]":
             self._finish(out)
         elif data:
             event = parse_event(data)
@@ -128,7 +84,7 @@ class Reader:
 
     def _event(self, event: Event, out: list[StreamEvent]) -> None:
         if event.error is not NULL and bytes(event.error) != b"null":
-            raise UpstreamError("The provider reported an error in the middle of its answer.", code="upstream_stream_error")
+            raise error_reported()
         usage = usage_in(event.usage) if event.usage is not NULL and bytes(event.usage) != b"null" else None
         if not event.choices:
             if event.choices is None and usage is None:
@@ -164,7 +120,7 @@ class Reader:
         for index, parts in sorted(self._choices.items()):
             parts.finish(self._reasons.get(index), out)
         out.append(Ended())
-        self._done = True
+        self._ended = True
 
     # --- what repeats ---
 
@@ -180,7 +136,7 @@ class Reader:
             return
         prefix, suffix = block[: match.start(1)], block[match.end(1) :]
         try:
-            probed = parse_event(_data_of(prefix + b'"' + _PROBE.encode() + b'"' + suffix))
+            probed = parse_event(data_of(prefix + b'"' + _PROBE.encode() + b'"' + suffix))
         except UpstreamError:
             return
         # The text must be what was found: not another field of that name, nor the same words inside a text.
@@ -211,14 +167,6 @@ def _is_plain(event: Event) -> bool:
 
 def _seconds(created: float | None) -> int:
     return int(created) if created is not None and 0 <= created < 2**53 else 0
-
-
-def _data_of(block: bytes) -> bytes:
-    """Return the data of an event: comments and names are skipped, lines of data joined."""
-    if block.startswith(b"data: ") and b"\n" not in block:
-        return block[6:]
-    lines = [line[6:] if line.startswith(b"data: ") else line[5:] for line in block.split(b"\n") if line.startswith(b"data:")]
-    return b"\n".join(lines).strip()
 
 
 # --- one delta ---------------------------------------------------------------------------------------------------------
