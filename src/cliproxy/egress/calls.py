@@ -21,7 +21,7 @@ from cliproxy.egress.authorise import AuthorizedRequest
 from cliproxy.egress.between import HeldAnswers
 from cliproxy.errors import ClientError, CliproxyError, ProviderRefusal, UpstreamError
 from cliproxy.ipc.mux import Abort, Answer, Kind
-from cliproxy.metering.table import StreamMeter
+from cliproxy.metering.stream import StreamMeter
 from cliproxy.metering.usage import Usage
 
 _encoder = msgspec.msgpack.Encoder()

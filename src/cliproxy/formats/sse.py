@@ -12,16 +12,21 @@ from cliproxy.errors import UpstreamError
 
 KEEP_ALIVE = b": keep-alive\n\n"  # a comment: every client ignores it
 _BOM = b"\xef\xbb\xbf"
-_CR = 13
+CR = 13
 
 
 class EventSplitter:
-    """Collects bytes until they are whole events."""
+    """Collects bytes until they are whole events.
 
-    __slots__ = ("_after_cr", "_began", "_held", "_held_bytes", "_joined", "_max_bytes", "_start")
+    `clear`: nothing is held and nothing remembered, so that bytes which end with a blank line, hold no CR and are no longer than `max_bytes` are what `feed`
+    would return for them. Who feeds event by event saves the call.
+    """
+
+    __slots__ = ("_after_cr", "_began", "_held", "_held_bytes", "_joined", "_start", "clear", "max_bytes")
 
     def __init__(self, max_bytes: int = MAX_EVENT_BYTES) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
+        self.clear = False  # a byte order mark may come
         self._held: list[bytes] = []  # an unfinished event; pieces are joined once, when its end is there
         self._held_bytes = 0
         self._joined = 0  # that many of the pieces are joined lots
@@ -39,18 +44,20 @@ class EventSplitter:
 
         Raises `UpstreamError` when an event is larger than `max_bytes`.
         """
+        self.clear = False
         if not self._began:
             data = self._without_mark(data)
-        if _CR in data or self._after_cr:
+        if CR in data or self._after_cr:
             data = self._with_line_feeds(data)
         if not self._held:
             end = data.rfind(b"\n\n") + 2
             if end == 1:  # not found
                 self._hold(data)
                 return b""
-            if len(data) > self._max_bytes:
-                _verify_lengths(data[:end], self._max_bytes)
+            if len(data) > self.max_bytes:
+                _verify_lengths(data[:end], self.max_bytes)
             if end == len(data):
+                self.clear = not self._after_cr
                 return data  # the common case: whole events in one piece
             self._hold(data[end:])
             return data[:end]
@@ -65,10 +72,12 @@ class EventSplitter:
         events = b"".join(self._held)
         self._held.clear()
         self._held_bytes = self._joined = 0
-        if len(events) > self._max_bytes:
-            _verify_lengths(events, self._max_bytes)
+        if len(events) > self.max_bytes:
+            _verify_lengths(events, self.max_bytes)
         if end < len(data):
             self._hold(data[end:])
+        else:
+            self.clear = not self._after_cr
         return events
 
     def _hold(self, data: bytes) -> None:
@@ -76,7 +85,7 @@ class EventSplitter:
             return
         self._held.append(data)
         self._held_bytes += len(data)
-        if self._held_bytes > self._max_bytes:
+        if self._held_bytes > self.max_bytes:
             raise _too_large()
         if len(self._held) - self._joined >= EVENT_PIECES_PER_JOIN:
             self._held[self._joined :] = [b"".join(self._held[self._joined :])]
@@ -97,7 +106,7 @@ class EventSplitter:
             data = data[1:]
             self._after_cr = False
         if data:
-            self._after_cr = data[-1] == _CR
+            self._after_cr = data[-1] == CR
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 

@@ -9,7 +9,6 @@ Anthropic counts what it read from a cache and wrote to one beside `input_tokens
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Annotated
 
 import msgspec
@@ -18,7 +17,8 @@ from msgspec import Meta
 from cliproxy.bounds import MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
 from cliproxy.formats.json_bounds import answer_as
-from cliproxy.formats.sse import EventSplitter, data_line
+from cliproxy.formats.sse import data_line
+from cliproxy.metering.stream import StreamMeter, Verdict
 from cliproxy.metering.usage import AskedFor, Usage
 
 __all__ = [
@@ -36,9 +36,6 @@ __all__ = [
 ]
 
 _LIST = ord("[")
-
-KEPT_PIECES = 4  # of a stream's end; the last count is in the last event but one
-KEPT_PIECE_BYTES = 64 * 1024  # of one piece, which may be a whole read of 256 KiB: 1,000 streams would hold a gigabyte
 
 
 # --- what a final body asks for ----------------------------------------------------------------------------------------
@@ -175,144 +172,36 @@ def usage_in(raw: msgspec.Raw) -> WireUsage | None:
 # --- a stream ----------------------------------------------------------------------------------------------------------
 
 # Inside a JSON string a quotation mark has a backslash before it: these are found in names and whole values only, never in the model's words.
-_STOP = b'"message_stop"'
-_ERROR = b'"error"'
-_DELTA = b'"message_delta"'
-_START = b'"message_start"'
+_SIGNS = (b'"error"', b"event: error\n", b'"message_stop"', b'"message_delta"', b'"message_start"')
 
 
-class MessagesStreamMeter:
-    """Passes a provider's stream on in whole events, and knows how it ended and what it used.
-
-    The stream is whole when `message_stop` was seen: what follows it is dropped. Everything else broke off.
+class MessagesStreamMeter(StreamMeter):
+    """A stream of Messages, which ends with `message_stop`. Its usage is what the last `message_delta` tells, and `message_start` where that is silent; the
+    latter alone, which counts the prompt, is not enough.
     """
 
-    __slots__ = ("_done", "_error", "_kept", "_splitter", "_start")
+    __slots__ = ("_start",)
+
+    signs = _SIGNS
 
     def __init__(self) -> None:
-        self._splitter = EventSplitter()
-        self._kept: deque[bytes] = deque(maxlen=KEPT_PIECES)
+        super().__init__()
         self._start: WireUsage | None = None
-        self._done = False
-        self._error: UpstreamError | None = None
 
-    def feed(self, data: bytes) -> bytes:
-        """Return the whole events that `data` completes, to be forwarded; empty if none.
-
-        Raises `UpstreamError` for an event that is too large, and for an error that the provider reports inside its stream. Events before it still come out:
-        then the next call raises.
-        """
-        if self._error is not None:
-            raise self._error
-        if self._done:
-            return b""
-        events = self._splitter.feed(data)
-        if not events:
-            return b""
-        if events.find(_ERROR) >= 0 or events.find(b"event: error") >= 0:
-            events = self._until_error(events)
-            if not events and self._error is not None:
-                raise self._error
-        if events.find(_STOP) >= 0:
-            events = self._until_stop(events)
-        if self._start is None and events.find(_START) >= 0:
-            self._start = _started(events)
-        if len(events) > KEPT_PIECE_BYTES:
-            self._kept.append(events[events.find(b"\n\n", len(events) - KEPT_PIECE_BYTES) + 2 :])  # a copy, from an event's beginning
-        else:
-            self._kept.append(events)
-        return events
-
-    def finish(self) -> bytes:
-        """The provider's body has ended as its framing said: return what the client is still owed, which is nothing.
-
-        Raises `UpstreamError` if the stream broke off before its end.
-        """
-        if self._error is not None:
-            raise self._error
-        if self._done:
-            return b""
-        raise UpstreamError("The provider broke off in the middle of its answer.", code="upstream_broke_off")
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the stream has said its end: what becomes of its connection then is nobody's business."""
-        return self._done
-
-    @property
-    def usage(self) -> Usage | None:
-        """The usage that the last events report; None if they have none that makes sense. The first event alone, which counts the prompt, is not enough."""
-        for events in reversed(self._kept):
-            for event in _typed(events, _DELTA, backwards=True):
-                if event.type == "message_delta":
-                    read = usage_in(event.usage)
-                    usage = counted(read, self._start) if read is not None else None
-                    if usage is not None:
-                        return usage
-        return None
-
-    def _until_stop(self, events: bytes) -> bytes:
-        at = events.find(_STOP)
-        while at >= 0:
-            event = _parse(data_line(events, at))
-            if event is not None and event.type == "message_stop":
-                self._done = True
-                self._error = None  # what comes after the end is not looked at
-                return events[: events.find(b"\n\n", at) + 2]
-            at = _next_line(events, _STOP, at)
-        return events
-
-    def _until_error(self, events: bytes) -> bytes:
-        """Return `events` up to the first that reports an error; the provider's words end here."""
-        first = -1
-        if events.startswith(b"event: error\n"):
-            first = 0
-        else:
-            named = events.find(b"\nevent: error\n")
-            if named >= 0:
-                first = named + 1
-        at = events.find(_ERROR)
-        while at >= 0 and (first < 0 or at < first):
-            event = _parse(data_line(events, at))
-            if event is not None and event.type == "error":
-                first = at
-                break
-            at = _next_line(events, _ERROR, at)
-        if first < 0:
-            return events
-        self._error = UpstreamError("The provider reported an error in the middle of its answer.", code="upstream_stream_error")
-        before = events.rfind(b"\n\n", 0, first)
-        return events[: before + 2] if before >= 0 else b""
+    def _judge(self, events: bytes, start: int, end: int) -> Verdict:
+        if events[start:end] == b"event: error":
+            return Verdict.FAILURE
+        try:
+            event = _event_decoder.decode(data_line(events, start))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return Verdict.GOES_ON
+        if event.type == "message_start":
+            if self._start is None and event.message is not None:
+                self._start = usage_in(event.message.usage) or WireUsage()
+        elif event.type == "message_delta":
+            read = usage_in(event.usage)
+            self._noted = (counted(read, self._start) if read is not None else None) or self._noted
+        return _VERDICTS.get(event.type, Verdict.GOES_ON)
 
 
-def _next_line(events: bytes, word: bytes, at: int) -> int:
-    """Return where the next line that holds `word` has it, or -1: each line is parsed once, however often it says the word."""
-    end = events.find(b"\n", at)
-    return events.find(word, end) if end >= 0 else -1
-
-
-def _typed(events: bytes, word: bytes, *, backwards: bool = False) -> list[_Event]:
-    """Return the events of the lines that hold `word`, each line once."""
-    found = []
-    at = events.find(word)
-    while at >= 0:
-        event = _parse(data_line(events, at))
-        if event is not None:
-            found.append(event)
-        at = _next_line(events, word, at)
-    return found[::-1] if backwards else found
-
-
-def _started(events: bytes) -> WireUsage | None:
-    """Return what the first event says of the prompt."""
-    for event in _typed(events, _START):
-        if event.type == "message_start" and event.message is not None:
-            return usage_in(event.message.usage) or WireUsage()
-    return None
-
-
-def _parse(data: bytes) -> _Event | None:
-    try:
-        return _event_decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+_VERDICTS = {"message_stop": Verdict.END, "error": Verdict.FAILURE}

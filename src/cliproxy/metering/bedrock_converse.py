@@ -17,7 +17,8 @@ from msgspec import Meta
 from cliproxy.bounds import MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
 from cliproxy.formats.json_bounds import answer_as
-from cliproxy.formats.sse import EventSplitter
+from cliproxy.formats.sse import data_line
+from cliproxy.metering.stream import StreamMeter, Verdict
 from cliproxy.metering.usage import AskedFor, Usage
 
 __all__ = ["AskedFor", "ConverseStreamMeter", "Usage", "reread", "usage_in", "usage_of_answer"]
@@ -123,87 +124,31 @@ def usage_in(raw: msgspec.Raw) -> Usage | None:
 
 # --- a stream ----------------------------------------------------------------------------------------------------------
 
-_ERROR = b"event: error\n"
-_STOP = b"event: messageStop\n"
-_METADATA = b"event: metadata\n"
-_DATA = b"data: "
 
+class ConverseStreamMeter(StreamMeter):
+    """A stream of Converse, which ends with `messageStop` and, after it, `metadata`.
 
-class ConverseStreamMeter:
-    """Passes a stream on in whole events, and knows how it ended and what it used.
-
-    The stream is whole when `messageStop` and, after it, `metadata` were seen: what follows is dropped. Everything else broke off. Each event is a name's line
-    and a line of JSON (`formats/event_stream.py` writes them so), in which no line can begin but where an event does.
+    Each event is a name's line and a line of JSON (`formats/event_stream.py` writes them so), in which no line can begin but where an event does.
     """
 
-    __slots__ = ("_done", "_error", "_splitter", "_stopped", "usage")
+    __slots__ = ("_stopped",)
+
+    signs = (b"event: error\n", b"event: messageStop\n", b"event: metadata\n")
 
     def __init__(self) -> None:
-        self._splitter = EventSplitter()
+        super().__init__()
         self._stopped = False
-        self._done = False
-        self._error: UpstreamError | None = None
-        self.usage: Usage | None = None
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the stream has said its end: what becomes of its connection then is nobody's business."""
-        return self._done
-
-    def feed(self, data: bytes) -> bytes:
-        """Return the whole events that `data` completes, to be forwarded; empty if none.
-
-        Raises `UpstreamError` for an event that is too large, and for an error that the provider reports inside its stream. Events before it still come out:
-        then the next call raises.
-        """
-        if self._error is not None:
-            raise self._error
-        if self._done:
-            return b""
-        events = self._splitter.feed(data)
-        if not events:
-            return b""
-        at = _first(events, _ERROR)
-        if at >= 0:
-            self._error = UpstreamError("The provider reported an error in the middle of its answer.", code="upstream_stream_error")
-            events = events[:at]
-        if not self._stopped and _first(events, _STOP) >= 0:
+    def _judge(self, events: bytes, start: int, end: int) -> Verdict:
+        name = events[start:end]
+        if name == b"event: error":
+            return Verdict.FAILURE
+        if name == b"event: messageStop":
             self._stopped = True
-        if self._stopped:
-            events = self._until_metadata(events)
-        if not events and self._error is not None:
-            raise self._error
-        return events
-
-    def finish(self) -> bytes:
-        """The provider's body has ended as its framing said: return what the client is still owed, which is nothing.
-
-        Raises `UpstreamError` if the stream broke off before its end.
-        """
-        if self._error is not None:
-            raise self._error
-        if not self._done:
-            raise UpstreamError("The provider broke off in the middle of its answer.", code="upstream_broke_off")
-        return b""
-
-    def _until_metadata(self, events: bytes) -> bytes:
-        at = _first(events, _METADATA)
-        if at < 0:
-            return events
-        end = events.find(b"\n\n", at) + 2
-        line = events[at + len(_METADATA) : end - 2]
-        try:
-            self.usage = usage_in(_metadata_decoder.decode(line.removeprefix(_DATA)).usage)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self.usage = None
-        self._done = True
-        self._error = None  # what comes after the end is not looked at
-        return events[:end]
-
-
-def _first(events: bytes, line: bytes) -> int:
-    """Return where the first event begins whose first line is `line`; -1 if there is none."""
-    if events.startswith(line):
-        return 0
-    at = events.find(b"\n\n" + line)
-    return at + 2 if at >= 0 else -1
+        elif name == b"event: metadata" and self._stopped:
+            try:
+                self._noted = usage_in(_metadata_decoder.decode(data_line(events, end + 1)).usage)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                self._noted = None
+            return Verdict.END
+        return Verdict.GOES_ON

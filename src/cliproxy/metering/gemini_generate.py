@@ -8,7 +8,6 @@ call settles at its reservation. A provider may be hostile: whatever it answers,
 from __future__ import annotations
 
 import re
-from collections import deque
 from typing import Annotated
 
 import msgspec
@@ -17,13 +16,10 @@ from msgspec import Meta
 from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_CHOICES, MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
 from cliproxy.formats.json_bounds import answer_as
-from cliproxy.formats.sse import EventSplitter, data_line
+from cliproxy.metering.stream import KEPT_PIECE_BYTES, StreamMeter, Verdict
 from cliproxy.metering.usage import AskedFor, Usage
 
 __all__ = ["AskedFor", "GenerateStreamMeter", "Usage", "reread", "reread_count", "usage_in", "usage_of_answer", "verify_count_answer"]
-
-KEPT_PIECES = 4  # of a stream's end; Google counts in every event
-KEPT_PIECE_BYTES = 64 * 1024  # of one piece, which may be a whole read of 256 KiB: 1,000 streams would hold a gigabyte
 
 _ABSENT = msgspec.Raw(b"null")
 
@@ -184,103 +180,47 @@ def usage_in(raw: msgspec.Raw) -> Usage | None:
 
 # --- a stream ----------------------------------------------------------------------------------------------------------
 
-_OTHER_CANDIDATE = re.compile(rb'"index"\s*:\s*[1-9]')
 
-
-class GenerateStreamMeter:
-    """Passes a provider's stream on in whole events, and knows how it ended and what it used.
-
-    Google sends no closing event. The stream is whole when the body ends behind a whole event and every candidate that began has named its `finishReason`, or
-    when the prompt was blocked. Everything else broke off.
+class GenerateStreamMeter(StreamMeter):
+    """A stream of GenerateContentResponses, which has no closing event: it is whole when the body ends behind a whole event and every candidate that began
+    has named its `finishReason`, or when the prompt was blocked.
     """
 
-    __slots__ = ("_began", "_blocked", "_error", "_finished", "_kept", "_splitter")
+    __slots__ = ("_began", "_blocked", "_finished")
+
+    signs = (b'"error"', b'"finishReason"', b'"blockReason"')
+    pattern = re.compile(rb'"index"\s*:\s*[1-9]')  # of a candidate beside the first
+    usage_sign = b'"usageMetadata"'
 
     def __init__(self) -> None:
-        self._splitter = EventSplitter()
-        self._kept: deque[bytes] = deque(maxlen=KEPT_PIECES)
+        super().__init__()
         self._began = {0}
         self._finished: set[int] = set()
         self._blocked = False
-        self._error: UpstreamError | None = None
 
-    def feed(self, data: bytes) -> bytes:
-        """Return the whole events that `data` completes, to be forwarded; empty if none.
+    def _judge(self, events: bytes, start: int, end: int) -> Verdict:
+        line = events[start:end]
+        if not line.startswith(b"data:"):  # Google's servers report errors as bare JSON too
+            return Verdict.FAILURE if b'"error"' in line and not line.startswith(b":") else Verdict.GOES_ON
+        event = _parse(line[5:])
+        if event is None:
+            return Verdict.GOES_ON
+        if bytes(event.error) != b"null":
+            return Verdict.FAILURE
+        self._blocked = self._blocked or _is_blocked(event)
+        for candidate in event.candidates or ():
+            index = candidate.index or 0
+            self._began.add(index)
+            if candidate.finish_reason and candidate.finish_reason != "FINISH_REASON_UNSPECIFIED":
+                self._finished.add(index)
+        return Verdict.GOES_ON
 
-        Raises `UpstreamError` for an event that is too large, and for an error that the provider reports inside its stream. Events before it still come out:
-        then the next call raises.
-        """
-        if self._error is not None:
-            raise self._error
-        events = self._splitter.feed(data)
-        if not events:
-            return b""
-        if events.find(b'"error"') >= 0:
-            events = self._until_error(events)
-            if not events and self._error is not None:
-                raise self._error
-        if events.find(b'"finishReason"') >= 0 or events.find(b'"blockReason"') >= 0 or _OTHER_CANDIDATE.search(events) is not None:
-            self._note_candidates(events)
-        if len(events) > KEPT_PIECE_BYTES:
-            self._kept.append(events[events.find(b"\n\n", len(events) - KEPT_PIECE_BYTES) + 2 :])  # a copy, from an event's beginning
-        else:
-            self._kept.append(events)
-        return events
+    def _usage_of(self, data: bytes) -> Usage | None:
+        event = _parse(data)
+        return usage_in(event.usage_metadata) if event is not None else None
 
-    def finish(self) -> bytes:
-        """The provider's body has ended as its framing said: return what the client is still owed, which is nothing.
-
-        Raises `UpstreamError` if the stream broke off before its end.
-        """
-        if self._error is not None:
-            raise self._error
-        if self._splitter.at_boundary and (self._blocked or (self._finished and self._began <= self._finished)):
-            return b""
-        raise UpstreamError("The provider broke off in the middle of its answer.", code="upstream_broke_off")
-
-    @property
-    def is_over(self) -> bool:
-        """Never: only the end of the body says so."""
-        return False
-
-    @property
-    def usage(self) -> Usage | None:
-        """The usage that the last events report, so far; None if they have none that makes sense."""
-        for events in reversed(self._kept):
-            at = events.rfind(b'"usageMetadata"')
-            while at >= 0:
-                event = _parse(data_line(events, at))
-                usage = usage_in(event.usage_metadata) if event is not None else None
-                if usage is not None:
-                    return usage
-                at = events.rfind(b'"usageMetadata"', 0, max(0, events.rfind(b"\n", 0, at)))  # each line is parsed once, however often it says the word
-        return None
-
-    def _note_candidates(self, events: bytes) -> None:
-        for line in events.split(b"\n"):
-            event = _parse(line[5:]) if line.startswith(b"data:") else None
-            if event is None:
-                continue
-            self._blocked = self._blocked or _is_blocked(event)
-            for candidate in event.candidates or ():
-                index = candidate.index or 0
-                self._began.add(index)
-                if candidate.finish_reason and candidate.finish_reason != "FINISH_REASON_UNSPECIFIED":
-                    self._finished.add(index)
-
-    def _until_error(self, events: bytes) -> bytes:
-        """Return `events` up to the first that reports an error, as an event or, as Google's servers do, as bare JSON; the provider's words end here."""
-        at = events.find(b'"error"')
-        while at >= 0:
-            line = events[events.rfind(b"\n", 0, at) + 1 : at + 1]
-            event = _parse(data_line(events, at)) if line.startswith(b"data:") else None
-            if (event is not None and bytes(event.error) != b"null") or not line.startswith((b"data:", b":")):
-                self._error = UpstreamError("The provider reported an error in the middle of its answer.", code="upstream_stream_error")
-                before = events.rfind(b"\n\n", 0, at)
-                return events[: before + 2] if before >= 0 else b""
-            line_end = events.find(b"\n", at)
-            at = events.find(b'"error"', line_end) if line_end >= 0 else -1  # each line is parsed once, however often it says the word
-        return events
+    def _is_whole(self) -> bool:
+        return self._blocked or (bool(self._finished) and self._began <= self._finished)
 
 
 def _parse(data: bytes) -> _Answer | None:

@@ -7,7 +7,6 @@ settles at its reservation. A provider may be hostile: whatever it answers, the 
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Annotated
 
 import msgspec
@@ -16,14 +15,11 @@ from msgspec import Meta
 from cliproxy.bounds import MAX_CHOICES, MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
 from cliproxy.formats.json_bounds import answer_as
-from cliproxy.formats.sse import EventSplitter, data_line
+from cliproxy.formats.sse import data_line
+from cliproxy.metering.stream import StreamMeter, Verdict
 from cliproxy.metering.usage import AskedFor, Usage
 
 __all__ = ["AskedFor", "ChatStreamMeter", "Usage", "reread", "usage_in", "usage_of_answer"]
-
-DONE = b"data: [DONE]\n\n"
-KEPT_PIECES = 4  # of a stream's end; the usage event is the last but one
-KEPT_PIECE_BYTES = 64 * 1024  # of one piece, which may be a whole read of 256 KiB: 1,000 streams would hold a gigabyte
 
 
 # --- what a final body asks for ----------------------------------------------------------------------------------------
@@ -159,101 +155,31 @@ def usage_in(raw: msgspec.Raw | bytes) -> Usage | None:
 # --- a stream ----------------------------------------------------------------------------------------------------------
 
 
-class ChatStreamMeter:
-    """Passes a provider's stream on in whole events, and knows how it ended and what it used.
+class ChatStreamMeter(StreamMeter):
+    """A stream of chat completions, which ends with `[DONE]`.
 
-    The stream is whole when `[DONE]` was seen: what follows it is dropped. Some imitations never send it: then a stream of one choice whose last events name a
-    `finish_reason` is whole too, and `finish` returns the `[DONE]` that clients wait for. Everything else broke off.
+    Some imitations never send it: then a stream of one choice whose last events name a `finish_reason` is whole too, and `finish` returns the `[DONE]` that
+    clients wait for.
     """
 
-    __slots__ = ("_done", "_error", "_kept", "_splitter")
+    __slots__ = ()
 
-    def __init__(self) -> None:
-        self._splitter = EventSplitter()
-        self._kept: deque[bytes] = deque(maxlen=KEPT_PIECES)
-        self._done = False
-        self._error: UpstreamError | None = None
+    signs = (b"[DONE]\n", b'"error"')
+    usage_sign = b'"usage"'
+    closing = b"data: [DONE]\n\n"
 
-    def feed(self, data: bytes) -> bytes:
-        """Return the whole events that `data` completes, to be forwarded; empty if none.
+    def _judge(self, events: bytes, start: int, end: int) -> Verdict:
+        data = data_line(events, start)
+        if data == b"[DONE]":
+            return Verdict.END
+        event = _parse(data)
+        return Verdict.GOES_ON if event is None or bytes(event.error) == b"null" else Verdict.FAILURE
 
-        Raises `UpstreamError` for an event that is too large, and for an error that the provider reports inside its stream. Events before it still come out:
-        then the next call raises.
-        """
-        if self._error is not None:
-            raise self._error
-        if self._done:
-            return b""
-        events = self._splitter.feed(data)
-        if not events:
-            return b""
-        if events.find(b"[DONE]\n") >= 0:
-            events = self._until_done(events)
-        if events.find(b'"error"') >= 0:
-            events = self._until_error(events)
-            if not events and self._error is not None:
-                raise self._error
-        if len(events) > KEPT_PIECE_BYTES:
-            self._kept.append(events[events.find(b"\n\n", len(events) - KEPT_PIECE_BYTES) + 2 :])  # a copy, from an event's beginning
-        else:
-            self._kept.append(events)
-        return events
+    def _usage_of(self, data: bytes) -> Usage | None:
+        event = _parse(data)
+        return usage_in(event.usage) if event is not None else None
 
-    def finish(self) -> bytes:
-        """The provider's body has ended as its framing said: return what the client is still owed.
-
-        Raises `UpstreamError` if the stream broke off before its end.
-        """
-        if self._error is not None:
-            raise self._error
-        if self._done:
-            return b""
-        if self._splitter.at_boundary and self._has_finish_reason():
-            self._done = True
-            return DONE
-        raise UpstreamError("The provider broke off in the middle of its answer.", code="upstream_broke_off")
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the stream has said its end: what becomes of its connection then is nobody's business."""
-        return self._done
-
-    @property
-    def usage(self) -> Usage | None:
-        """The usage that the last events report, so far; None if they have none that makes sense."""
-        for events in reversed(self._kept):
-            at = events.rfind(b'"usage"')
-            while at >= 0:
-                event = _parse(data_line(events, at))
-                usage = usage_in(event.usage) if event is not None else None
-                if usage is not None:
-                    return usage
-                at = events.rfind(b'"usage"', 0, max(0, events.rfind(b"\n", 0, at)))  # each line is parsed once, however often it says the word
-        return None
-
-    def _until_done(self, events: bytes) -> bytes:
-        at = events.find(b"[DONE]\n")
-        while at >= 0:
-            if data_line(events, at) == b"[DONE]":
-                self._done = True
-                return events[: events.find(b"\n\n", at) + 2]
-            at = events.find(b"[DONE]\n", at + 1)
-        return events
-
-    def _until_error(self, events: bytes) -> bytes:
-        """Return `events` up to the first that reports an error; the provider's words end here."""
-        at = events.find(b'"error"')
-        while at >= 0:
-            event = _parse(data_line(events, at))
-            if event is not None and bytes(event.error) != b"null":
-                self._error = UpstreamError("The provider reported an error in the middle of its answer.", code="upstream_stream_error")
-                before = events.rfind(b"\n\n", 0, at)
-                return events[: before + 2] if before >= 0 else b""
-            line_end = events.find(b"\n", at)
-            at = events.find(b'"error"', line_end) if line_end >= 0 else -1  # each line is parsed once, however often it says the word
-        return events
-
-    def _has_finish_reason(self) -> bool:
+    def _is_whole(self) -> bool:
         choices = set()
         finished = set()
         for events in self._kept:

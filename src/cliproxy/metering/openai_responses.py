@@ -15,7 +15,8 @@ from msgspec import Meta
 from cliproxy.bounds import MAX_RESPONSES_EVENT_BYTES, MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
 from cliproxy.formats.json_bounds import answer_as
-from cliproxy.formats.sse import EventSplitter, data_line
+from cliproxy.formats.sse import data_line
+from cliproxy.metering.stream import StreamMeter, Verdict
 from cliproxy.metering.usage import AskedFor, Usage
 
 __all__ = ["AskedFor", "ResponsesStreamMeter", "Usage", "read_usage", "reread", "usage_of_answer"]
@@ -142,84 +143,25 @@ class _Event(msgspec.Struct, gc=False):
 
 
 _event_decoder = msgspec.json.Decoder(_Event)
-_LAST = (b"response.completed", b"response.incomplete", b"response.failed", b'"error"')  # types of last events; texts may hold these words too
 _WHOLE = ("response.completed", "response.incomplete")
 
 
-class ResponsesStreamMeter:
-    """Passes a provider's stream on in whole events, and knows how it ended and what it used.
+class ResponsesStreamMeter(StreamMeter):
+    """A stream of Responses, which ends with `response.completed` or `response.incomplete`. `response.failed` and `error` are the provider's failure."""
 
-    The stream is whole when `response.completed` or `response.incomplete` was seen: what follows it is dropped. `response.failed` and `error` are the
-    provider's failure. Everything else broke off.
-    """
+    __slots__ = ()
 
-    __slots__ = ("_done", "_error", "_splitter", "usage")
+    signs = (b"response.completed", b"response.incomplete", b"response.failed", b'"error"')  # types of last events; texts may hold these words too
+    max_event_bytes = MAX_RESPONSES_EVENT_BYTES
 
-    def __init__(self) -> None:
-        self._splitter = EventSplitter(MAX_RESPONSES_EVENT_BYTES)
-        self._done = False
-        self._error: UpstreamError | None = None
-        self.usage: Usage | None = None  # what the last event reports; None before it, or if that makes no sense
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the stream has said its end: what becomes of its connection then is nobody's business."""
-        return self._done
-
-    def feed(self, data: bytes) -> bytes:
-        """Return the whole events that `data` completes, to be forwarded; empty if none.
-
-        Raises `UpstreamError` for an event that is too large, and for a failure that the provider reports inside its stream. Events before it still come out:
-        then the next call raises.
-        """
-        if self._error is not None:
-            raise self._error
-        if self._done:
-            return b""
-        events = self._splitter.feed(data)
-        for word in _LAST:
-            if events.find(word) >= 0:
-                events = self._until_last(events)
-                if not events and self._error is not None:
-                    raise self._error
-                break
-        return events
-
-    def finish(self) -> bytes:
-        """The provider's body has ended as its framing said. Raises `UpstreamError` if the stream broke off before its end."""
-        if self._error is not None:
-            raise self._error
-        if not self._done:
-            raise UpstreamError("The provider broke off in the middle of its answer.", code="upstream_broke_off")
-        return b""
-
-    def _until_last(self, events: bytes) -> bytes:
-        """Return `events` up to the last one of the stream, if it is among them; a failure ends before it. Each event is parsed once at most."""
-        start = 0
-        while start < len(events):
-            end = events.find(b"\n\n", start) + 2
-            if end == 1:  # what is left is one more line end
-                return events
-            event = events[start:end]
-            if any(word in event for word in _LAST):
-                read = _parse(event)
-                if read.type == "response.failed" or read.type == "error" or bytes(read.error) != b"null":
-                    self._error = UpstreamError("The provider reported an error in the middle of its answer.", code="upstream_stream_error")
-                    return events[:start]
-                if read.type in _WHOLE:
-                    self._done = True
-                    self.usage = read_usage(read.response.usage) if read.response is not None else None
-                    return events[:end]
-            start = end
-        return events
-
-
-_NOTHING = _Event()
-
-
-def _parse(event: bytes) -> _Event:
-    at = 0 if event.startswith(b"data:") else event.find(b"\ndata:") + 1
-    try:
-        return _event_decoder.decode(data_line(event, at))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _NOTHING
+    def _judge(self, events: bytes, start: int, end: int) -> Verdict:
+        try:
+            event = _event_decoder.decode(data_line(events, start))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return Verdict.GOES_ON
+        if event.type == "response.failed" or event.type == "error" or bytes(event.error) != b"null":
+            return Verdict.FAILURE
+        if event.type not in _WHOLE:
+            return Verdict.GOES_ON
+        self._noted = read_usage(event.response.usage) if event.response is not None else None
+        return Verdict.END

@@ -7,7 +7,7 @@ whether it is one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from cliproxy.dialects import Endpoint
 from cliproxy.errors import UpstreamError
@@ -19,21 +19,8 @@ from cliproxy.metering import openai_chat as chat
 from cliproxy.metering import openai_embeddings as embeddings
 from cliproxy.metering import openai_media as media
 from cliproxy.metering import openai_responses as responses
+from cliproxy.metering.stream import StreamMeter
 from cliproxy.metering.usage import AskedFor, Usage
-
-
-class StreamMeter(Protocol):
-    """A stream of one dialect: whole events out, `UpstreamError` for what is none and for what broke off. `is_over`: its end was told; `finish` is fine."""
-
-    def feed(self, data: bytes) -> bytes: ...
-
-    def finish(self) -> bytes: ...
-
-    @property
-    def usage(self) -> Usage | None: ...
-
-    @property
-    def is_over(self) -> bool: ...
 
 
 class Meter(NamedTuple):
