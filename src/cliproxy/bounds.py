@@ -201,7 +201,6 @@ MAX_RESUMED_ENTRIES = 32 * KIB  # entries without a checkpoint at a start: two b
 MAX_CHECKPOINT_BYTES = 8 * KIB  # a signed note: ours has 2 KiB at 2^32 entries; the rest is for witnesses' signatures
 MAX_CHECKPOINT_RECORD_BYTES = 512 * KIB  # a note and 8 bytes in base64 for each of MAX_RESUMED_ENTRIES
 AUDIT_SYNC_SECONDS = 0.02  # DESIGN §3: between two fdatasyncs when nobody waits for one
-AUDIT_NAP_SECONDS = 0.004  # between two looks at the senders' queues, which hold 160 packets: less than 40,000 packets/s lose nothing by it
 AUDIT_CHECKPOINT_SECONDS = 1.0  # entries are durable before that; a checkpoint costs a signature and 400 bytes
 AUDIT_RETRY_SECONDS = 0.25  # between two tries to write when the disk is full
 AUDIT_SUMMARY_SECONDS = 60.0  # between two lines about what the strangers' quota had no room for

@@ -2,7 +2,7 @@
 
 It serves once the vault has handed over the signing key and the last checkpoint is genuine under it; what comes before waits, bounded. A
 channel that carries what it may not is closed, and the log says so. What a dead sender had sent is read to the end before its slot is given to
-the next. When senders are busy it looks at their queues every few milliseconds only: waking up costs more than the work.
+the next.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cliproxy.audit.intake import Intake, Source
 from cliproxy.audit.log import SEED_BYTES, LogSigner, LogWriter, verify_note
 from cliproxy.audit.recovery import Position, recover
 from cliproxy.audit.sync import Syncer
-from cliproxy.bounds import AUDIT_NAP_SECONDS, AUDIT_QUERIES_PER_SECOND, MAX_PENDING_AUDIT_BYTES
+from cliproxy.bounds import AUDIT_QUERIES_PER_SECOND, MAX_PENDING_AUDIT_BYTES
 from cliproxy.config.schema import AuditSettings, decode_settings
 from cliproxy.errors import AuditError, ChannelError
 from cliproxy.ipc.messages import Anchor, LogKey
@@ -29,7 +29,7 @@ from cliproxy.processes import child
 from cliproxy.processes.boot import read_sealed
 from cliproxy.processes.child import Boot, Control, Down, Order, Up
 from cliproxy.processes.queries import Queries
-from cliproxy.processes.senders import AWAITED, Senders
+from cliproxy.processes.senders import AWAITED, FEW, MANY, Pace, Senders
 from cliproxy.processes.slots import channel, is_socket
 from cliproxy.processes.topology import AUDITOR, AuditorSlots
 from cliproxy.secret import Secret
@@ -61,13 +61,15 @@ class Auditor:
         self._queries = Queries(self)
         self._leaving = False
         self._drained_at = -1  # a DRAIN waits until so many entries are covered
-        self._nap_until = 0.0
-        self._urgent_poll = select.poll()
-        self._poll = select.poll()
-        for poll in (self._urgent_poll, self._poll):
+        self._pace = Pace()
+        self._backed_up_poll = select.poll()  # while no sender may be read
+        self._napping_poll = select.poll()  # and those whose events are waited for
+        self._poll = select.poll()  # and everybody
+        self._polls = (self._backed_up_poll, self._napping_poll, self._poll)
+        for poll in self._polls:
             poll.register(control.fileno(), select.POLLIN)
             poll.register(self._syncer.fileno(), select.POLLIN)
-        self._senders = Senders(self, self._poll)
+        self._senders = Senders(self, self._poll, self._napping_poll)
         self._open_queries()
 
     def run(self) -> None:
@@ -83,14 +85,17 @@ class Auditor:
     def _turn(self) -> None:
         now = time.monotonic()
         cycle = self._cycle
-        backed_up = cycle is not None and cycle.is_backed_up()
-        wake = now + 1.0 if cycle is None else min(now + 1.0, cycle.next_time(now))
-        reads = not backed_up and now >= self._nap_until
-        if not reads and not backed_up:
-            wake = min(wake, self._nap_until)
-        ready = dict((self._poll if reads else self._urgent_poll).poll(max(0.0, (wake - now) * 1000)))
-        if reads and self._senders.receive(ready, only_vault=self._held_bytes >= MAX_PENDING_AUDIT_BYTES):
-            self._nap_until = time.monotonic() + AUDIT_NAP_SECONDS
+        wait = max(0.0, min(1.0, 1.0 if cycle is None else cycle.next_time(now) - now))
+        if cycle is not None and cycle.is_backed_up():
+            ready = dict(self._backed_up_poll.poll(wait * 1000))
+        elif now < self._pace.until:
+            poll = self._backed_up_poll if self._holds_much() else self._napping_poll
+            ready = dict(poll.poll(min(wait, self._pace.until - now) * 1000))
+            if self._senders.has_awaited(ready):
+                self._look(dict(self._poll.poll(0)), hurry=True)
+        else:
+            ready = dict(self._poll.poll(wait * 1000 if self._pace.quiet else 0))
+            self._look(ready, hurry=self._senders.has_awaited(ready))
         if ready.get(self._syncer.fileno()) and self._syncer.collect() and cycle is not None:
             cycle.synced()
         if ready.get(AuditorSlots.ADMIN_QUERY_FD):
@@ -99,18 +104,35 @@ class Auditor:
         if ready.get(self._control.fileno()):
             self._take_orders()
 
+    def _look(self, ready: dict[int, int], *, hurry: bool) -> None:
+        """Take what senders sent: from those who send much at the clock's pace, but before anything that was awaited (`hurry`): what egress had said
+        before a key was revoked stands before the revocation."""
+        if self._holds_much():
+            self._senders.receive(ready, [AuditorSlots.VAULT_FD])
+            self._pace.looked(time.monotonic(), 1)  # what waits in the other queues must not wake us without pause
+            return
+        if not self._senders.has_many(ready):
+            self._pace.looked(time.monotonic(), 0)
+        elif self._pace.begin(time.monotonic()) or hurry:
+            self._pace.looked(time.monotonic(), self._senders.receive(ready, MANY) or 1)
+        self._senders.receive(ready, FEW)
+
+    def _holds_much(self) -> bool:
+        """Whether no more may wait for the key."""
+        return self._held_bytes >= MAX_PENDING_AUDIT_BYTES
+
     def _open_queries(self) -> None:
         """Take the channel of admin's questions, if there is one."""
         slot = AuditorSlots.ADMIN_QUERY_FD
         there = is_socket(slot)
         self._queries.open(channel(slot) if there else None, per_second=AUDIT_QUERIES_PER_SECOND)
         if there:
-            for poll in (self._poll, self._urgent_poll):
+            for poll in self._polls:
                 poll.register(slot, select.POLLIN)
 
     def _serve_admin(self) -> None:
         if not self._queries.serve():
-            for poll in (self._poll, self._urgent_poll):
+            for poll in self._polls:
                 poll.unregister(AuditorSlots.ADMIN_QUERY_FD)
 
     def _advance(self) -> None:
