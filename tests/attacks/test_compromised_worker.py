@@ -331,7 +331,7 @@ def violates(gateway: WorkerHeld, provider: FakeProvider, worker: FallenWorker, 
     deed(gateway, worker)
     assert worker.is_closed()
     (line,) = wait_for(lambda: gateway.violations("egress")[before:], "an audit event")
-    assert line["peer"] == "worker slot 0" and line["reason"].isprintable() and len(line["reason"]) < 100
+    assert line["peer"] == "worker 0" and line["reason"].isprintable() and len(line["reason"]) < 100
     # `credit for nothing` made an honest call first
     assert [request for request in leftover(provider) if "fault-trickle" not in request["body"]] == []
 

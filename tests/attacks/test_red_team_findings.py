@@ -38,17 +38,17 @@ from cliproxy.cli.home import Home
 from cliproxy.config.schema import ModelRoute, Provider, Settings
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.admission import Admission
+from cliproxy.egress.attempt import Attempt, Outcome
 from cliproxy.egress.authorise import Authoriser
-from cliproxy.egress.between import HeldAnswers
-from cliproxy.egress.calls import Outcome, ProviderCall
-from cliproxy.egress.desk import Desk
+from cliproxy.egress.dispatcher import Dispatcher
 from cliproxy.egress.echo import answer_chat
 from cliproxy.egress.inject import Injector
+from cliproxy.egress.rooms import Room
 from cliproxy.egress.senders import EchoSending
 from cliproxy.errors import CliproxyError, ConfigError, RateLimited, UpstreamError
 from cliproxy.formats.sse import EventSplitter
 from cliproxy.ipc.messages import KeyRecord, PolicyBegin, PolicyEnd, PolicyKeys, PolicyRules
-from cliproxy.ipc.mux import HEADER, Abort, Call, Hello, Kind
+from cliproxy.ipc.mux import HEADER, Abort, CallHead, Hello, Kind
 from cliproxy.ipc.policy_feed import PolicyFeed
 from cliproxy.metering import openai_chat as metering
 from cliproxy.metering.openai_chat import ChatStreamMeter, Usage, usage_of_answer
@@ -242,6 +242,7 @@ def test_a_hostile_stream_costs_its_own_call_and_no_other(gateway: Gateway, prov
 # --- a worker that fell, and a client that is gone at once -------------------------------------------------------------
 
 PROOF = bytes(range(32))
+OTHER_PROOF = bytes(range(1, 33))
 BODY = b'{"model":,"max_tokens":1,"messages":[{"role":"user","content":"Hello."}]}'
 HOLE = len(b'{"model":')
 
@@ -249,8 +250,8 @@ HOLE = len(b'{"model":')
 def call_frame(stream: int, **changes: Any) -> bytes:
     """Return the frame of an honest worker's call, but for `changes`."""
     honest = {"request_id": "req_0123456789ab00000001", "address": "127.0.0.1", "model": "m", "max_tokens": 1, "n": 1, "stream": False, "estimate": 10}
-    fields = {"endpoint": int(Endpoint.CHAT_COMPLETIONS), "proof": PROOF, **honest, "hole": HOLE, "body_bytes": len(BODY), "body": BODY, **changes}
-    return frame(Kind.CALL, stream, msgspec.msgpack.encode(Call(**fields)))
+    fields = {"endpoint": int(Endpoint.CHAT_COMPLETIONS), "proof": PROOF, **honest, "model_offset": HOLE, "body_bytes": len(BODY), "body": BODY, **changes}
+    return frame(Kind.CALL, stream, msgspec.msgpack.encode(CallHead(**fields)))
 
 
 def frame(kind: Kind, stream: int, payload: bytes = b"") -> bytes:
@@ -258,7 +259,7 @@ def frame(kind: Kind, stream: int, payload: bytes = b"") -> bytes:
 
 
 class Egress:
-    """A real desk with the real authoriser, one worker's channel, an auditor's socket, and senders that only note what was started."""
+    """A real dispatcher with the real authoriser, one worker's channel, an auditor's socket, and senders that only note what was started."""
 
     def __init__(self, *, networks: tuple[str, ...] = (), broken: frozenset[int] = frozenset()) -> None:
         ours, self.auditor = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -267,9 +268,9 @@ class Egress:
             providers={"p": Provider(base_url="http://127.0.0.1:1/v1", auth="none", concurrency=10_000)}, models={"m": ModelRoute(provider="p", model="up")}
         )
         policy = PolicyFeed()
-        self.started: list[ProviderCall] = []
+        self.started: list[Attempt] = []
         self._broken = broken
-        self.desk = Desk(
+        self.dispatcher = Dispatcher(
             build="b",
             generation=1,
             policy=policy,
@@ -278,11 +279,14 @@ class Egress:
             audit=AuditClient(ours, deadline_seconds=5.0),
             acknowledge=lambda message: None,
         )
-        key = KeyRecord(id="k", digest=digest_of(PROOF), name="k", models=("*",), networks=networks, concurrency=10_000)
-        for message in (PolicyBegin(number=1), PolicyKeys(keys=(key,)), PolicyEnd(number=1, rules=PolicyRules())):
-            self.desk.policy(message)
+        keys = tuple(
+            KeyRecord(id=f"k{number}", digest=digest_of(proof), name="k", models=("*",), networks=networks, concurrency=10_000)
+            for number, proof in enumerate((PROOF, OTHER_PROOF))
+        )
+        for message in (PolicyBegin(number=1), PolicyKeys(keys=keys), PolicyEnd(number=1, rules=PolicyRules())):
+            self.dispatcher.policy(message)
         policy.heard(vault_age=0.0, now=time.monotonic())
-        self.worker = self.desk.worker(0, max_body_bytes=1 << 20)
+        self.worker = self.dispatcher.worker(0, max_body_bytes=1 << 20)
         self.frames: list[tuple[Kind, int, bytes]] = []
         self.errors: list[str] = []
         self.worker.channel.queue = lambda kind, stream, payload: self.frames.append((kind, stream, payload))  # type: ignore[method-assign]
@@ -290,7 +294,7 @@ class Egress:
         self.receive(frame(Kind.HELLO, 0, msgspec.msgpack.encode(Hello("b", 1))))
         self.frames.clear()
 
-    def start(self, call: ProviderCall) -> Any:
+    def start(self, call: Attempt) -> Any:
         if call.stream in self._broken:
             raise KeyError("a bug")
         self.started.append(call)
@@ -365,7 +369,7 @@ def test_a_call_whose_client_is_gone_in_the_same_turn_never_leaves() -> None:
         egress.receive(call_frame(1) + call_frame(2) + frame(Kind.CANCEL, 1))
         await turn()
         assert [call.stream for call in egress.started] == [2]
-        assert len(egress.intents()) == 1 and egress.worker.waiting == set()
+        assert len(egress.intents()) == 1 and set(egress.worker.calls) == {2}
         egress.receive(call_frame(1))  # the number is free again
         await turn()
         assert [call.stream for call in egress.started] == [2, 1] and not egress.errors
@@ -385,13 +389,19 @@ def test_one_number_for_two_calls_of_a_turn_is_a_violation() -> None:
     asyncio.run(scenario())
 
 
-def test_calls_of_one_turn_count_for_the_bound_of_the_channel() -> None:
+def test_calls_of_one_turn_count_for_the_bound_of_the_channel_and_no_key_fills_it() -> None:
     async def scenario() -> None:
         egress = Egress()
         egress.receive(b"".join(call_frame(stream) for stream in range(1, MAX_STREAMS_PER_CHANNEL + 11)))
+        egress.receive(b"".join(call_frame(MAX_STREAMS_PER_CHANNEL + stream, proof=OTHER_PROOF) for stream in range(11, 15)))
         await turn()
-        assert len(egress.started) + len(egress.worker.waiting) == MAX_STREAMS_PER_CHANNEL  # what the auditor's queue has no room for waits
-        assert list(egress.aborts().values()) == ["overloaded"] * 10
+        assert len(egress.worker.calls) == MAX_STREAMS_PER_CHANNEL // 2 + 4  # those that the auditor's queue had no room for wait
+        assert list(egress.aborts()) == list(range(MAX_STREAMS_PER_CHANNEL // 2 + 1, MAX_STREAMS_PER_CHANNEL + 11))
+        assert set(egress.aborts().values()) == {"overloaded"}
+        one_key = len(egress.worker.calls)
+        proofs = (b"%032d" % number for number in range(MAX_STREAMS_PER_CHANNEL))
+        egress.receive(b"".join(call_frame(10_000 + number, proof=proof, body=b"") for number, proof in enumerate(proofs)))
+        assert len(egress.worker.calls) == MAX_STREAMS_PER_CHANNEL and one_key < MAX_STREAMS_PER_CHANNEL  # whoever they say they are
 
     asyncio.run(scenario())
 
@@ -405,7 +415,7 @@ def test_a_bug_in_sending_one_call_leaves_no_other_without_an_ending() -> None:
         await turn()
         assert [call.stream for call in egress.started] == [1, 3]
         assert egress.aborts() == {2: "internal_error"}
-        assert set(egress.worker.calls) == {1, 3} and egress.worker.waiting == set()
+        assert set(egress.worker.calls) == {1, 3}
         assert len(told) == 1
 
     asyncio.run(scenario())
@@ -507,12 +517,12 @@ class Ledger:
     def __init__(self) -> None:
         self.endings: list[str] = []
         self.frames: list[Kind] = []
-        self.held = HeldAnswers()
+        self.held: Room[str] = Room(1 << 30)
 
-    def answered(self, call: ProviderCall) -> None:
+    def answered(self, call: Attempt) -> None:
         pass
 
-    def settled(self, call: ProviderCall, outcome: Outcome, error: CliproxyError | None) -> bool:
+    def settled(self, call: Attempt, outcome: Outcome, error: CliproxyError | None) -> bool:
         self.endings.append(outcome.error)
         return False
 
@@ -521,9 +531,10 @@ class Ledger:
 
 
 def asked_of_chat(*, stream: bool, used: Callable[[bytes], Usage | None] = usage_of_answer) -> Any:
-    order = SimpleNamespace(meter=METERS[Endpoint.CHAT_COMPLETIONS]._replace(usage_of=used))
+    asked = SimpleNamespace(meter=METERS[Endpoint.CHAT_COMPLETIONS]._replace(usage_of=used), principal=SimpleNamespace(id="k"))
+    call = SimpleNamespace(asked=asked, stream=1)
     target = SimpleNamespace(provider="p", model="m")
-    return SimpleNamespace(stream=stream, endpoint=Endpoint.CHAT_COMPLETIONS, order=order, target=target, attempt=1)
+    return SimpleNamespace(stream=stream, endpoint=Endpoint.CHAT_COMPLETIONS, call=call, target=target, attempt=1)
 
 
 @pytest.mark.parametrize("where", ["data", "whole", "end of stream", "echo"])
@@ -539,7 +550,7 @@ def test_a_bug_in_reading_an_answer_does_not_leave_the_call_without_an_ending(mo
         loop.set_exception_handler(lambda loop, context: told.append(context))
         ledger = Ledger()
         request = asked_of_chat(stream=where in ("data", "end of stream"), used=broken)  # type: ignore[arg-type]
-        call = ProviderCall(request, channel=ledger, slot=0, stream=1, ledger=ledger)
+        call = Attempt(request, channel=ledger, ledger=ledger)
         monkeypatch.setattr(ChatStreamMeter, "feed" if where == "data" else "finish", broken)
         monkeypatch.setattr("cliproxy.egress.senders.answer_chat", broken)
         if where == "echo":
@@ -567,7 +578,7 @@ def test_a_credential_that_fits_no_header_does_not_stop_a_reload_in_its_middle()
 
 def test_a_whole_answer_in_reads_of_two_bytes_does_not_cost_an_object_for_each() -> None:
     ledger = Ledger()
-    call = ProviderCall(asked_of_chat(stream=False), channel=ledger, slot=0, stream=1, ledger=ledger)
+    call = Attempt(asked_of_chat(stream=False), channel=ledger, ledger=ledger)
     call.on_head(200, {})
     answer = b'{"choices":[{"message":{"content":"' + b"x" * 5 * 2 * ANSWER_PIECES_PER_JOIN + b'"}}]}'
     for at in range(0, len(answer), 2):

@@ -84,7 +84,7 @@ def test_a_whole_answer_of_a_chat_provider_is_said_in_the_clients_dialect(shape:
     (call,) = worker.calls
     assert (call.endpoint, call.model, call.stream, call.n) == (Endpoint.CHAT_COMPLETIONS, "chat", False, 1)
     assert call.client == {"chat": Dialect.OPENAI_CHAT, "messages": Dialect.ANTHROPIC_MESSAGES, "gemini": Dialect.GEMINI_GENERATE}[shape]
-    sent = json.loads(call.body[: call.hole] + b'"m"' + call.body[call.hole :])
+    sent = json.loads(call.body[: call.model_offset] + b'"m"' + call.body[call.model_offset :])
     assert sent["messages"][-1]["content"] == "Hi." and sent["max_tokens"] == call.max_tokens
     worker.answer(client, chat_body("m"), provider="chat", model="m", attempts=2)
     assert (client.status, client.headers["content-type"]) == (200, "application/json")
@@ -677,7 +677,8 @@ def test_a_messages_client_with_a_budget_sees_thoughts_of_other_dialects(thinkin
     worker.post("/v1/messages", asked | {"model": "gemini"})
     worker.post("/v1/messages", asked | {"model": "responses"})
     gemini, responses = (
-        json.loads(call.body[: call.hole] + (b"" if call.hole == len(call.body) else b'"m"') + call.body[call.hole :]) for call in worker.calls
+        json.loads(call.body[: call.model_offset] + (b"" if call.model_offset == len(call.body) else b'"m"') + call.body[call.model_offset :])
+        for call in worker.calls
     )
     assert gemini["generationConfig"]["thinkingConfig"] == {"includeThoughts": shown, "thinkingBudget": 1024}
     assert ("summary" in responses["reasoning"]) is shown

@@ -10,9 +10,9 @@ import pytest
 
 from cliproxy.dataplane.link import NO_EGRESS, EgressLink
 from cliproxy.errors import ChannelError, Unavailable
-from cliproxy.ipc.mux import HEADER, Abort, Answer, Call, Kind
+from cliproxy.ipc.mux import HEADER, Abort, Answer, CallHead, Kind
 
-CALL = Call(1, bytes(32), "r", "127.0.0.1", "m", 1, 1, False, 1, 0, 2, b"{}")
+CALL = CallHead(1, bytes(32), "r", "127.0.0.1", "m", 1, 1, False, 1, 0, 2, b"{}")
 
 
 class Owner:
@@ -164,7 +164,7 @@ def test_large_bodies_of_one_turn_are_refused_before_they_fill_the_channel() -> 
         case = Case()
         theirs = await case.attach()
         body = bytes(8 << 20)
-        call = Call(1, bytes(32), "r", "127.0.0.1", "m", 1, 1, False, 1, 0, len(body), b"")
+        call = CallHead(1, bytes(32), "r", "127.0.0.1", "m", 1, 1, False, 1, 0, len(body), b"")
         owners = [Owner() for _ in range(20)]
         refused = []
         for owner in owners:

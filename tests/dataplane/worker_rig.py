@@ -21,11 +21,11 @@ from cliproxy.ingress.address import parse_address
 from cliproxy.ingress.framing import Framer, RawRequest
 from cliproxy.ingress.rules.address_rate import AddressRate
 from cliproxy.ipc.messages import KeyRecord, PolicyBegin, PolicyEnd, PolicyKeys, PolicyRules
-from cliproxy.ipc.mux import Abort, Answer, Call, Kind, Reroute, cancel_code
+from cliproxy.ipc.mux import Abort, Answer, CallHead, Kind, Reroute, cancel_code
 from cliproxy.limits.shared import SharedRates, create
 
 _encoder = msgspec.msgpack.Encoder()
-_calls = msgspec.msgpack.Decoder(Call)
+_calls = msgspec.msgpack.Decoder(CallHead)
 
 
 def provider(kind: str = "openai_compatible", **more: Any) -> Provider:
@@ -146,7 +146,7 @@ class Rig:
     # --- egress ---
 
     @property
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[CallHead]:
         """Every call that was sent, with its body whole."""
         return [_calls.decode(payload) for kind, _, payload in self.channel.frames if kind is Kind.CALL]
 

@@ -1,4 +1,4 @@
-"""Calls at the desk in any weather: providers that fail in every way, clients and workers that go, keys revoked, reloads, an auditor that is full.
+"""Calls in any weather: providers that fail in every way, clients and workers that go, keys revoked, reloads, an auditor that is full.
 
 Whatever happened, in the end nothing is held or counted, no probe is under way, each call had one ending, and each intent in the log has one outcome.
 """
@@ -23,21 +23,21 @@ from cliproxy.auth.client_keys import digest_of
 from cliproxy.config.schema import ModelRoute, PoolMember, Provider, ProviderRate, Routing, Settings
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.admission import Admission
+from cliproxy.egress.attempt import Attempt
 from cliproxy.egress.authorise import Authoriser
-from cliproxy.egress.calls import ProviderCall
-from cliproxy.egress.desk import Desk
+from cliproxy.egress.dispatcher import Dispatcher
 from cliproxy.egress.inject import Injector
-from cliproxy.egress.workers import WorkerChannel
+from cliproxy.egress.worker_channel import WorkerChannel
 from cliproxy.errors import CliproxyError, ProviderRefusal, Unavailable, UpstreamError
 from cliproxy.ipc.messages import KeyRecord, PolicyBegin, PolicyChange, PolicyEnd, PolicyKeys, PolicyRules
-from cliproxy.ipc.mux import Answer, Call, Kind, Reroute
+from cliproxy.ipc.mux import Answer, CallHead, Kind, Reroute
 from cliproxy.ipc.policy_feed import PolicyFeed
 from cliproxy.secret import Secret
 
 KEYS = 4
 BODY = b'{"model":,"max_tokens":10,"messages":[{"role":"user","content":"Hello."}]}'
 STREAMED = BODY[:-1] + b',"stream":true}'
-HOLE = len(b'{"model":')
+MODEL_OFFSET = len(b'{"model":')
 CHAT_ANSWER = b'{"id":"c","choices":[{"index":0,"message":{"role":"assistant","content":"hi"}}],"usage":{"prompt_tokens":3,"completion_tokens":2}}'
 MESSAGE_ANSWER = b'{"id":"m","type":"message","role":"assistant","content":[],"usage":{"input_tokens":3,"output_tokens":2}}'
 EVENT = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
@@ -77,7 +77,7 @@ def settings(*, less: bool = False, other: bool = False) -> Settings:
 
 
 class Weather:
-    """A desk with two workers, and dice."""
+    """A dispatcher with two workers, and dice."""
 
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
@@ -91,37 +91,38 @@ class Weather:
             self.grant(id)
         self.authoriser = Authoriser(start, self.policy, self.injector, Admission(start))
         self.audit = AuditClient(ours, deadline_seconds=5.0)
-        self.desk = Desk(
+        self.dispatcher = Dispatcher(
             build="b", generation=1, policy=self.policy, authoriser=self.authoriser, senders=self, audit=self.audit, acknowledge=lambda message: None
         )
         limits = ({}, {"concurrency": 3}, {"tokens_per_minute": 4000}, {"requests_per_minute": 400})
         self.records = tuple(KeyRecord(id=f"k{number}", digest=digest_of(proof(number)), name="k", models=("*",), **limits[number]) for number in range(KEYS))
         self.snapshot(1)
         self.workers = [self.fresh_worker(slot) for slot in (0, 1)]
-        self.live: list[ProviderCall] = []
-        self.open: dict[tuple[int, int], Call] = {}  # by worker's slot and stream
+        self.live: list[Attempt] = []
+        self.open: dict[tuple[int, int], CallHead] = {}  # by worker's index and stream
         self.endings: Counter[tuple[int, int, int]] = Counter()
         self.lives = [0, 0]
         self.streams = 0
         self.log: list[Any] = []
 
-    # --- who is around the desk ---
+    # --- who is around ---
 
     def grant(self, id: str) -> None:
         self.injector.grant(id, provider="k", origin="https://k.example:443", secret=Secret(f"sk-of-{id}-0000".encode()))
 
     def snapshot(self, number: int) -> None:
         for message in (PolicyBegin(number=number), PolicyKeys(keys=self.records), PolicyEnd(number=number, rules=PolicyRules())):
-            self.desk.policy(message)
+            self.dispatcher.policy(message)
         self.policy.heard(vault_age=0.0, now=time.monotonic())
 
     def fresh_worker(self, slot: int) -> WorkerChannel:
-        worker = self.desk.worker(slot, max_body_bytes=1 << 20)
+        worker = self.dispatcher.worker(slot, max_body_bytes=1 << 20)
+        worker.introduced = True
         worker.channel.queue = lambda kind, stream, payload: self.on_frame(slot, kind, stream, payload)  # type: ignore[method-assign]
         worker.channel.fail = lambda error: pytest.fail(str(error))  # type: ignore[method-assign]
         return worker
 
-    def start(self, call: ProviderCall) -> Any:
+    def start(self, call: Attempt) -> Any:
         if self.dice.random() < 0.05:
             raise Unavailable("x", code="provider_busy")
         call.request.take_body()
@@ -146,7 +147,7 @@ class Weather:
         self.streams += 1
         stream = self.dice.random() < 0.5
         body = STREAMED if stream else BODY
-        call = Call(
+        call = CallHead(
             endpoint=int(Endpoint.CHAT_COMPLETIONS),
             proof=proof(self.dice.randrange(KEYS)),
             request_id=f"req_{self.streams}",
@@ -156,22 +157,22 @@ class Weather:
             n=1,
             stream=stream,
             estimate=5,
-            hole=HOLE,
+            model_offset=MODEL_OFFSET,
             body_bytes=len(body),
             body=body,
         )
         self.send(self.dice.randrange(2), call)
 
-    def again(self, slot: int, call: Call, reroute: Reroute, life: int) -> None:
+    def again(self, slot: int, call: CallHead, reroute: Reroute, life: int) -> None:
         if self.lives[slot] == life:
             self.streams += 1
             self.send(slot, msgspec.structs.replace(call, endpoint=reroute.endpoint, quirks=reroute.quirks, tried=reroute.tried))
 
-    def send(self, slot: int, call: Call) -> None:
+    def send(self, slot: int, call: CallHead) -> None:
         self.open[slot, self.streams] = call
-        self.desk.submit(self.workers[slot], self.streams, call, call.body)
+        self.workers[slot]._on_call(self.streams, msgspec.msgpack.encode(call))
 
-    def any_live(self) -> ProviderCall | None:
+    def any_live(self) -> Attempt | None:
         self.live = [call for call in self.live if not call._over]
         return self.dice.choice(self.live) if self.live else None
 
@@ -194,7 +195,7 @@ class Weather:
         if call is not None:
             self.finish(call)
 
-    def finish(self, call: ProviderCall) -> None:
+    def finish(self, call: Attempt) -> None:
         if not call.request.stream:
             call.on_head(200, {})
             call.on_data(MESSAGE_ANSWER if call.request.endpoint is Endpoint.MESSAGES else CHAT_ANSWER)
@@ -233,11 +234,11 @@ class Weather:
         number = self.policy.number + 1
         what = self.dice.randrange(5)
         if what == 0:
-            self.desk.policy(PolicyChange(number=number, revoked=(f"k{self.dice.randrange(KEYS)}",)))
+            self.dispatcher.policy(PolicyChange(number=number, revoked=(f"k{self.dice.randrange(KEYS)}",)))
         elif what == 1:
-            self.desk.policy(PolicyChange(number=number, rules=PolicyRules(lockdown=True)))
+            self.dispatcher.policy(PolicyChange(number=number, rules=PolicyRules(lockdown=True)))
         elif what == 2:
-            self.desk.policy(PolicyChange(number=number, rules=PolicyRules(disabled_providers=(self.dice.choice("abcdk"),))))
+            self.dispatcher.policy(PolicyChange(number=number, rules=PolicyRules(disabled_providers=(self.dice.choice("abcdk"),))))
         else:
             self.snapshot(number)
 
@@ -276,14 +277,14 @@ class Weather:
                 await asyncio.sleep(self.dice.choice((0.0, 0.0, 0.003)))
 
     async def calm_down(self) -> None:
-        """All that is under way ends; who rests wakes."""
+        """All that is under way ends; who waits goes on."""
         self.snapshot(self.policy.number + 1)
-        while self.live or self.open or self.desk.calls_under_way or self.desk._outcomes or self.desk._waiting:
+        while self.live or self.open or self.dispatcher.calls_under_way or self.dispatcher.gate.outcomes or self.dispatcher.gate._intents:
             self.auditor_reads()
             self.any_live()
             for call in list(self.live):
                 self.finish(call)
-            self.desk.sweep(time.monotonic())
+            self.dispatcher.sweep(time.monotonic())
             await asyncio.sleep(0.002)
         self.auditor_reads()
 
@@ -298,16 +299,17 @@ def test_whatever_happened_nothing_is_held_and_everything_is_in_the_log_once(see
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         weather = runner.run(test())
-    desk, authoriser = weather.desk, weather.authoriser
-    assert desk._kept.bytes == 0 and desk._resting == {} and desk._waiting == [] and not desk._outcomes
-    assert all(worker.calls == {} and worker.waiting == set() and worker._arriving == {} for worker in weather.workers)
+    dispatcher, authoriser = weather.dispatcher, weather.authoriser
+    assert dispatcher.kept.used == dispatcher.held.used == 0 and dispatcher.gate._intents == [] and not dispatcher.gate.outcomes
+    assert dispatcher.kept._of == dispatcher.held._of == {}
+    assert all(worker.calls == {} and worker._arriving.used == 0 and worker.places._of == {} for worker in weather.workers)
     admission = authoriser._admission
     for meters in (admission._meters, admission._provider_meters):
         assert {name: meter.in_flight for name, meter in meters.items() if meter.in_flight} == {}
         assert all(meter.debt >= 0.0 for meter in meters.values())
     assert authoriser._router._under_way == {}
     assert [key for key, cooldown in authoriser.cooldowns.table.items() if cooldown.probing] == []
-    assert all(order.body == b"" and order.kept == 0 for order, _ in desk._rerouted.orders.values())
+    assert all(order.body == b"" and order.kept == 0 for order, _ in dispatcher._rerouted.calls.values())
     assert set(weather.endings.values()) <= {1}
     intents = Counter((event.request, event.attempt) for event in weather.log if isinstance(event, ProviderRequest))
     outcomes = Counter((event.request, event.attempt) for event in weather.log if isinstance(event, ProviderOutcome))

@@ -20,7 +20,7 @@ from cliproxy.dataplane.server import Connection
 from cliproxy.dataplane.steps import AdmittedRequest, OutboundRequest
 from cliproxy.dataplane.surfaces.surface import Surface
 from cliproxy.errors import ClientError, CliproxyError, NotAuthenticated, RateLimited, Unavailable, UpstreamError
-from cliproxy.ipc.mux import Abort, Answer, Call, Reroute
+from cliproxy.ipc.mux import Abort, Answer, CallHead, Reroute
 from cliproxy.translators.table import TARGETS, ClientRow
 
 BAD_ANSWER = Abort(
@@ -355,15 +355,15 @@ class PendingCall:
             raise Unavailable("The gateway keeps more requests than it may; try again in a moment.", code="overloaded")
 
 
-def frame_of(outbound: OutboundRequest, call: PendingCall, session: str, tried: tuple[str, ...]) -> Call:
+def frame_of(outbound: OutboundRequest, call: PendingCall, session: str, tried: tuple[str, ...]) -> CallHead:
     """Return the frame that asks egress for `outbound`. `tried`: targets that failed before."""
     decoded = outbound.admitted.decoded
     figures = decoded.figures
     endpoint, quirks = outbound.profile
     body = outbound.body
     size = len(body)
-    # Positional, in the order of `ipc.mux.Call`: keywords cost half a microsecond here.
-    return Call(
+    # Positional, in the order of `ipc.mux.CallHead`: keywords cost half a microsecond here.
+    return CallHead(
         endpoint,
         decoded.proof,
         call.request_id,

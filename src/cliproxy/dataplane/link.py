@@ -15,7 +15,7 @@ import msgspec
 
 from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_STREAMS_PER_CHANNEL, MAX_WORKER_BACKLOG_BYTES, VAULT_SILENT_SECONDS
 from cliproxy.errors import ChannelError, Unavailable
-from cliproxy.ipc.mux import TO_WORKER, Abort, Answer, Call, Hello, Kind, MuxChannel, Readiness, Reroute, cancel_of
+from cliproxy.ipc.mux import TO_WORKER, Abort, Answer, CallHead, Hello, Kind, MuxChannel, Readiness, Reroute, cancel_of
 from cliproxy.ipc.policy_feed import PolicyFeed
 
 CREDIT = struct.Struct("<I")
@@ -154,7 +154,7 @@ class EgressLink:
             and self.policy.is_fresh(now)
         )
 
-    def send(self, owner: CallOwner, call: Call, body: bytes) -> int:
+    def send(self, owner: CallOwner, call: CallHead, body: bytes) -> int:
         """Send `call`, whose body is inline when small (then `body` is `call.body`), else follows. Returns the stream's number.
 
         Raises `Unavailable` when there is no channel, too many calls, or egress does not keep up.

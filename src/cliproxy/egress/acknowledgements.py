@@ -1,6 +1,6 @@
 """When the vault is told that a change of policy is in force: once every worker has it, or after a second with those that have.
 
-Each change is told once, in order, with its own figures: how many workers have it, of how many, and how many streams it ended.
+Each change is told once, in order, with its own counts: how many workers have it, of how many, and how many streams it ended.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from cliproxy.bounds import POLICY_ACK_SECONDS
-from cliproxy.egress.workers import WorkerChannel
+from cliproxy.egress.worker_channel import WorkerChannel
 from cliproxy.ipc.messages import PolicyAck
 
 

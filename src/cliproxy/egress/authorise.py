@@ -22,116 +22,28 @@ from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
-import msgspec
-
 from cliproxy.auth.client_keys import digest_of
-from cliproxy.auth.principals import Principal
 from cliproxy.bounds import COOLDOWNS_PER_PACKET, MAX_ESTIMATE_FLOOR_TOKENS, MAX_REROUTES, MAX_ROUTE_TARGETS
-from cliproxy.config.routes import Group, Profile, Route, RouteTable, Target
+from cliproxy.config.routes import Profile, RouteTable, Target
 from cliproxy.config.schema import Provider, Settings
-from cliproxy.dialects import ENDPOINT_NAMES, ENDPOINTS, Dialect, Endpoint
-from cliproxy.egress.admission import Admission, Reservation
-from cliproxy.egress.cooldowns import PROBE_LOOK_SECONDS, Cooldown, Cooldowns, Fault, Key
+from cliproxy.dialects import ENDPOINT_NAMES, ENDPOINTS, Endpoint
+from cliproxy.egress.admission import Admission
+from cliproxy.egress.call import Asked, AuthorizedRequest, Call, Progress
+from cliproxy.egress.cooldowns import PROBE_LOOK_SECONDS, Cooldown, Cooldowns, Fault
 from cliproxy.egress.inject import BoundCredential, Injector
 from cliproxy.egress.routing import Router, Tried
 from cliproxy.errors import ChannelError, CliproxyError, NotAuthenticated, NotFound, NotPermitted, ProviderLimited, SchemaError, Unavailable
 from cliproxy.ipc.messages import CooldownRecord
-from cliproxy.ipc.mux import Call, Reroute
+from cliproxy.ipc.mux import CallHead, Reroute
 from cliproxy.ipc.policy_feed import PolicyFeed
-from cliproxy.metering.table import METERS, Meter
+from cliproxy.metering.table import METERS
 from cliproxy.providers.table import facts_of
 
 _ENDPOINTS = {int(endpoint): endpoint for endpoint in Endpoint}
-_DIALECTS = {dialect.value: dialect for dialect in Dialect}
 _IN_PROCESS: tuple[BoundCredential | None, ...] = (None,)
 
 
-class Order(msgspec.Struct, gc=False):
-    """A call that may leave, until it has its answer: what the worker said of it, and how far it has come. `body` (with its hole) goes when the answer
-    begins: from then on nothing is tried again. `error` is the last attempt's; `kept` are the bytes of `body` that the desk counts; `unknown`: what one of
-    the attempts used, nobody knows; `waited`: seconds since the last attempt."""
-
-    request_id: str
-    address: str
-    principal: Principal
-    route: Route
-    endpoint: Endpoint
-    meter: Meter
-    groups: tuple[Group, ...]
-    max_tokens: int
-    n: int
-    stream: bool
-    estimate: int
-    hole: int
-    body: bytes
-    session: str
-    said_client: str
-    tried: Tried | None = None
-    attempts: int = 0
-    rounds: int = 0
-    waited: float = 0.0
-    reroutes: int = 0
-    reservation: Reservation | None = None
-    error: CliproxyError | None = None
-    kept: int = 0
-    unknown: bool = False
-
-    def __repr__(self) -> str:
-        return f"Order({self.request_id})"
-
-    @property
-    def client(self) -> Dialect:
-        """The client's dialect; the endpoint's, where the worker did not say."""
-        return _DIALECTS.get(self.said_client, ENDPOINTS[self.endpoint][1])
-
-    def note(self) -> Tried:
-        """Return what was tried, to be added to."""
-        if self.tried is None:
-            self.tried = Tried()
-        return self.tried
-
-
-class AuthorizedRequest(msgspec.Struct, gc=False):
-    """One attempt of a call, which may leave once, to `target` only. `credential` is None for a provider inside the process."""
-
-    order: Order
-    target: Target
-    credential: BoundCredential | None
-    reservation: Reservation
-    stream: bool
-    attempt: int
-    started: float
-    body: bytes | None
-    probe: bool = False
-    counted: bool = False  # among the calls under way, where a router has a choice
-
-    def __repr__(self) -> str:
-        return f"AuthorizedRequest({self.order.request_id}, {self.attempt})"
-
-    @property
-    def size(self) -> int:
-        """Bytes of the body, while it has not left."""
-        return 0 if self.body is None else len(self.body)
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """What is asked of the provider."""
-        return self.order.endpoint
-
-    @property
-    def key(self) -> Key:
-        """What cools when this fails."""
-        return Key(self.target.provider, "" if self.credential is None else self.credential.id, self.target.model, int(self.order.endpoint))
-
-    def take_body(self) -> bytes:
-        """Return the final bytes, once: whoever sends them has them."""
-        body, self.body = self.body, None
-        if body is None:
-            raise ChannelError("a call was about to leave twice")
-        return body
-
-
-class Rest(NamedTuple):
+class Wait(NamedTuple):
     """Nobody can take the call now; one may in `seconds`, which are within what the configuration lets a call wait."""
 
     seconds: float
@@ -171,114 +83,124 @@ class Authoriser:
 
     # --- once for a call ---
 
-    def admit(self, call: Call, body: bytes, *, now: float, wall: float) -> Order:
-        """Return the call as one that may be tried, or raise the `ClientError` or `Unavailable` that its client gets.
+    def admit(self, head: CallHead, *, now: float, wall: float) -> Asked:
+        """Return what the call asks for, as one that may be tried, or raise the `ClientError` or `Unavailable` that its client gets.
 
         Raises `ChannelError` when the worker says what an honest one cannot.
         """
         self._policy.require_fresh(now)
-        principal = self._policy.principals.find(digest_of(call.proof), wall)
+        principal = self._policy.principals.find(digest_of(head.proof), wall)
         if principal is None:
             raise NotAuthenticated
         if self._policy.rules.lockdown:
             raise _lockdown()
-        if not principal.allows_address(call.address):
+        if not principal.allows_address(head.address):
             raise NotPermitted("This API key may not be used from your address.", code="address_not_permitted")
-        if not principal.allows_model(call.model):
+        if not principal.allows_model(head.model):
             raise NotPermitted("This API key may not use that model.", param="model", code="model_not_permitted")
-        route = self._routes.find(call.model)
+        route = self._routes.find(head.model)
         if route is None:
             raise NotFound("There is no model of that name here; GET /v1/models lists them.", param="model", code="model_not_found")
-        endpoint = _ENDPOINTS.get(call.endpoint)
+        endpoint = _ENDPOINTS.get(head.endpoint)
         if endpoint is None:
-            raise ChannelError(f"endpoint {call.endpoint} does not exist")
+            raise ChannelError(f"endpoint {head.endpoint} does not exist")
         meter = METERS.get(endpoint)
-        if meter is None or (call.stream and meter.stream is None):
-            raise ChannelError(f"endpoint {call.endpoint} is not spoken here, or not streamed")
-        tried = call.tried
+        if meter is None or (head.stream and meter.stream is None):
+            raise ChannelError(f"endpoint {head.endpoint} is not spoken here, or not streamed")
+        tried = head.tried
         if len(tried) > MAX_ROUTE_TARGETS:
             raise ChannelError("a call was tried more often than there are targets")
-        if call.max_tokens < 0 or call.n < 0:
+        if head.max_tokens < 0 or head.n < 0:
             raise ChannelError("a call that asks for less than nothing would make room in a limit")
-        order = Order(
-            call.request_id,
-            call.address,
+        return Asked(
+            head.request_id,
+            head.address,
             principal,
             route,
             endpoint,
             meter,
-            route.groups_for((endpoint, call.quirks)),
-            call.max_tokens,
-            call.n,
-            call.stream,
-            call.estimate,
-            call.hole,
-            body,
-            f"{principal.id}\0{call.session}" if call.session else "",
-            call.client,
+            route.groups_for((endpoint, head.quirks)),
+            head.max_tokens,
+            head.n,
+            head.stream,
+            head.estimate,
+            head.model_offset,
+            f"{principal.id}\0{head.session}" if head.session else "",
+            head.client,
         )
+
+    def resume(self, asked: Asked, tried: tuple[str, ...], before: Progress | None) -> Progress:
+        """Return how far a call has come that was admitted just now: it goes on where it was before its REROUTE, and is counted once. Where that is not known,
+        the worker's word for what was `tried` takes targets away."""
+        if before is not None:
+            reservation, before.reservation = before.reservation, None
+            if reservation is not None:
+                self._admission.count_once(asked.principal, reservation)
+            return before
         if tried:
-            order.tried = Tried([id for id in tried if id in route.by_id])
-            order.attempts = len(order.tried.targets)
-        return order
+            progress = Progress(Tried([id for id in tried if id in asked.route.by_id]))
+            progress.attempts = len(progress.note().targets)
+            return progress
+        return Progress()
 
     # --- once for an attempt ---
 
-    def authorise(self, order: Order, *, now: float, wall: float) -> AuthorizedRequest | Rest | Reroute:
-        """Return the next attempt of `order`; or when to ask again; or what the worker is to write the call anew for. Raises the error that the client gets
+    def authorise(self, call: Call, *, now: float, wall: float) -> AuthorizedRequest | Wait | Reroute:
+        """Return the next attempt of `call`; or when to ask again; or what the worker is to write the call anew for. Raises the error that the client gets
         when there is nothing left to try.
 
         Raises `ChannelError` when the body is not what the worker said.
         """
         rules = self._policy.rules
-        if order.attempts or order.rounds:
+        asked, progress = call.asked, call.progress
+        if progress.attempts or progress.rounds:
             self._policy.require_fresh(now)
             if rules.lockdown:
                 raise _lockdown()
         limited: ProviderLimited | None = None
-        reservation = order.reservation
-        while order.attempts < self._max_attempts:
-            chosen = self._only_one(order) or self._router.choose(
-                order.groups,
-                order.endpoint,
+        reservation = progress.reservation
+        while progress.attempts < self._max_attempts:
+            chosen = self._only_one(asked, progress) or self._router.choose(
+                asked.groups,
+                asked.endpoint,
                 credentials=self._credentials,
-                tried=order.tried,
+                tried=progress.tried,
                 disabled=rules.disabled_providers,
-                session=order.session,
+                session=asked.session,
                 now=now,
             )
             if chosen is None:
-                step = self._otherwise(order, limited, now)
-                if reservation is None and type(step) is Rest:  # it holds its key's place while it waits, like any other call
-                    order.reservation = self._admission.hold(order.principal, tokens=_tokens(order, len(order.body)), now=now, wall=wall)
+                step = self._otherwise(asked, progress, limited, now)
+                if reservation is None and type(step) is Wait:  # it holds its key's place while it waits, like any other call
+                    progress.reservation = self._admission.hold(asked.principal, tokens=_tokens(asked, len(call.body)), now=now, wall=wall)
                 return step
             target, credential = chosen
-            final = self._spliced(order, target)
+            final = self._spliced(call, target)
             try:
                 if reservation is None:
-                    tokens = _tokens(order, len(final))
-                    reservation = order.reservation = self._admission.reserve(order.principal, target.provider, tokens=tokens, now=now, wall=wall)
+                    tokens = _tokens(asked, len(final))
+                    reservation = progress.reservation = self._admission.reserve(asked.principal, target.provider, tokens=tokens, now=now, wall=wall)
                 else:
                     self._admission.move(reservation, target.provider, now=now)
             except ProviderLimited as error:
-                order.note().providers.add(target.provider)
+                progress.note().providers.add(target.provider)
                 limited = error
                 continue
-            order.attempts += 1
-            order.waited = 0.0
-            request = AuthorizedRequest(order, target, credential, reservation, order.stream, order.attempts, now, final)
+            progress.attempts += 1
+            progress.waited = 0.0
+            request = AuthorizedRequest(call, target, credential, reservation, asked.stream, progress.attempts, now, final)
             if self.cooldowns.table:
                 request.probe = self.cooldowns.begin(request.key, now)
-            if len(order.route.targets) > 1:
+            if len(asked.route.targets) > 1:
                 request.counted = True
                 self._router.began(target)
             return request
-        raise order.error or limited or Unavailable("The call was tried as often as it may be.", code="attempts_exhausted")
+        raise progress.error or limited or Unavailable("The call was tried as often as it may be.", code="attempts_exhausted")
 
-    def _only_one(self, order: Order) -> tuple[Target, BoundCredential | None] | None:
+    def _only_one(self, asked: Asked, progress: Progress) -> tuple[Target, BoundCredential | None] | None:
         """Return what `choose` would, in the common case of one target, one credential and no trouble."""
-        if order.tried is None and not self.cooldowns.table and len(order.groups) == 1:
-            targets = order.groups[0].targets
+        if progress.tried is None and not self.cooldowns.table and len(asked.groups) == 1:
+            targets = asked.groups[0].targets
             if len(targets) == 1:
                 target = targets[0]
                 credentials = self._credentials(target)
@@ -292,73 +214,74 @@ class Authoriser:
             return self._injector.credentials_of(target.provider)
         return _IN_PROCESS if target.provider in self._in_process else ()
 
-    def _spliced(self, order: Order, target: Target) -> bytes:
+    def _spliced(self, call: Call, target: Target) -> bytes:
         """Return the final body for `target`, which asks for just what the worker said; raises `ChannelError` if it does not."""
-        filling = target.fillings[order.endpoint]
-        body, hole = order.body, order.hole
-        final = body[:hole] + filling + body[hole:] if filling else body
-        asked = order.meter.asked_for(final)
+        asked = call.asked
+        filling = target.fillings[asked.endpoint]
+        body, offset = call.body, asked.model_offset
+        final = body[:offset] + filling + body[offset:] if filling else body
+        found = asked.meter.asked_for(final)
         if (
-            asked.model != (target.model if filling else "")
-            or asked.max_tokens != order.max_tokens
-            or asked.n != order.n
-            or (asked.stream != order.stream and (asked.stream is not None or order.meter.says_stream))
+            found.model != (target.model if filling else "")
+            or found.max_tokens != asked.max_tokens
+            or found.n != asked.n
+            or (found.stream != asked.stream and (found.stream is not None or asked.meter.says_stream))
         ):
-            raise ChannelError(f"a body for {ENDPOINT_NAMES[order.endpoint]} is not what the worker said")
-        if order.max_tokens > self._max_tokens:
+            raise ChannelError(f"a body for {ENDPOINT_NAMES[asked.endpoint]} is not what the worker said")
+        if asked.max_tokens > self._max_tokens:
             raise SchemaError(f"max_tokens is above this gateway's limit of {self._max_tokens}.", param="max_tokens")
         return final
 
     # --- nothing to choose ---
 
-    def _otherwise(self, order: Order, limited: ProviderLimited | None, now: float) -> Rest | Reroute:
+    def _otherwise(self, asked: Asked, progress: Progress, limited: ProviderLimited | None, now: float) -> Wait | Reroute:
         """Nobody of the call's profile can take it now: another profile's target can, or one will soon, or it has failed."""
         disabled = self._policy.rules.disabled_providers
-        profiles = order.route.profiles(ENDPOINTS[order.endpoint][0], order.client)
+        profiles = asked.route.profiles(ENDPOINTS[asked.endpoint][0], asked.client)
         if not profiles:
             raise SchemaError("The provider of this model does not have this endpoint.", param="model", code="endpoint_not_supported")
-        others = [(profile, order.route.groups_for(profile)) for profile in profiles]
+        others = [(profile, asked.route.groups_for(profile)) for profile in profiles]
         for profile, groups in others:
-            if groups is order.groups or order.reroutes >= MAX_REROUTES:
+            if groups is asked.groups or progress.reroutes >= MAX_REROUTES:
                 continue
-            if self._router.can(groups, profile.endpoint, credentials=self._credentials, tried=order.tried, disabled=disabled, now=now):
-                order.reroutes += 1
-                return _reroute_to(profile, order)
+            if self._router.can(groups, profile.endpoint, credentials=self._credentials, tried=progress.tried, disabled=disabled, now=now):
+                progress.reroutes += 1
+                return _reroute_to(profile, progress)
         cooldown = self._router.soonest(
-            [(order.endpoint, order.groups), *((profile.endpoint, groups) for profile, groups in others)],
+            [(asked.endpoint, asked.groups), *((profile.endpoint, groups) for profile, groups in others)],
             credentials=self._credentials,
             disabled=disabled,
             now=now,
         )
-        rest = None if cooldown is None else self._rest(order, cooldown, now)
-        if rest is not None:
-            return rest
-        if order.error is not None:
-            raise order.error
+        wait = None if cooldown is None else self._wait(progress, cooldown, now)
+        if wait is not None:
+            return wait
+        if progress.error is not None:
+            raise progress.error
         if cooldown is not None:
             raise cooldown.error(now)
         if limited is not None:
             raise limited
-        names = sorted({target.provider for target in order.route.targets})
+        names = sorted({target.provider for target in asked.route.targets})
         if all(name in disabled for name in names):
             raise Unavailable(f"Provider {', '.join(names)} is switched off by the operator.", code="provider_disabled", retry_after=60.0)
         names = [name for name in names if name not in disabled]
         message = f"The gateway has no credential for {', '.join(names)} at the configured address: its operator adds one with `cliproxy credentials add`."
         raise Unavailable(message, code="no_credential", retry_after=60.0)
 
-    def _rest(self, order: Order, cooldown: Cooldown, now: float) -> Rest | None:
-        """Return how long `order` may wait for `cooldown`, or for the verdict of a call that probes it; `None`: no longer. A call that has waited and finds
+    def _wait(self, progress: Progress, cooldown: Cooldown, now: float) -> Wait | None:
+        """Return how long a call may wait for `cooldown`, or for the verdict of a call that probes it; `None`: no longer. A call that has waited and finds
         that another one probes, or that it cools longer, goes on with the same round."""
         seconds = PROBE_LOOK_SECONDS if cooldown.is_probed(now) else cooldown.wait(now)
-        if order.waited + seconds > self._routing.max_wait_seconds:
+        if progress.waited + seconds > self._routing.max_wait_seconds:
             return None
-        if not order.waited:
-            if order.rounds >= self._routing.retry_rounds:
+        if not progress.waited:
+            if progress.rounds >= self._routing.retry_rounds:
                 return None
-            order.rounds += 1
-            order.tried = None  # what has cooled down is tried again; what failed without cooling has had its turn
-        order.waited += seconds
-        return Rest(seconds)
+            progress.rounds += 1
+            progress.tried = None  # what has cooled down is tried again; what failed without cooling has had its turn
+        progress.waited += seconds
+        return Wait(seconds)
 
     # --- what became of an attempt ---
 
@@ -378,19 +301,12 @@ class Authoriser:
 
     def tried(self, request: AuthorizedRequest, error: CliproxyError, fault: Fault) -> None:
         """The attempt failed with `error` before its answer began, and the call goes on without this target."""
-        order = request.order
-        order.error = error
-        tried = order.note()
+        progress = request.call.progress
+        progress.error = error
+        tried = progress.note()
         tried.pairs.add((request.target.id, request.key.credential))
         if fault.everywhere:
             tried.providers.add(request.target.provider)
-
-    def count_once(self, order: Order, before: Order) -> None:
-        """`order` is the call of `before` again, after a REROUTE: it goes on where that was, and is counted once."""
-        order.tried, order.attempts, order.rounds, order.reroutes, order.error = before.tried, before.attempts, before.rounds, before.reroutes, before.error
-        order.unknown, order.waited = before.unknown, before.waited
-        if before.reservation is not None:
-            self._admission.count_once(order.principal, before.reservation)
 
     # --- across restarts ---
 
@@ -399,15 +315,15 @@ class Authoriser:
         return self.cooldowns.take_changes(now=now, wall=wall, most=COOLDOWNS_PER_PACKET)
 
 
-def _tokens(order: Order, size: int) -> int:
+def _tokens(asked: Asked, size: int) -> int:
     """Return what is set aside for a call whose body has `size` bytes."""
-    return max(order.estimate, min(size // 8, MAX_ESTIMATE_FLOOR_TOKENS)) + order.max_tokens * order.n
+    return max(asked.estimate, min(size // 8, MAX_ESTIMATE_FLOOR_TOKENS)) + asked.max_tokens * asked.n
 
 
 def _lockdown() -> Unavailable:
     return Unavailable("The gateway is locked down by its operator.", code="lockdown", retry_after=60.0)
 
 
-def _reroute_to(profile: Profile, order: Order) -> Reroute:
-    tried = () if order.tried is None else {*order.tried.targets, *(target for target, _ in order.tried.pairs)}
+def _reroute_to(profile: Profile, progress: Progress) -> Reroute:
+    tried = () if progress.tried is None else {*progress.tried.targets, *(target for target, _ in progress.tried.pairs)}
     return Reroute(endpoint=int(profile.endpoint), quirks=int(profile.quirks), tried=tuple(sorted(tried)))

@@ -8,7 +8,7 @@ import time
 from collections import deque
 
 from cliproxy.dialects import Endpoint
-from cliproxy.egress.calls import ProviderCall, Sending
+from cliproxy.egress.attempt import Attempt, Sending
 from cliproxy.egress.echo import answer_chat, answer_embeddings
 from cliproxy.egress.pool import Pool
 from cliproxy.errors import ClientError, UpstreamError
@@ -22,20 +22,20 @@ class CallSenders:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    def start(self, call: ProviderCall) -> Sending:
-        """Begin; the call hears of it from later turns on. Raises `Unavailable` or `ForeignOrigin` when nothing can leave."""
-        request = call.request
+    def start(self, attempt: Attempt) -> Sending:
+        """Begin; the attempt hears of it from later turns on. Raises `Unavailable` or `ForeignOrigin` when nothing can leave."""
+        request = attempt.request
         body = request.take_body()
         if request.credential is None:
-            return EchoSending(call, body)
-        return self._pool.send(call, request.credential, request.endpoint, body, stream=request.stream, model=request.target.model)
+            return EchoSending(attempt, body)
+        return self._pool.send(attempt, request.credential, request.endpoint, body, stream=request.stream, model=request.target.model)
 
 
 class EchoSending:
     """The echo provider's answer to one call, in pieces, at the pace at which the call takes them."""
 
-    def __init__(self, call: ProviderCall, body: bytes) -> None:
-        self._call = call
+    def __init__(self, attempt: Attempt, body: bytes) -> None:
+        self._attempt = attempt
         self._body = body
         self._loop = asyncio.get_event_loop()
         self._pieces: deque[bytes] = deque()
@@ -58,7 +58,7 @@ class EchoSending:
     def _begin(self) -> None:
         if self._cancelled:
             return
-        request = self._call.request
+        request = self._attempt.request
         body, self._body = self._body, b""
         id, created = secrets.token_hex(12), int(time.time())
         try:
@@ -67,13 +67,13 @@ class EchoSending:
             else:
                 pieces = list(answer_chat(body, id=id, created=created))
         except ClientError as error:
-            self._call.on_failure(error)
+            self._attempt.on_failure(error)
             return
         except Exception:
-            self._call.on_failure(UpstreamError("The echo provider failed.", status=500, code="internal_error"))
+            self._attempt.on_failure(UpstreamError("The echo provider failed.", status=500, code="internal_error"))
             raise  # to the loop, which reports it
         self._pieces.extend(pieces)
-        self._call.on_head(200, {b"content-type": b"text/event-stream" if request.stream else b"application/json"})
+        self._attempt.on_head(200, {b"content-type": b"text/event-stream" if request.stream else b"application/json"})
         self._next()
 
     def _next_soon(self) -> None:
@@ -87,9 +87,9 @@ class EchoSending:
             return
         taken = [self._pieces.popleft() for _ in range(min(_ECHO_PIECE_EVENTS, len(self._pieces)))]
         if taken:
-            self._call.on_data(b"".join(taken))
+            self._attempt.on_data(b"".join(taken))
         if self._pieces:
             self._next_soon()
         elif not self._cancelled:
             self._cancelled = True
-            self._call.on_complete()
+            self._attempt.on_complete()

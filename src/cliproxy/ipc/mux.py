@@ -89,10 +89,10 @@ class Hello(_Payload, frozen=True):
     generation: int
 
 
-class Call(_Payload, frozen=True):
-    """A call for egress to authorise and send.
+class CallHead(_Payload, frozen=True):
+    """The head of a call for egress to authorise and send; its body is in it or follows.
 
-    `proof` is SHA-256 of the client key. `body` has a hole at `hole`, where egress puts the upstream's model name; when `body_bytes` is
+    `proof` is SHA-256 of the client key. Egress puts the upstream's model name into `body` at `model_offset`; when `body_bytes` is
     greater than `len(body)`, the rest follows in DATA frames and END. `max_tokens` and `n` are what the worker read; egress reads again.
     `endpoint` and `quirks` are the profile that the body was written for (`dialects.Endpoint`, `dialects.Quirks`): only targets of that profile may get it.
     `tried` are targets (`provider/model`) that failed before a REROUTE. Calls of one `session` go to one target where the route wants that; empty: none.
@@ -108,7 +108,7 @@ class Call(_Payload, frozen=True):
     n: int
     stream: bool
     estimate: int
-    hole: int
+    model_offset: int
     body_bytes: int
     body: bytes
     quirks: int = 0

@@ -14,8 +14,8 @@ from cliproxy.bounds import AUDIT_POLL_SECONDS, MAX_VAULT_MESSAGES_PER_SECOND, V
 from cliproxy.config.schema import Settings, decode_settings
 from cliproxy.egress.admission import Admission
 from cliproxy.egress.authorise import Authoriser
-from cliproxy.egress.desk import Desk
 from cliproxy.egress.dialer_client import DialerClient
+from cliproxy.egress.dispatcher import Dispatcher
 from cliproxy.egress.inject import Injector
 from cliproxy.egress.pool import Pool
 from cliproxy.egress.senders import CallSenders
@@ -65,7 +65,7 @@ class Egress:
         self.authoriser = Authoriser(self.settings, self.policy, self.injector, self.admission)
         self.pool: Pool | None = None
         self.dialer: DialerClient | None = None
-        self.desk: Desk | None = None
+        self.dispatcher: Dispatcher | None = None
         self.vault: PacketChannel[VaultToEgress] | None = None
         self.vault_lost_at: float | None = None
         self.granted: set[str] = set()
@@ -88,7 +88,7 @@ class Egress:
         assert self.control is not None
         self.dialer = DialerClient(self.loop, channel(EgressSlots.DIALER_FD), violated=self.dialer_violated)
         self.pool = Pool(self.loop, dialer=self.dialer, providers=self.settings.providers, contexts=self.trust.contexts_for(self.settings.providers))
-        self.desk = Desk(
+        self.dispatcher = Dispatcher(
             build=self.boot.build,
             generation=self.generation,
             policy=self.policy,
@@ -106,16 +106,16 @@ class Egress:
         self.poll_audit()
 
     async def connect_worker(self, index: int) -> None:
-        assert self.desk is not None
-        worker = self.desk.worker(index, max_body_bytes=self.settings.server.limits.max_body_bytes * 2 + 65536)
+        assert self.dispatcher is not None
+        worker = self.dispatcher.worker(index, max_body_bytes=self.settings.server.limits.max_body_bytes * 2 + 65536)
         await self.loop.create_unix_connection(lambda: worker.channel, sock=take(EgressSlots.WORKER_FDS[index]))
 
     def tick(self) -> None:
         """Once a second."""
         self.loop.call_later(1.0, self.tick)
-        assert self.desk is not None
+        assert self.dispatcher is not None
         now = time.monotonic()
-        self.desk.sweep(now)
+        self.dispatcher.sweep(now)
         # A vault that does not answer is told nothing more: all that waited would reach it at once, and it would take us for a flood.
         if self.vault is not None and self.policy.age(now) <= VAULT_SILENT_SECONDS:
             used = self.admission.take_last_use()
@@ -178,7 +178,7 @@ class Egress:
         self.tell_vault(message)
 
     def on_vault(self) -> None:
-        assert self.desk is not None
+        assert self.dispatcher is not None
         vault = self.vault
         try:
             while vault is not None and vault is self.vault:
@@ -189,12 +189,12 @@ class Egress:
         except ChannelClosed:
             self.close_vault()
         except ChannelError as error:
-            self.desk.violation("vault", error)
+            self.dispatcher.violation("vault", error)
             self.close_vault()
 
     def take(self, message: VaultToEgress) -> None:
         """Act on one message of the vault."""
-        assert self.desk is not None
+        assert self.dispatcher is not None
         now = time.monotonic()
         self.policy.heard(vault_age=0.0, now=now)
         if isinstance(message, Cooldowns):
@@ -204,7 +204,7 @@ class Egress:
         if isinstance(message, PolicyBegin):
             self.knows_cooldowns = True
         if isinstance(message, PolicyBegin | PolicyKeys | PolicyEnd | PolicyChange):
-            self.desk.policy(message)
+            self.dispatcher.policy(message)
         elif isinstance(message, Grant):
             self.granted.add(message.id)
             try:
@@ -225,8 +225,8 @@ class Egress:
             self.control.send(Up.READY, self.generation)
 
     def dialer_violated(self, reason: str) -> None:
-        assert self.desk is not None
-        self.desk.violation("dialer", ChannelError(reason))
+        assert self.dispatcher is not None
+        self.dispatcher.violation("dialer", ChannelError(reason))
 
     # --- the supervisor ---
 
@@ -300,11 +300,11 @@ class Egress:
 
     async def drain(self, seconds: int) -> None:
         """Let calls finish, at most `seconds`."""
-        assert self.desk is not None and self.control is not None
+        assert self.dispatcher is not None and self.control is not None
         until = time.monotonic() + seconds
-        while self.desk.calls_under_way and time.monotonic() < until:
+        while self.dispatcher.calls_under_way and time.monotonic() < until:
             await asyncio.sleep(0.05)
-        self.desk.flush()
+        self.dispatcher.flush()
         self.control.send(Up.DRAINED, self.generation)
 
     def leave(self, code: int) -> None:

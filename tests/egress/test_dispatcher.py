@@ -1,144 +1,26 @@
-"""Attempts at the desk: the real authoriser, router and limits; providers are the test, time is the test's."""
+"""Attempts: the real authoriser, router and limits; providers are the test, time is the test's."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
-from collections.abc import Awaitable, Callable
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 import uvloop
+from tests.egress.dispatcher_rig import ABC, BODY, EVENT, MESSAGES, MODEL_OFFSET, PROOF, Case, in_a_loop, of, pool, refusal
 
-from cliproxy.audit.client import AuditClient, packet_decoder
-from cliproxy.audit.events import EgressEvent, ProviderOutcome, ProviderRequest
-from cliproxy.auth.client_keys import digest_of
+from cliproxy.audit.events import ProviderOutcome, ProviderRequest
 from cliproxy.bounds import MAX_ROUTE_TARGETS
 from cliproxy.config.schema import ModelRoute, PoolMember, Provider, ProviderRate, Routing, Settings
 from cliproxy.dialects import Endpoint
-from cliproxy.egress.admission import Admission
-from cliproxy.egress.authorise import Authoriser
-from cliproxy.egress.calls import ProviderCall
+from cliproxy.egress.call import Call, State
 from cliproxy.egress.cooldowns import Key, fault_of
-from cliproxy.egress.desk import Desk
-from cliproxy.egress.inject import Injector
-from cliproxy.errors import ChannelError, CliproxyError, ProviderRefusal, Unavailable, UpstreamError
-from cliproxy.ipc.messages import KeyRecord, PolicyBegin, PolicyChange, PolicyEnd, PolicyKeys, PolicyRules
-from cliproxy.ipc.mux import Abort, Answer, Call, Kind, Reroute
-from cliproxy.ipc.policy_feed import PolicyFeed
+from cliproxy.errors import ChannelError, CliproxyError, Unavailable, UpstreamError
+from cliproxy.ipc.messages import PolicyChange, PolicyRules
+from cliproxy.ipc.mux import Abort, Answer, CallHead, Kind, Reroute
 from cliproxy.secret import Secret
-
-PROOF = bytes(range(32))
-BODY = b'{"model":,"max_tokens":10,"messages":[{"role":"user","content":"Hello."}]}'
-HOLE = len(b'{"model":')
-MESSAGES = b'{"model":,"max_tokens":10,"messages":[{"role":"user","content":"Hello."}]}'
-WHOLE = b'{"id":"c","choices":[{"index":0,"message":{"role":"assistant","content":"hi"}}],"usage":{"prompt_tokens":3,"completion_tokens":2}}'
-EVENT = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
-
-
-def refusal(status: int, retry_after: float | None = None) -> ProviderRefusal:
-    return ProviderRefusal("no", status=429 if status == 429 else 502, code=f"was_{status}", provider_status=status, retry_after=retry_after)
-
-
-def of(name: str, **more: Any) -> Provider:
-    return Provider(kind=more.pop("kind", "openai_compatible"), base_url=f"https://{name}.example/v1", auth="none", **more)
-
-
-def pool(*names: str, **more: Any) -> ModelRoute:
-    return ModelRoute(pool=tuple(PoolMember(provider=name, model=f"at-{name}") for name in names), **more)
-
-
-ABC = {"providers": {name: of(name) for name in "abc"}, "models": {"m": pool("a", "b", "c", strategy="fill_first")}}
-
-
-class Case:
-    """A desk with one worker. `started` are the attempts that have left, in order; the test says what becomes of them."""
-
-    def __init__(self, settings: dict[str, Any] | None = None, *, routing: Routing | None = None, key: dict[str, Any] | None = None) -> None:
-        ours, self.auditor = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.auditor.setblocking(False)
-        self.settings = Settings(**(settings or ABC), routing=routing or Routing(retry_rounds=0))
-        self.policy = PolicyFeed()
-        self.started: list[ProviderCall] = []
-        self.cancelled: list[ProviderCall] = []
-        self.bodies: list[bytes] = []
-        self.nothing_leaves: CliproxyError | None = None
-        self.authoriser = Authoriser(self.settings, self.policy, Injector(self.settings.providers), Admission(self.settings))
-        self.desk = Desk(
-            build="b",
-            generation=1,
-            policy=self.policy,
-            authoriser=self.authoriser,
-            senders=self,
-            audit=AuditClient(ours, deadline_seconds=5.0),
-            acknowledge=lambda message: None,
-        )
-        record = KeyRecord(id="k", digest=digest_of(PROOF), name="k", models=("*",), **(key or {}))
-        for message in (PolicyBegin(number=1), PolicyKeys(keys=(record,)), PolicyEnd(number=1, rules=PolicyRules())):
-            self.desk.policy(message)
-        self.policy.heard(vault_age=0.0, now=time.monotonic())
-        self.worker = self.desk.worker(0, max_body_bytes=1 << 20)
-        self.frames: list[tuple[Kind, int, bytes]] = []
-        self.violations: list[str] = []
-        self.worker.channel.queue = lambda kind, stream, payload: self.frames.append((kind, stream, payload))  # type: ignore[method-assign]
-        self.worker.channel.fail = lambda error: self.violations.append(str(error))  # type: ignore[method-assign]
-
-    def start(self, call: ProviderCall) -> Any:
-        if self.nothing_leaves is not None:
-            raise self.nothing_leaves
-        self.started.append(call)
-        self.bodies.append(call.request.take_body())
-        return SimpleNamespace(cancel=lambda: self.cancelled.append(call), pause_reading=lambda: None, resume_reading=lambda: None)
-
-    def submit(self, number: int = 1, *, body: bytes = BODY, **more: Any) -> None:
-        honest = {"request_id": f"req_{number}", "address": "127.0.0.1", "model": "m", "max_tokens": 10, "n": 1, "stream": False, "estimate": 5}
-        fields = {"endpoint": int(Endpoint.CHAT_COMPLETIONS), "proof": PROOF, **honest, "hole": HOLE, "body_bytes": len(body), "body": body, **more}
-        self.desk.submit(self.worker, number, Call(**fields), body)
-        self.desk.flush()
-
-    def fail(self, error: CliproxyError) -> None:
-        self.started[-1].on_failure(error)
-        self.desk.flush()
-
-    def succeed(self) -> None:
-        self.started[-1].on_head(200, {})
-        self.started[-1].on_data(WHOLE)
-        self.started[-1].on_complete()
-        self.desk.flush()
-
-    def tried(self) -> str:
-        return "".join(call.request.target.provider for call in self.started)
-
-    def told(self, kind: Kind, type_: type[Any]) -> Any:
-        (payload,) = [payload for found, _, payload in self.frames if found is kind]
-        return msgspec.msgpack.decode(payload, type=type_)
-
-    def logged(self) -> list[Any]:
-        decoder = packet_decoder(EgressEvent)
-        found: list[Any] = []
-        while True:
-            try:
-                found += decoder.decode(self.auditor.recv(1 << 20))[1]
-            except BlockingIOError:
-                return found
-
-    def meters(self) -> tuple[dict[str, tuple[int, float]], dict[str, tuple[int, float]]]:
-        admission = self.authoriser._admission
-        keys, providers = admission._meters, admission._provider_meters
-        return tuple({name: (meter.in_flight, meter.debt) for name, meter in meters.items()} for meters in (keys, providers))  # type: ignore[return-value]
-
-
-def in_a_loop(test: Callable[[], None] | Callable[[], Awaitable[None]]) -> None:
-    async def run() -> None:
-        done = test()
-        if done is not None:
-            await done
-
-    asyncio.run(run())
-
 
 GOES_ON = {
     "429": refusal(429),
@@ -167,7 +49,7 @@ def test_a_failed_attempt_goes_to_the_next_target_and_each_is_in_the_log(error: 
         assert (answer.provider, answer.model, answer.attempts) == ("b", "at-b", 2)
         log = [(type(event), event.attempt, event.request) for event in case.logged()]
         assert sorted(log, key=str) == sorted([(ProviderRequest, n, "req_1") for n in (1, 2)] + [(ProviderOutcome, n, "req_1") for n in (1, 2)], key=str)
-        assert case.worker.calls == {} and case.worker.waiting == set()
+        assert case.worker.calls == {}
 
     in_a_loop(test)
 
@@ -193,7 +75,7 @@ def test_a_provider_that_takes_nothing_is_passed_over_at_once() -> None:
         case.nothing_leaves = Unavailable("x", code="dialer_gone")
         case.submit()
         for _ in range(5):
-            case.desk.flush()
+            case.dispatcher.flush()
         assert case.told(Kind.ABORT, Abort).code == "dialer_gone"
         assert len([event for event in case.logged() if isinstance(event, ProviderRequest)]) == 3
 
@@ -247,8 +129,7 @@ def test_after_the_first_byte_nothing_is_tried_again_and_the_body_is_gone() -> N
         case.submit(body=BODY[:-1] + b',"stream":true}', stream=True)
         case.started[0].on_head(200, {})
         case.started[0].on_data(EVENT)
-        order = case.started[0].request.order
-        assert order.body == b"" and case.desk._kept.bytes == 0
+        assert case.started[0].request.call.body == b"" and case.dispatcher.kept.used == 0
         case.fail(UpstreamError("x", status=504, code="provider_idle_timeout"))
         assert case.tried() == "a"
         assert [kind for kind, _, _ in case.frames] == [Kind.ANSWER, Kind.ABORT]
@@ -264,7 +145,7 @@ def test_a_whole_answer_that_is_none_goes_elsewhere_since_the_client_saw_nothing
         case.started[0].on_head(200, {})
         case.started[0].on_data(b'{"type":"message"}')
         case.started[0].on_complete()
-        case.desk.flush()
+        case.dispatcher.flush()
         case.succeed()
         assert case.tried() == "ab" and case.told(Kind.ANSWER, Answer).provider == "b"
 
@@ -273,17 +154,17 @@ def test_a_whole_answer_that_is_none_goes_elsewhere_since_the_client_saw_nothing
 
 def test_bodies_without_room_are_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def test() -> None:
-        monkeypatch.setattr("cliproxy.egress.between.MAX_KEPT_BODY_BYTES", len(BODY) + 5)
+        monkeypatch.setattr("cliproxy.egress.dispatcher.MAX_KEPT_BODY_BYTES", len(BODY) + 5)
         case = Case()
         case.submit(1)
         case.submit(2)
         case.fail(refusal(500))
         assert case.told(Kind.ABORT, Abort).code == "was_500"
         case.started[0].on_failure(refusal(500))
-        case.desk.flush()
+        case.dispatcher.flush()
         assert len(case.started) == 3
         case.succeed()
-        assert case.desk._kept.bytes == 0
+        assert case.dispatcher.kept.used == 0
 
     in_a_loop(test)
 
@@ -291,7 +172,7 @@ def test_bodies_without_room_are_sent_once(monkeypatch: pytest.MonkeyPatch) -> N
 # --- whoever leaves ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("when", ["under way", "between attempts", "resting"])
+@pytest.mark.parametrize("when", ["under way", "between attempts", "cooling"])
 @pytest.mark.parametrize("how", ["client", "worker", "revoked", "lockdown"])
 def test_a_call_that_nobody_waits_for_is_not_tried_again_and_holds_nothing(when: str, how: str) -> None:
     async def test() -> None:
@@ -299,10 +180,10 @@ def test_a_call_that_nobody_waits_for_is_not_tried_again_and_holds_nothing(when:
         case.submit()
         if when == "between attempts":
             case.started[-1].on_failure(refusal(500))  # the next one waits for the end of the turn
-        elif when == "resting":
+        elif when == "cooling":
             for _ in range(3):
                 case.fail(refusal(429))
-            assert case.worker.waiting == {1} and len(case.started) == 3
+            assert case.at(State.COOLING) == {1} and len(case.started) == 3
         before = len(case.started)
         if how == "client":
             case.worker._on_cancel(1, b"")
@@ -310,11 +191,11 @@ def test_a_call_that_nobody_waits_for_is_not_tried_again_and_holds_nothing(when:
             case.worker.channel_lost(None)
         else:
             change = PolicyChange(number=2, revoked=("k",)) if how == "revoked" else PolicyChange(number=2, rules=PolicyRules(lockdown=True))
-            case.desk.policy(change)
-        case.desk.flush()
+            case.dispatcher.policy(change)
+        case.dispatcher.flush()
         await asyncio.sleep(0)
         assert len(case.started) == before
-        assert case.worker.calls == {} and case.worker.waiting == set() and case.desk._resting == {} and case.desk._kept.bytes == 0
+        assert case.worker.calls == {} and case.dispatcher.kept.used == 0
         keys, providers = case.meters()
         assert {in_flight for in_flight, _ in (*keys.values(), *providers.values())} == {0}
         if how in ("revoked", "lockdown"):
@@ -333,7 +214,7 @@ def test_a_round_waits_for_the_first_cooldown_to_end_and_goes_there() -> None:
         case.fail(refusal(500))
         case.fail(refusal(429, 0.02))
         case.fail(refusal(500))
-        assert case.frames == [] and case.worker.waiting == {1}
+        assert case.frames == [] and case.at(State.COOLING) == {1}
         await asyncio.sleep(0.1)
         assert case.tried() == "abcb"
         assert case.started[-1].request.probe
@@ -344,7 +225,7 @@ def test_a_round_waits_for_the_first_cooldown_to_end_and_goes_there() -> None:
     in_a_loop(test)
 
 
-def test_a_rest_is_over_when_the_cooldown_is_and_never_before() -> None:
+def test_a_wait_is_over_when_the_cooldown_is_and_never_before() -> None:
     """A timer of uvloop's may run a millisecond early: the call then found its target still cooling, and failed with its last round used up."""
 
     async def test() -> None:
@@ -363,7 +244,7 @@ def test_a_rest_is_over_when_the_cooldown_is_and_never_before() -> None:
 
 
 @pytest.mark.parametrize("verdict", ["good", "bad", "none", "late"])
-def test_calls_that_rest_for_one_cooldown_wait_for_the_verdict_of_the_one_that_probes(verdict: str) -> None:
+def test_calls_that_wait_for_one_cooldown_wait_for_the_verdict_of_the_one_that_probes(verdict: str) -> None:
     """They failed at the moment at which the provider was well again: all of them but the probe had used up their round."""
 
     async def test() -> None:
@@ -376,14 +257,14 @@ def test_calls_that_rest_for_one_cooldown_wait_for_the_verdict_of_the_one_that_p
         while len(case.started) < 2:
             await asyncio.sleep(0.005)
         await asyncio.sleep(0.05)
-        assert len(case.started) == 2 and case.frames == []  # one probes, the others rest on
+        assert len(case.started) == 2 and case.frames == []  # one probes, the others wait on
         if verdict == "good":
             case.succeed()
         elif verdict == "bad":
             case.fail(refusal(401))
         elif verdict == "none":
             case.worker._on_cancel(case.started[-1].stream, b"")
-        while case.desk._resting and (verdict != "none" or len(case.started) < 3):
+        while case.waits() and (verdict != "none" or len(case.started) < 3):
             await asyncio.sleep(0.01)
         refused = [kind for kind, _, _ in case.frames if kind is Kind.ABORT]
         started = {"good": 6, "bad": 2, "none": 3, "late": 2}[verdict]
@@ -392,18 +273,18 @@ def test_calls_that_rest_for_one_cooldown_wait_for_the_verdict_of_the_one_that_p
     in_a_loop(test)
 
 
-def test_a_cooldown_that_grows_longer_while_a_call_rests_costs_it_no_second_round() -> None:
+def test_a_cooldown_that_grows_longer_while_a_call_waits_costs_it_no_second_round() -> None:
     async def test() -> None:
         case = Case({"providers": {"a": of("a")}, "models": {"m": pool("a")}}, routing=Routing(retry_rounds=1))
         case.submit(1)
         case.submit(2)
         case.started[0].on_failure(refusal(429, 0.02))
         case.started[1].on_failure(refusal(429, 0.1))
-        while case.desk._resting and len(case.started) < 3:
+        while case.waits() and len(case.started) < 3:
             await asyncio.sleep(0.005)
         assert case.frames == []
         case.succeed()
-        while case.desk._resting:
+        while case.waits():
             await asyncio.sleep(0.005)
         case.succeed()
         assert [kind for kind, _, _ in case.frames] == [Kind.ANSWER] * 2
@@ -426,7 +307,7 @@ def test_what_has_cooled_down_is_no_reason_to_wait_nor_the_one_that_a_client_is_
     in_a_loop(test)
 
 
-def test_a_call_that_rests_before_its_first_attempt_holds_its_keys_place() -> None:
+def test_a_call_that_waits_before_its_first_attempt_holds_its_keys_place() -> None:
     async def test() -> None:
         limits = {"concurrency": 2, "requests_per_minute": 10, "tokens_per_minute": 100}
         case = Case({"providers": {"a": of("a")}, "models": {"m": pool("a")}}, key=limits, routing=Routing(retry_rounds=1))
@@ -434,7 +315,7 @@ def test_a_call_that_rests_before_its_first_attempt_holds_its_keys_place() -> No
         case.fail(refusal(429, 0.05))
         for number in (2, 3, 4):
             case.submit(number)
-        assert case.worker.waiting == {1, 2}
+        assert case.at(State.COOLING) == {1, 2}
         assert [stream for _, stream, _ in case.frames] == [3, 4]
 
         def held() -> tuple[int, int]:
@@ -454,7 +335,7 @@ def test_a_call_that_rests_before_its_first_attempt_holds_its_keys_place() -> No
 
 
 @pytest.mark.parametrize("changes", [{"max_tokens": -1000}, {"n": -1}])
-def test_a_worker_cannot_make_room_in_a_limit_with_a_call_that_rests(changes: dict[str, Any]) -> None:
+def test_a_worker_cannot_make_room_in_a_limit_with_a_call_that_waits(changes: dict[str, Any]) -> None:
     def test() -> None:
         case = Case({"providers": {"a": of("a")}, "models": {"m": pool("a")}}, routing=Routing(retry_rounds=1))
         case.submit(1)
@@ -555,7 +436,7 @@ USED = {
 }
 
 
-@pytest.mark.parametrize("how", ["at once", "after a round", "client gone while it rests"])
+@pytest.mark.parametrize("how", ["at once", "after a round", "client gone while it waits"])
 @pytest.mark.parametrize(("error", "counted"), USED.values(), ids=USED)
 def test_tokens_are_given_back_to_key_and_provider_unless_some_may_have_been_used(error: CliproxyError, counted: bool, how: str) -> None:
     async def test() -> None:
@@ -566,10 +447,10 @@ def test_tokens_are_given_back_to_key_and_provider_unless_some_may_have_been_use
         case.submit()
         reserved = case.started[0].request.reservation.tokens
         case.fail(error)
-        if how == "client gone while it rests":
+        if how == "client gone while it waits":
             case.worker._on_cancel(1, b"")
-        elif case.worker.waiting:
-            while len(case.started) < 2 and case.worker.waiting:
+        elif case.waits():
+            while len(case.started) < 2 and case.waits():
                 await asyncio.sleep(0.005)
             if len(case.started) == 2:
                 case.fail(refusal(429))
@@ -669,7 +550,7 @@ def test_a_call_that_no_target_of_its_profile_can_take_is_rerouted_and_goes_on_w
         case.fail(refusal(500))
         reroute = case.told(Kind.REROUTE, Reroute)
         assert (reroute.endpoint, reroute.quirks, reroute.tried) == (int(Endpoint.MESSAGES), 0, ("a/at-a",))
-        assert case.desk._kept.bytes == 0 and case.worker.calls == {} and case.worker.waiting == set()
+        assert case.dispatcher.kept.used == 0 and case.worker.calls == {}
         case.frames.clear()
         case.submit(2, body=MESSAGES, endpoint=int(Endpoint.MESSAGES), request_id="req_1", tried=reroute.tried)
         assert case.tried() == "ab" and case.started[-1].request.attempt == 2  # and the key's one request a minute was counted once
@@ -704,12 +585,12 @@ def test_a_reroute_counts_anew_for_another_request_and_after_its_time() -> None:
         case.fail(refusal(500))
         case.submit(2, body=MESSAGES, endpoint=int(Endpoint.MESSAGES), request_id="req_other", tried=("a/at-a",))
         assert case.tried() == "a" and case.told(Kind.ABORT, Abort).status == 429
-        ((order, _),) = case.desk._rerouted.orders.values()
-        case.desk._rerouted.orders[0, "req_1"] = (order, time.monotonic() - 1)
+        ((before, _),) = case.dispatcher._rerouted.calls.values()
+        case.dispatcher._rerouted.calls[0, "req_1"] = (before, time.monotonic() - 1)
         case.frames.clear()
         case.submit(3, body=MESSAGES, endpoint=int(Endpoint.MESSAGES), request_id="req_1", tried=("a/at-a",))
         assert case.tried() == "a" and case.told(Kind.ABORT, Abort).status == 429
-        assert not case.desk._rerouted.orders
+        assert not case.dispatcher._rerouted.calls
 
     in_a_loop(test)
 
@@ -741,8 +622,8 @@ HOSTILE = {
     "another cap": {"max_tokens": 9},
     "another number of choices": {"n": 2},
     "a stream that the body does not ask for": {"stream": True},
-    "a hole elsewhere": {"hole": 0},
-    "a model of its own": {"body": b'{"model":"x","max_tokens":10,"messages":[]}', "hole": 0},
+    "the model elsewhere": {"model_offset": 0},
+    "a model of its own": {"body": b'{"model":"x","max_tokens":10,"messages":[]}', "model_offset": 0},
 }
 
 
@@ -753,11 +634,22 @@ def test_a_worker_that_says_what_no_honest_one_says_is_found_out(changes: dict[s
         with pytest.raises((ChannelError, CliproxyError)):
             body = changes.get("body", BODY)
             fields = {"request_id": "r", "address": "127.0.0.1", "model": "m", "max_tokens": 10, "n": 1, "stream": False, "estimate": 5}
-            call = Call(
-                **{"endpoint": int(Endpoint.CHAT_COMPLETIONS), "proof": PROOF, **fields, "hole": HOLE, "body_bytes": len(body), "body": body, **changes}
+            head = CallHead(
+                **{
+                    "endpoint": int(Endpoint.CHAT_COMPLETIONS),
+                    "proof": PROOF,
+                    **fields,
+                    "model_offset": MODEL_OFFSET,
+                    "body_bytes": len(body),
+                    "body": body,
+                    **changes,
+                }
             )
-            order = case.authoriser.admit(call, body, now=time.monotonic(), wall=time.time())
-            case.authoriser.authorise(order, now=time.monotonic(), wall=time.time())
+            call = Call(case.worker, 1, State.DECIDING, PROOF)
+            call.asked = case.authoriser.admit(head, now=time.monotonic(), wall=time.time())
+            call.progress = case.authoriser.resume(call.asked, head.tried, None)
+            call.body = body
+            case.authoriser.authorise(call, now=time.monotonic(), wall=time.time())
         assert case.started == []
         keys, _ = case.meters()
         assert not keys
@@ -778,7 +670,7 @@ def test_a_bug_between_two_attempts_does_not_leave_the_call_without_an_ending(mo
             case.fail(refusal(500))
         assert case.told(Kind.ABORT, Abort).code == "internal_error"
         keys, providers = case.meters()
-        assert keys["k"][0] == 0 and providers["a"][0] == 0 and case.desk._kept.bytes == 0
+        assert keys["k"][0] == 0 and providers["a"][0] == 0 and case.dispatcher.kept.used == 0
 
     in_a_loop(test)
 

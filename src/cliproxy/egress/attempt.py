@@ -16,9 +16,9 @@ from typing import Protocol
 
 import msgspec
 
-from cliproxy.bounds import ANSWER_PIECES_PER_JOIN, MAX_DATA_FRAME_BYTES, MAX_HELD_ANSWER_BYTES, MAX_WHOLE_ANSWER_BYTES, STREAM_WINDOW_BYTES
-from cliproxy.egress.authorise import AuthorizedRequest
-from cliproxy.egress.between import HeldAnswers
+from cliproxy.bounds import ANSWER_PIECES_PER_JOIN, MAX_DATA_FRAME_BYTES, MAX_WHOLE_ANSWER_BYTES, STREAM_WINDOW_BYTES
+from cliproxy.egress.call import AuthorizedRequest, Outgoing
+from cliproxy.egress.rooms import Room
 from cliproxy.errors import ClientError, CliproxyError, ProviderRefusal, UpstreamError
 from cliproxy.ipc.mux import Abort, Answer, Kind
 from cliproxy.metering.stream import StreamMeter
@@ -26,15 +26,6 @@ from cliproxy.metering.usage import Usage
 
 _encoder = msgspec.msgpack.Encoder()
 _FAULT = UpstreamError("The gateway failed to read the provider's answer.", status=500, code="internal_error")  # the loop reports what was raised
-
-
-class Outgoing(Protocol):
-    """The channel to the call's worker."""
-
-    paused: bool
-
-    def queue(self, kind: Kind, stream: int, payload: bytes) -> None:
-        """Send a frame."""
 
 
 class Sending(Protocol):
@@ -51,14 +42,14 @@ class Sending(Protocol):
 
 
 class Ledger(Protocol):
-    """Who is told how an attempt goes. `held`: what all calls hold of whole answers."""
+    """Who is told how an attempt goes. `held`: bytes of whole answers that wait for their end, or for a slow client, of all calls, by principal."""
 
-    held: HeldAnswers
+    held: Room[str]
 
-    def answered(self, call: ProviderCall) -> None:
+    def answered(self, attempt: Attempt) -> None:
         """The worker has the first of the answer: this is the call's last attempt."""
 
-    def settled(self, call: ProviderCall, outcome: Outcome, error: CliproxyError | None) -> bool:
+    def settled(self, attempt: Attempt, outcome: Outcome, error: CliproxyError | None) -> bool:
         """Called exactly once per attempt; `error` is what its client would get. True: the call goes on without this attempt, which then says no more."""
 
 
@@ -72,8 +63,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     duration_ms: int
 
 
-class ProviderCall:
-    """A call under way. The pool calls `on_…`; the worker's channel calls `credit` and `cancel`."""
+class Attempt:
+    """An attempt that has left, or is about to. The pool calls `on_…`; the worker's channel calls `credit` and `cancel`."""
 
     __slots__ = (
         "_answered",
@@ -81,6 +72,7 @@ class ProviderCall:
         "_began",
         "_channel",
         "_complete",
+        "_held",
         "_joined",
         "_ledger",
         "_media",
@@ -96,22 +88,21 @@ class ProviderCall:
         "_window",
         "ended_by_us",
         "request",
-        "slot",
         "stream",
     )
 
-    def __init__(self, request: AuthorizedRequest, *, channel: Outgoing, slot: int, stream: int, ledger: Ledger) -> None:
+    def __init__(self, request: AuthorizedRequest, *, channel: Outgoing, ledger: Ledger) -> None:
         self.request = request
-        self.slot = slot
-        self.stream = stream
+        self.stream = request.call.stream
         self._channel = channel
         self._ledger = ledger
         self._began = time.monotonic()
         self._sending: Sending | None = None
         self._sse: StreamMeter | None = None
         self._parts: list[bytes] = []
-        self._joined = 0  # that many of the parts are joined lots
+        self._joined = 0  # that many of the parts are joined batches
         self._received = 0
+        self._held = 0  # bytes of it that are counted in a room
         self._status = 0
         self._upstream_id = ""
         self._media = ""
@@ -132,7 +123,7 @@ class ProviderCall:
     # --- the sender ---
 
     def sent(self, sending: Sending) -> None:
-        """The call has left, or is about to."""
+        """The request has left, or is about to."""
         if self._over:
             sending.cancel()
         else:
@@ -142,7 +133,7 @@ class ProviderCall:
         """A successful answer begins; its media type is the one asked for (the pool has checked). Headers by allow-list, names in lower case."""
         self._status = status
         self._upstream_id = headers.get(b"x-request-id", b"").decode("ascii")
-        meter = self.request.order.meter
+        meter = self.request.call.asked.meter
         if meter.media:
             self._media = headers.get(b"content-type", b"").decode("ascii")
         if self.request.stream and meter.stream is not None:
@@ -173,12 +164,11 @@ class ProviderCall:
         if len(parts) - self._joined >= ANSWER_PIECES_PER_JOIN:
             parts[self._joined :] = [b"".join(parts[self._joined :])]
             self._joined += 1
-        held = self._ledger.held
-        held.bytes += len(data)
-        if self._received > MAX_WHOLE_ANSWER_BYTES:
-            self._fail(UpstreamError("The provider's answer is larger than the gateway takes.", code="provider_answer_too_large"))
-        elif held.bytes > MAX_HELD_ANSWER_BYTES and self._received > MAX_DATA_FRAME_BYTES:  # ordinary answers go on
-            self._fail(UpstreamError("The gateway holds more answers than it may; try again in a moment.", status=503, code="overloaded"))
+        if self._received > MAX_DATA_FRAME_BYTES:  # ordinary answers go on
+            if self._received > MAX_WHOLE_ANSWER_BYTES:
+                self._fail(UpstreamError("The provider's answer is larger than the gateway takes.", code="provider_answer_too_large"))
+            else:
+                self._hold(self._received)
 
     def on_complete(self) -> None:
         """The body is whole."""
@@ -230,8 +220,15 @@ class ProviderCall:
 
     # --- inside ---
 
+    def _hold(self, size: int) -> None:
+        """`size` bytes of a whole answer are held now: count them, and end the attempt if they are more than its key's share of what all may hold."""
+        fits = self._ledger.held.add(self.request.call.asked.principal.id, size - self._held)
+        self._held = size
+        if not fits:
+            self._fail(UpstreamError("The gateway holds more answers than it may; try again in a moment.", status=503, code="overloaded"))
+
     def _finish_whole(self, body: bytes) -> None:
-        usage = self.request.order.meter.usage_of(body)
+        usage = self.request.call.asked.meter.usage_of(body)
         if len(body) <= MAX_DATA_FRAME_BYTES:
             self._answer(body, final=True)
             self._end("", usage)
@@ -324,9 +321,9 @@ class ProviderCall:
             sending.cancel()
         self._backlog.clear()
         self._parts.clear()
-        if self._sse is None:
-            self._ledger.held.bytes -= self._received
-        elif usage is None:
+        if self._held:
+            self._ledger.held.give_back(self.request.call.asked.principal.id, self._held)
+        if usage is None and self._sse is not None:
             usage = self._sse.usage
         duration = int((time.monotonic() - self._began) * 1000)
         return self._ledger.settled(self, Outcome(self._status, code, usage, self._received, duration), error)

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_WHOLE_ANSWER_BYTES, STREAM_WINDOW_BYTES
+from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_HELD_ANSWER_BYTES, MAX_WHOLE_ANSWER_BYTES, STREAM_WINDOW_BYTES
 from cliproxy.dialects import Endpoint
-from cliproxy.egress.between import HeldAnswers
-from cliproxy.egress.calls import ProviderCall
+from cliproxy.egress.attempt import Attempt
 from cliproxy.egress.cooldowns import Rule, fault_of
-from cliproxy.egress.workers import WorkerChannel
+from cliproxy.egress.rooms import Room
+from cliproxy.egress.worker_channel import WorkerChannel
 from cliproxy.errors import ProviderRefusal, UpstreamError
 from cliproxy.ipc.mux import Abort, Answer, Kind
 from cliproxy.metering.table import METERS
@@ -60,10 +60,11 @@ class Sending:
 class Case:
     def __init__(self, *, stream=False, endpoint=Endpoint.CHAT_COMPLETIONS, goes_on=False):
         self.channel, self.sending, self.outcomes = Channel(), Sending(), []
-        order = SimpleNamespace(meter=METERS[endpoint])
-        request = SimpleNamespace(stream=stream, endpoint=endpoint, order=order, target=SimpleNamespace(provider="p", model="theirs"), attempt=3)
-        self.goes_on, self.began, self.held = goes_on, 0, HeldAnswers()
-        self.call = ProviderCall(request, channel=self.channel, slot=0, stream=9, ledger=self)
+        asked = SimpleNamespace(meter=METERS[endpoint], principal=SimpleNamespace(id="k"))
+        call = SimpleNamespace(asked=asked, stream=9)
+        request = SimpleNamespace(stream=stream, endpoint=endpoint, call=call, target=SimpleNamespace(provider="p", model="theirs"), attempt=3)
+        self.goes_on, self.began, self.held = goes_on, 0, Room(MAX_HELD_ANSWER_BYTES)
+        self.call = Attempt(request, channel=self.channel, ledger=self)
         self.call.sent(self.sending)
 
     def answered(self, call):
@@ -296,7 +297,7 @@ def test_calls_take_turns_at_a_channel_that_has_room_again():
             served.append(number)
             worker.channel.paused = len(served) % 3 == 0  # there is room for three
 
-        worker.calls = {number: SimpleNamespace(channel_ready=lambda number=number: serve(number)) for number in range(7)}
+        worker.calls = {number: SimpleNamespace(attempt=SimpleNamespace(channel_ready=lambda number=number: serve(number))) for number in range(7)}
         for _ in range(7):
             worker.channel.paused = False
             worker.channel_paused(False)
@@ -336,10 +337,10 @@ def test_an_answer_without_end_is_cut_off():
     assert case.sending.did == ["cancel"]
 
 
-def test_whole_answers_are_held_within_a_bound_for_all_calls_together(monkeypatch):
-    monkeypatch.setattr("cliproxy.egress.calls.MAX_HELD_ANSWER_BYTES", 1000)
+def test_whole_answers_are_held_within_a_bound_for_all_calls_together():
     case = Case()
-    case.held.bytes = 980  # other calls'
+    case.held = Room(1000)
+    case.held.add("another", 980)
 
     def scenario():
         case.head()
@@ -351,20 +352,22 @@ def test_whole_answers_are_held_within_a_bound_for_all_calls_together(monkeypatc
     run(scenario)
     abort = case.channel.abort()
     assert (abort.status, abort.code) == (503, "overloaded") and case.sending.did == ["cancel"]
-    assert case.held.bytes == 980
+    assert case.held.used == 980
     assert fault_of(UpstreamError("full", status=503, code="overloaded")).rule is Rule.NOTHING  # nobody's fault: nothing cools
 
 
 @pytest.mark.parametrize("how", ["whole", "large", "cancelled", "failed", "nonsense"])
 def test_what_is_held_of_whole_answers_is_counted_until_the_call_ends(how):
     case = Case()
-    body = WHOLE.replace(b"hi", b"x" * STREAM_WINDOW_BYTES * 2) if how == "large" else b"nonsense" if how == "nonsense" else WHOLE
+    size = STREAM_WINDOW_BYTES * 2 if how == "large" else MAX_DATA_FRAME_BYTES  # what is smaller goes on whatever is held, and is not counted
+    body = b"nonsense" * size if how == "nonsense" else WHOLE.replace(b"hi", b"x" * size)
 
     def scenario():
         case.head()
         case.call.on_data(body[:50])
+        assert case.held.used == 0
         case.call.on_data(body[50:])
-        assert case.held.bytes == len(body)
+        assert case.held.used == len(body)
         if how == "cancelled":
             case.call.cancel("client_gone")
         elif how == "failed":
@@ -372,12 +375,12 @@ def test_what_is_held_of_whole_answers_is_counted_until_the_call_ends(how):
         else:
             case.call.on_complete()
         if how == "large":
-            assert case.held.bytes == len(body) and case.call._parts == []  # it waits for credit, once
+            assert case.held.used == len(body) and case.call._parts == []  # it waits for credit, once
             while not case.outcomes:
                 assert case.call.credit(STREAM_WINDOW_BYTES)
 
     run(scenario)
-    assert case.held.bytes == 0 and len(case.outcomes) == 1
+    assert case.held.used == 0 and len(case.outcomes) == 1
 
 
 @pytest.mark.parametrize("stream", [False, True])
