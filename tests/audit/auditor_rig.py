@@ -23,6 +23,7 @@ from cliproxy.processes.spawn import build_id, lift, program, spawn
 from cliproxy.processes.topology import AUDITOR, BOOT_FD, CONTROL_FD, AuditorSlots
 from cliproxy.processes.workspace import Workspace
 from cliproxy.secret import Secret
+from fakes.output import spawn_output
 
 SEED = bytes(range(32))
 PATIENCE = 20.0  # seconds; a bound for tests that hang, not a measure
@@ -73,7 +74,7 @@ class Rig:
         theirs[CONTROL_FD] = lift(there.detach())
         theirs[BOOT_FD] = lift(seal(encode_boot(self._boot()), name="boot"))
         files = {AuditorSlots.SEGMENT_FD: self.segment, AuditorSlots.CHECKPOINTS_FD: self.checkpoints}
-        self.pid = spawn(program(AUDITOR), descriptors={**theirs, **files})
+        self.pid = spawn(program(AUDITOR), descriptors={**theirs, **files}, output=spawn_output())
         for descriptor in theirs.values():
             os.close(descriptor)
         self.reports.clear()

@@ -16,6 +16,7 @@ from cliproxy.processes.spawn import build_id, lift, spawn
 from cliproxy.processes.topology import AUDIT_FD, BOOT_FD, CONTROL_FD, EgressSlots
 from fakes.certificates import Authority
 from fakes.dialer_process import DialerProcess, pair
+from fakes.output import spawn_output
 from fakes.provider import FakeProvider
 from fakes.proxy import running_proxy
 
@@ -41,7 +42,7 @@ def run_locked_pool(providers: dict[str, Provider]) -> dict[str, object]:
         lifted = {number: lift(sock.detach()) for number, sock in {CONTROL_FD: control_far, AUDIT_FD: audit_far}.items()}
         lifted[EgressSlots.DIALER_FD] = lift(os.dup(dialer.channel.fileno()))
         lifted[BOOT_FD] = lift(seal(encode_boot(boot), name="boot"))
-        pid = spawn([sys.executable, "-I", "-B", str(Path(__file__).parent / "locked_pool.py")], descriptors=lifted)
+        pid = spawn([sys.executable, "-I", "-B", str(Path(__file__).parent / "locked_pool.py")], descriptors=lifted, output=spawn_output())
         for number in lifted.values():
             os.close(number)
         with control, audit:

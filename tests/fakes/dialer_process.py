@@ -18,6 +18,7 @@ from cliproxy.ipc.messages import Dial, DialerToEgress, DialFailed, Dialled
 from cliproxy.processes.boot import Boot, encode_boot, seal
 from cliproxy.processes.spawn import build_id, lift, program, spawn
 from cliproxy.processes.topology import AUDIT_FD, BOOT_FD, CONTROL_FD, DialerSlots
+from fakes.output import spawn_output
 
 PATIENCE = 20.0
 
@@ -55,7 +56,7 @@ class DialerProcess:
         given = {CONTROL_FD: control_far, AUDIT_FD: audit_far, DialerSlots.EGRESS_FD: egress_far}
         lifted = {number: lift(sock.detach()) for number, sock in given.items()}
         lifted[BOOT_FD] = lift(seal(encode_boot(boot), name="boot"))
-        self.pid = spawn(program("dialer"), descriptors=lifted)
+        self.pid = spawn(program("dialer"), descriptors=lifted, output=spawn_output())
         for number in lifted.values():
             os.close(number)
         self.control = SupervisorControl(control)

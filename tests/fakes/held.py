@@ -14,10 +14,8 @@ import select
 import signal
 import socket
 import struct
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -30,7 +28,7 @@ from cliproxy.ipc.mux import HEADER, Kind
 from cliproxy.processes.boot import Boot
 from cliproxy.processes.fleet import Child, Fleet, State, Supplies
 from cliproxy.processes.openings import Openings
-from cliproxy.processes.spawn import FIRST_SOURCE_FD, build_id, program
+from cliproxy.processes.spawn import FIRST_SOURCE_FD, build_id, lift, program
 from cliproxy.processes.topology import EGRESS, ROLES, SUPERVISOR, WORKER, EgressSlots, uid_offset
 from cliproxy.processes.wiring import Member
 from fakes.gateway import Gateway
@@ -99,7 +97,7 @@ class Held(Gateway):
                 supervisor_pid=os.getpid(),
             )
 
-        supplies = Supplies(boot_of=boot_of, files_of=lambda role: openings.files_of(role, openings.listeners), program=program)
+        supplies = Supplies(boot_of=boot_of, files_of=lambda role: openings.files_of(role, openings.listeners), program=program, output_of=self._output_of)
         self._fleet = Fleet(supplies, on_start=lambda child: None, on_end=lambda child: None)
         members = [Member(role, number) for role in ROLES for number in range(self._workers if role == WORKER else 1)]
         for member in (Member(SUPERVISOR), *members):
@@ -108,8 +106,7 @@ class Held(Gateway):
         for member in members:
             if member not in self._fleet.outside:
                 self._fleet.add(member, generation=1)
-        with self._errors_to_file():
-            assert self._fleet.start_due(time.monotonic()) == []
+        assert self._fleet.start_due(time.monotonic()) == []
 
     def wait_until_ready(self, *, but: tuple[str, ...] = ()) -> None:
         """Wait until each real process has said READY, `but` those."""
@@ -176,19 +173,9 @@ class Held(Gateway):
 
         return take
 
-    @contextmanager
-    def _errors_to_file(self) -> Iterator[None]:
-        """What the children write to stderr goes where `messages` looks."""
-        file = os.open(self.home / "stderr", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        sys.stderr.flush()
-        saved = os.dup(2)
-        os.dup2(file, 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            os.close(file)
+    def _output_of(self, child: Child) -> int:
+        """What the children say goes where `messages` looks."""
+        return lift(os.open(self.home / "stderr", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
 
 
 def _open_descriptors() -> set[int]:

@@ -60,13 +60,8 @@ class Run:
             memfd = lift(os.memfd_create("boot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
             os.write(memfd, data)
         self.stderr, writer = os.pipe()
-        saved = os.dup(2)
-        os.dup2(writer, 2)
-        try:
-            self.pid = spawn([sys.executable, "-I", "-B", "-c", PREFIX + code + MAIN], descriptors={3: end, 4: memfd, **(extra or {})})
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+        os.set_blocking(writer, False)  # as the relay makes it
+        self.pid = spawn([sys.executable, "-I", "-B", "-c", PREFIX + code + MAIN], descriptors={3: end, 4: memfd, **(extra or {})}, output=writer)
         for number in (end, memfd, writer):
             os.close(number)
 
@@ -242,3 +237,36 @@ def test_a_channel_that_stays_closed_is_the_end_but_not_before_the_supervisor_ha
     verify_connected(1000.0, {"egress": None, "the auditor": 1000.0 - ORPHAN_SECONDS + 0.1})
     with pytest.raises(ChannelError, match="the channel to egress is closed and no other came"):
         verify_connected(1000.0, {"the auditor": None, "egress": 1000.0 - ORPHAN_SECONDS - 0.1})
+
+
+FLOOD = """
+def body(boot, prepared, control):
+    for _ in range(5000):
+        child.say('x' * 100)
+    control.send(Up.READY, boot.generation)
+    control.receive()
+    child.say('cliproxy: dialer: after')
+"""
+
+
+def test_what_nobody_reads_holds_no_child_up_and_is_counted():
+    run = Run(FLOOD)
+    assert run.report()
+    read = os.read(run.stderr, 1 << 20)
+    run.control.order(Down.STOP)
+    status, text = run.end()
+    assert (status, set(read.split(b"\n"))) == (0, {b"x" * 100, b""})
+    assert text == f"cliproxy: lines dropped that nobody read in time: {5000 - read.count(bytes([10]))}\ncliproxy: dialer: after\n"
+
+
+DEVICES = {
+    "a terminal": "def prepare(boot): import pty; pty.openpty()",
+    "another device": "def prepare(boot): os.open('/dev/zero', os.O_RDONLY)",
+}
+
+
+@pytest.mark.parametrize("code", DEVICES.values(), ids=DEVICES.keys())
+def test_no_process_goes_on_with_a_device(code):
+    status, text = Run(f"import os\n{code}").end()
+    assert status == 78
+    assert re.search(r"descriptor \d+ is a terminal or another device; report this", text)

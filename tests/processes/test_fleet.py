@@ -15,7 +15,7 @@ class Quiet(Fleet):
     """Starts nothing and notes whom it would kill."""
 
     def __init__(self, *, refuses=False):
-        super().__init__(Supplies(boot_of=None, files_of=None, program=None), on_start=None, on_end=None)
+        super().__init__(Supplies(boot_of=None, files_of=None, program=None, output_of=None), on_start=None, on_end=None)
         self.killed = []
         self.refuses = refuses
 

@@ -25,10 +25,10 @@ def nothing_of_the_test_runners():
     keep_descriptors_here()
 
 
-def report_of(descriptors=None):
+def report_of(descriptors=None, output=2):
     reader, writer = os.pipe()
     writer = lift(writer)
-    pid = spawn([sys.executable, "-I", "-B", "-c", REPORT], descriptors={7: writer, **(descriptors or {})})
+    pid = spawn([sys.executable, "-I", "-B", "-c", REPORT], descriptors={7: writer, **(descriptors or {})}, output=output)
     os.close(writer)
     with os.fdopen(reader, "rb") as file:
         data = file.read()
@@ -71,7 +71,7 @@ def test_roles_run_isolated_and_write_no_bytecode():
 
 def test_a_source_among_the_slots_is_refused():
     with pytest.raises(ValueError, match="among the slots"):
-        spawn(["/bin/true"], descriptors={5: 2})
+        spawn(["/bin/true"], descriptors={5: 2}, output=2)
 
 
 def test_lift_moves_above_every_slot_and_closes_the_original():

@@ -29,6 +29,7 @@ from cliproxy.secret import Secret
 from cliproxy.vault.crypto import credential_context, seal_to
 from cliproxy.vault.identity import Identity, read_identity
 from cliproxy.vault.master_key import into_memfd
+from fakes.output import spawn_output
 
 BUILD = build_id()
 SECONDS = 20.0  # that any wait in a test may take
@@ -135,7 +136,7 @@ class VaultProcess:
         handed = {slot: lift(os.dup(theirs.fileno())) for slot, (_, theirs) in ends.items()}
         handed[BOOT_FD] = lift(seal(encode_boot(boot), name="boot"))
         handed[VaultSlots.MASTER_KEY_FD] = lift(into_memfd(master))
-        self.pid = spawn(program("vault"), descriptors=handed)
+        self.pid = spawn(program("vault"), descriptors=handed, output=spawn_output())
         for descriptor in handed.values():
             os.close(descriptor)
         for _, theirs in ends.values():

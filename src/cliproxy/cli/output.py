@@ -8,6 +8,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from cliproxy.processes.lines import visible
+
+__all__ = ["emit", "table", "visible", "when"]
+
 
 def emit(data: Any, lines: Sequence[str], *, as_json: bool) -> None:
     """Print `data` as JSON or `lines` as text, each on one line."""
@@ -30,13 +34,6 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         drawn.add_row(*(Text(visible(cell)) for cell in row))  # Text: no markup in what an operator named
     Console().print(drawn)
-
-
-def visible(text: str) -> str:
-    """Return `text` with everything but printable characters and tabs as escapes: no terminal sequence, no second line, no half of a surrogate pair."""
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() or each == "\t" else each.encode("unicode_escape").decode("ascii") for each in text)
 
 
 def when(seconds: int) -> str:

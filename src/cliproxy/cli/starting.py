@@ -6,6 +6,9 @@ The process that does this holds the master key for a moment; the supervisor nev
 from __future__ import annotations
 
 import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cliproxy.bounds import LOADER_SECONDS, MAX_BOOT_BYTES, MAX_LOADER_LINE_BYTES, MAX_MASTER_KEY_FILE_BYTES
@@ -14,6 +17,7 @@ from cliproxy.errors import EXIT_CONFIG, ConfigError
 from cliproxy.integrity.self_check import verify_start_files
 from cliproxy.processes.loader_protocol import KEY_FD, RESULT_FD, UNSAFE_NO_SANDBOX, WITH_KEY
 from cliproxy.processes.plan import Plan
+from cliproxy.processes.relay import Relay
 from cliproxy.processes.spawn import lift, program, spawn
 from cliproxy.secret import Secret
 
@@ -34,7 +38,7 @@ def load_configuration(config_file: Path, *, unsafe_no_sandbox: bool) -> tuple[b
     result, key = lift(os.memfd_create("settings", os.MFD_CLOEXEC)), lift(os.memfd_create("key", os.MFD_CLOEXEC))
     try:
         command = [*program("config_loader"), str(config_file), WITH_KEY, *([UNSAFE_NO_SANDBOX] if unsafe_no_sandbox else [])]
-        code, late = _wait(spawn(command, descriptors={RESULT_FD: result, KEY_FD: key}))
+        code, late = _run_loader(command, {RESULT_FD: result, KEY_FD: key})
         if code == EXIT_CONFIG:
             raise StatedConfigError(os.pread(result, MAX_LOADER_LINE_BYTES, 0).decode("utf-8", "replace"))
         if late:
@@ -48,20 +52,38 @@ def load_configuration(config_file: Path, *, unsafe_no_sandbox: bool) -> tuple[b
         os.close(key)
 
 
-def _wait(pid: int) -> tuple[int, bool]:
-    """Return the exit code of the loader, and whether it was killed because `LOADER_SECONDS` were over."""
+def _run_loader(command: Sequence[str], descriptors: Mapping[int, int]) -> tuple[int, bool]:
+    """Run the loader and pass on what it says. Return its exit code, and whether it was killed because `LOADER_SECONDS` were over."""
     import select
 
-    descriptor = os.pidfd_open(pid)
+    poll = select.poll()
+    relay = Relay(poll, _say)
+    output = relay.open("", time.monotonic())
     try:
-        poller = select.poll()
-        poller.register(descriptor, select.POLLIN)
-        late = not poller.poll(int(LOADER_SECONDS * 1000))
-        if late:
-            os.kill(pid, 9)
+        pid = spawn(command, descriptors=descriptors, output=output)
     finally:
-        os.close(descriptor)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), late
+        os.close(output)
+    ended = os.pidfd_open(pid)
+    poll.register(ended, select.POLLIN)
+    until = time.monotonic() + LOADER_SECONDS
+    late = True
+    while late and (now := time.monotonic()) < until:
+        for number, _ in poll.poll(int((min(until, relay.next_time()) - now) * 1000) + 1):
+            if number == ended:
+                late = False
+            else:
+                relay.heard(number, now)
+        relay.tick(now)
+    os.close(ended)
+    if late:
+        os.kill(pid, 9)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    relay.close("")
+    return code, late
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 def make_plan(

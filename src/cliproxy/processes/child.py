@@ -4,8 +4,9 @@
     2. boot record read from its sealed memfd; the role must be the module's own, the build this one
     3. descriptors that were not handed over are closed, empty slots occupied
     4. `prepare(boot)`: every module imported, database and files opened
-    5. the lockdown of the role (`sandbox.ritual`), after which an import raises
-    6. `body(boot, prepared, control)`
+    5. no descriptor is a terminal or another device: what it fell into could read what is typed there
+    6. the lockdown of the role (`sandbox.ritual`), after which an import raises
+    7. `body(boot, prepared, control)`
 
 A child never returns from here and never runs interpreter shutdown: it leaves with `os._exit` (uvloop would call `socketpair`, and a locked
 process would die of it). When the control channel closes, it leaves. An unexpected error is told by type and place only: its text could
@@ -28,9 +29,9 @@ from cliproxy.ipc.control import Down, Order, Up
 from cliproxy.processes import topology
 from cliproxy.processes.boot import Boot, decode_boot, is_sealed, read_sealed
 from cliproxy.processes.lines import EXIT_OTHER_BUILD, EXIT_SOFTWARE, describe, exit_code, say
-from cliproxy.processes.slots import is_open, vacate
+from cliproxy.processes.slots import is_open, vacate, verify_no_device
 from cliproxy.processes.spawn import build_id
-from cliproxy.processes.topology import BOOT_FD, CONTROL_FD, STDERR_FD
+from cliproxy.processes.topology import BOOT_FD, CONTROL_FD, NULL_FD, STDERR_FD, STDOUT_FD
 from cliproxy.sandbox import ritual
 from cliproxy.sandbox.roles import PROFILES
 
@@ -89,6 +90,7 @@ def run_locked(boot: Boot, *, prepare: Callable[[Boot], P], body: Callable[[Boot
         _ignore_signals()
         handed = _occupy_slots(boot.role)
         prepared = prepare(boot)
+        verify_no_device(_open_descriptors())
         _lock_down(boot, handed)
         body(boot, prepared, Control(socket.socket(fileno=CONTROL_FD), replaceable=topology.replaceable(boot.role)))
     except BaseException as error:  # noqa: BLE001 - the one way out of the process
@@ -127,7 +129,7 @@ def _occupy_slots(role: str) -> frozenset[int]:
             os.set_inheritable(slot, False)
         else:
             vacate(slot)
-    return expected | {0, 1, STDERR_FD}
+    return expected | {NULL_FD, STDOUT_FD, STDERR_FD}
 
 
 def _open_descriptors() -> Sequence[int]:

@@ -53,11 +53,12 @@ class Child:
 @dataclass(slots=True, kw_only=True)
 class Supplies:
     """What children are started with beyond their channels. `files_of(role)`: slot to descriptor, which the supervisor keeps.
-    `program(role)`: the command that runs the role."""
+    `program(role)`: the command that runs the role. `output_of(child)`: what its stdout and stderr are to be, closed here once it has it."""
 
     boot_of: Callable[[Child], Boot]
     files_of: Callable[[str], dict[int, int]]
     program: Callable[[str], list[str]]
+    output_of: Callable[[Child], int]
 
 
 @dataclass(slots=True)
@@ -110,8 +111,12 @@ class Fleet:
         boot = lift(seal(encode_boot(self._supplies.boot_of(child)), name="cliproxy-boot"))
         ends = self._wiring.ends_for(child.member, [*self.outside, *self._children])
         try:
-            descriptors = {CONTROL_FD: far_end, BOOT_FD: boot, **ends, **self._supplies.files_of(child.member.role)}
-            child.pid = spawn(self._supplies.program(child.member.role), descriptors=descriptors)
+            output = self._supplies.output_of(child)
+            try:
+                descriptors = {CONTROL_FD: far_end, BOOT_FD: boot, **ends, **self._supplies.files_of(child.member.role)}
+                child.pid = spawn(self._supplies.program(child.member.role), descriptors=descriptors, output=output)
+            finally:
+                os.close(output)
         finally:
             for number in (far_end, boot, *ends.values()):
                 os.close(number)

@@ -14,15 +14,47 @@ from cliproxy.processes.topology import STDERR_FD
 EXIT_SOFTWARE: Final = 70  # sysexits.h EX_SOFTWARE
 EXIT_OTHER_BUILD: Final = 75  # sysexits.h EX_TEMPFAIL: the files on disk are no longer those that the supervisor runs
 _MAX_PLACES: Final = 6  # innermost frames of an unexpected error that go on the line
-_MAX_LINE_BYTES: Final = 2000
+MAX_LINE_BYTES: Final = 1000  # so that a line is within PIPE_BUF (4096) even if every byte becomes an escape: a pipe takes it whole or not at all
+
+
+class _Stderr:
+    """This process's stderr. `unsaid`: lines since the last one that it took, for which there was no room."""
+
+    __slots__ = ("unsaid",)
+
+    def __init__(self) -> None:
+        self.unsaid = 0
+
+    def write(self, line: str) -> None:
+        """Write one line, after the number of those before it that were not written. Never raises."""
+        data = line.replace("\n", " ").encode("utf-8", "backslashreplace")[:MAX_LINE_BYTES] + b"\n"
+        if self.unsaid:
+            data = f"cliproxy: lines dropped that nobody read in time: {self.unsaid}\n".encode() + data  # together: a small gap takes no number without a line
+        try:
+            os.write(STDERR_FD, data)
+        except OSError:
+            self.unsaid += 1
+        else:
+            self.unsaid = 0
+
+
+_stderr = _Stderr()
 
 
 def say(line: str) -> None:
-    """Write one line to stderr, without the interpreter's buffers; never raises."""
-    try:
-        os.write(STDERR_FD, line.replace("\n", " ").encode("utf-8", "backslashreplace")[:_MAX_LINE_BYTES] + b"\n")
-    except OSError:
-        pass
+    """Write one line to stderr, without the interpreter's buffers; never raises. In a child it never waits either: what the pipe has no room for is counted,
+    and the number is said when there is room again.
+    """
+    _stderr.write(line)
+
+
+def visible(text: str) -> str:
+    """Return `text` with everything but printable characters and tabs as escapes: no terminal sequence, no second line, no reversed order of writing, no half
+    of a surrogate pair.
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each == "\t" else each.encode("unicode_escape").decode("ascii") for each in text)
 
 
 def describe(error: BaseException) -> str:

@@ -32,7 +32,7 @@ from cliproxy.ipc.control import Down, Up
 from cliproxy.processes.boot import read_sealed, seal
 from cliproxy.processes.fleet import Child, Fleet, State
 from cliproxy.processes.listeners import Listeners, open_listeners
-from cliproxy.processes.loader_protocol import RESULT_FD
+from cliproxy.processes.loader_protocol import LOADER, RESULT_FD
 from cliproxy.processes.spawn import lift, spawn
 from cliproxy.processes.topology import WORKER
 
@@ -63,6 +63,12 @@ class Owner(Protocol):
 
     def reload_ended(self, *, applied: bool, attempted: bytes, reason: str) -> None:
         """A reload is over. `attempted`: the encoded settings that were tried, empty when none were read. `reason`: why they were refused."""
+
+    def output_of(self, name: str) -> int:
+        """Return what the process `name` is to write on; the caller closes it."""
+
+    def output_ended(self, name: str) -> None:
+        """The process `name` is dead."""
 
     def say(self, line: str) -> None:
         """Write a line for the operator."""
@@ -105,7 +111,11 @@ class Reload:
             return
         output = lift(os.memfd_create("cliproxy-settings", os.MFD_CLOEXEC))
         try:
-            self._loader_pid = spawn([*self._loader_command], descriptors={RESULT_FD: output})
+            voice = self._owner.output_of(LOADER)
+            try:
+                self._loader_pid = spawn([*self._loader_command], descriptors={RESULT_FD: output}, output=voice)
+            finally:
+                os.close(voice)
         except OSError as error:
             os.close(output)
             reason = f"the configuration loader does not start: {error.strerror}"
@@ -141,6 +151,7 @@ class Reload:
         """A process that is no child of the fleet has ended; perhaps the loader."""
         if self.phase is not Phase.LOADING or pid != self._loader_pid:
             return
+        self._owner.output_ended(LOADER)
         output, self._loader_output, self._loader_pid = self._loader_output, -1, 0
         try:
             blob = read_sealed(output)  # the only writer is dead

@@ -9,7 +9,9 @@ import fcntl
 import os
 import socket
 import stat
+from collections.abc import Iterable
 
+from cliproxy.errors import SandboxError
 from cliproxy.processes.topology import FIRST_FREE_FD, NULL_FD
 
 
@@ -28,6 +30,19 @@ def is_socket(number: int) -> bool:
         return stat.S_ISSOCK(os.fstat(number).st_mode)
     except OSError:
         return False
+
+
+def verify_no_device(numbers: Iterable[int]) -> None:
+    """Raise `SandboxError` when one of the open descriptors `numbers` is a device other than /dev/null, a terminal above all, or cannot be judged."""
+    null = os.stat(os.devnull).st_rdev  # noqa: PTH116 - a number, not a path
+    for number in numbers:
+        try:
+            status = os.fstat(number)
+        except OSError as error:
+            raise SandboxError(f"descriptor {number} cannot be judged", cure="report this") from error
+        device = stat.S_ISBLK(status.st_mode) or (stat.S_ISCHR(status.st_mode) and status.st_rdev != null)
+        if device or os.isatty(number):
+            raise SandboxError(f"descriptor {number} is a terminal or another device", cure="report this")
 
 
 def vacate(slot: int) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from cliproxy import __version__
-from cliproxy.processes.topology import FIRST_FREE_FD, NULL_FD, STDERR_FD
+from cliproxy.processes.topology import FIRST_FREE_FD, NULL_FD, STDERR_FD, STDOUT_FD
 
 # Sources lie above every slot, so that no dup2 of the spawn overwrites the source of a later one.
 FIRST_SOURCE_FD: Final = 400
@@ -45,16 +45,16 @@ def lift(descriptor: int) -> int:
     return lifted
 
 
-def spawn(command: Sequence[str], *, descriptors: Mapping[int, int]) -> int:
+def spawn(command: Sequence[str], *, descriptors: Mapping[int, int], output: int) -> int:
     """Start `command` and return its pid. `descriptors`: number in the child to number here (lifted). stdin is /dev/null,
-    stdout and stderr are our stderr.
+    stdout and stderr are `output`: a pipe of its own (`processes.relay`), never the terminal.
 
     The caller keeps its descriptors. Raises `OSError`.
     """
     actions: list[tuple[int, int, int] | tuple[int, int, str, int, int]] = [
         (os.POSIX_SPAWN_OPEN, NULL_FD, os.devnull, os.O_RDWR, 0),
-        (os.POSIX_SPAWN_DUP2, STDERR_FD, 1),
-        (os.POSIX_SPAWN_DUP2, STDERR_FD, STDERR_FD),
+        (os.POSIX_SPAWN_DUP2, output, STDOUT_FD),
+        (os.POSIX_SPAWN_DUP2, output, STDERR_FD),
     ]
     for number, source in descriptors.items():
         if source < FIRST_SOURCE_FD:

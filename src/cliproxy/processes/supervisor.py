@@ -40,10 +40,12 @@ from cliproxy.ipc.control import Down, Report, Up
 from cliproxy.processes.boot import Boot, seal
 from cliproxy.processes.fleet import Child, Death, Fleet, State, Supplies
 from cliproxy.processes.journal import Journal
-from cliproxy.processes.lines import EXIT_OTHER_BUILD, EXIT_SOFTWARE, describe, exit_code, say
+from cliproxy.processes.lines import EXIT_OTHER_BUILD, EXIT_SOFTWARE, describe, exit_code, say, visible
 from cliproxy.processes.loader_protocol import UNSAFE_NO_SANDBOX
 from cliproxy.processes.openings import Openings
+from cliproxy.processes.outlet import Outlet
 from cliproxy.processes.plan import Plan, read_plan
+from cliproxy.processes.relay import Relay
 from cliproxy.processes.reloading import InForce, Phase, Reload
 from cliproxy.processes.service import ServiceManager
 from cliproxy.processes.spawn import build_id, keep_descriptors_here, lift, program
@@ -63,7 +65,7 @@ from cliproxy.processes.wiring import Member
 
 _SIGNALS: Final = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _STOP_ORDER: Final = (WORKER, EGRESS, DIALER, VAULT, ADMIN, AUDITOR)
-_CLOSED: Final = select.POLLHUP | select.POLLERR | select.POLLNVAL
+LAST_WORDS_SECONDS: Final = 1.0  # for what a stopped terminal or a full pipe has not taken when the run is over
 
 
 class Supervisor:
@@ -76,9 +78,12 @@ class Supervisor:
         self._ready_fd = lift(plan.ready_fd) if plan.ready_fd >= 0 else -1
         self._starter_fd = lift(plan.starter_fd) if plan.starter_fd >= 0 else -1
         settings = decode_settings(plan.settings)
+        self._poll = select.poll()
+        self._stderr = Outlet(2, self._poll)
+        self._stdout = Outlet(1, self._poll)
+        self._relay = Relay(self._poll, self._stderr.write)
         self._openings = Openings(plan, settings, environment=os.environ, say=self.say)
         self.in_force = InForce(1, plan.settings, settings, self._openings.listeners)
-        self._poll = select.poll()
         self._signals = self._receive_signals()
         self._journal = Journal(self._poll, deadline_seconds=settings.audit.deadline_seconds)
         self._controls: dict[int, Child] = {}
@@ -87,7 +92,7 @@ class Supervisor:
         self._phases: list[str] | None = None  # roles that are still to stop; None: running
         self._hurry = False  # stop at once
         self._exit = 0
-        supplies = Supplies(boot_of=self._boot_of, files_of=self._files_of, program=program)
+        supplies = Supplies(boot_of=self._boot_of, files_of=self._files_of, program=program, output_of=lambda child: self.output_of(child.name))
         self._fleet = Fleet(supplies, on_start=self._started, on_end=self._ended)
         self._fleet.outside[Member(SUPERVISOR)] = self._journal.take_channel
         loader = [*program("config_loader"), plan.config_file, *([UNSAFE_NO_SANDBOX] if plan.allow_no_sandbox else [])]
@@ -119,6 +124,8 @@ class Supervisor:
         while self._phases is None or self._phases:
             self._turn()
         self._openings.leave()
+        for outlet in (self._stdout, self._stderr):
+            outlet.finish(LAST_WORDS_SECONDS)
         return self._exit
 
     def start_workers(self) -> None:
@@ -176,7 +183,7 @@ class Supervisor:
         self._announced = True
         urls = [] if self.in_force.listeners is None else self.in_force.listeners.urls
         if self._plan.announce and self._plan.serving:
-            os.write(1, f"cliproxy {__version__} ready on {', '.join(urls)} (pid {os.getpid()})\n".encode())
+            self._stdout.write(f"cliproxy {__version__} ready on {', '.join(urls)} (pid {os.getpid()})")
         if self._ready_fd >= 0:
             line = {"pid": os.getpid(), "urls": urls, "generation": self.in_force.generation, "control": f"{self._plan.home}/run/control.sock"}
             try:
@@ -191,7 +198,7 @@ class Supervisor:
 
     def _turn(self) -> None:
         now = time.monotonic()
-        wake = min(self._fleet.next_time(), self._reload.next_time(), now + (self._service.watchdog_seconds or 3600.0))
+        wake = min(self._fleet.next_time(), self._reload.next_time(), self._relay.next_time(), now + (self._service.watchdog_seconds or 3600.0))
         if self._journal.waits:
             wake = min(wake, now + 0.1)  # the auditor was not there to take them
         ready = self._poll.poll(max(0, min(int((wake - now) * 1000) + 1, 3_600_000)))
@@ -207,12 +214,22 @@ class Supervisor:
                 self._journal.heard(what)
             elif number in self._controls:
                 self._on_control(self._controls[number])
+            elif number in self._relay:
+                self._relay.heard(number, now)
+            else:
+                self._on_outlet(number)
         now = time.monotonic()
+        self._relay.tick(now)
         self._fleet.kill_overdue(now)
         self._reload.tick(now)
         if self._phases is None:
             self._start_due(now)
         self._journal.flush()
+
+    def _on_outlet(self, number: int) -> None:
+        for outlet in (self._stdout, self._stderr):
+            if number == outlet.descriptor:
+                outlet.ready()
 
     def _on_signals(self) -> None:
         try:
@@ -282,6 +299,7 @@ class Supervisor:
 
     def _on_death(self, death: Death) -> None:
         child = death.child
+        self._relay.close(child.name)  # its last words come before what we say about its end
         if death.signal or death.status or not death.expected:
             what = "sandbox_violation" if death.signal == signal.SIGSYS else "killed" if death.signal else "exited"
             self._journal.record(Process(code=death.signal or death.status, role=child.name, what=what))
@@ -389,9 +407,17 @@ class Supervisor:
         if child.control is not None and self._controls.pop(child.control.fileno(), None) is not None:
             self._poll.unregister(child.control.fileno())
 
+    def output_of(self, name: str) -> int:
+        """Return what `name` is to write on. The caller closes it."""
+        return self._relay.open(name, time.monotonic())
+
+    def output_ended(self, name: str) -> None:
+        """`name` is dead: pass on its last words."""
+        self._relay.close(name)
+
     def say(self, line: str) -> None:
-        """Write a line for the operator."""
-        say(line)
+        """Write a line for the operator, without waiting for who reads it."""
+        self._stderr.write(visible(line))
 
 
 def _raise_descriptor_limit() -> None:

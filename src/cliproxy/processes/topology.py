@@ -31,6 +31,7 @@ SERVING_ROLES: Final = frozenset(ROLES)
 COMMAND_ROLES: Final = frozenset({AUDITOR, VAULT, ADMIN})  # a command without a running gateway
 
 NULL_FD: Final = 0  # stdin, /dev/null: what `vacate` puts on an empty slot
+STDOUT_FD: Final = 1  # as stderr: the write end of the pipe on which a child speaks (`processes.relay`)
 STDERR_FD: Final = 2
 CONTROL_FD: Final = 3
 BOOT_FD: Final = 4
