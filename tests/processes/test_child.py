@@ -244,7 +244,7 @@ def body(boot, prepared, control):
     for _ in range(5000):
         child.say('x' * 100)
     control.send(Up.READY, boot.generation)
-    control.receive()
+    __import__("select").select([control], [], [])
     child.say('cliproxy: dialer: after')
 """
 
