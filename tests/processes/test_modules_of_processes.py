@@ -17,8 +17,9 @@ _EVERY = "errors bounds secret config.schema audit.client audit.events ipc.chann
 _CHILD = f"{_EVERY} sandbox ipc.fields ipc.messages processes.boot processes.child processes.lines processes.slots processes.spawn processes.topology"
 OURS = {
     "supervisor": f"{_EVERY} audit.files limits sandbox.bpf sandbox.calls sandbox.kernel sandbox.landlock sandbox.syscalls processes.boot processes.fleet "
-    "processes.journal processes.lines processes.listeners processes.loader_protocol processes.openings processes.outlet processes.plan processes.relay processes.reloading processes.service "
-    "processes.spawn processes.supervisor processes.topology processes.wiring processes.workspace",
+    "processes.journal processes.lines processes.listeners processes.loader_protocol processes.openings processes.outlet "
+    "processes.plan processes.relay processes.reloading processes.service processes.spawn "
+    "processes.supervisor processes.topology processes.wiring processes.workspace",
     "worker": f"{_CHILD} processes.worker auth config.routes dialects dataplane formats ingress ipc.mux ipc.policy_feed limits metering providers translators",
     "egress": f"{_CHILD} processes.egress auth config.routes dialects egress formats ipc.mux ipc.policy_feed limits metering providers",
     "dialer": f"{_CHILD} processes.dialer dialects dialer providers",
