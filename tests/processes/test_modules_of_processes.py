@@ -14,7 +14,10 @@ REPORTER = Path(__file__).parent / "reporting_role.py"
 
 # Packages and modules of ours, by prefix. Whatever is not here is not loaded.
 _EVERY = "errors bounds secret config.schema audit.client audit.events ipc.channel ipc.control"
-_CHILD = f"{_EVERY} sandbox ipc.fields ipc.messages processes.boot processes.child processes.lines processes.slots processes.spawn processes.topology"
+_CHILD = (
+    f"{_EVERY} sandbox ipc.fields ipc.messages ipc.silence processes.boot processes.child processes.lines processes.role "
+    "processes.slots processes.spawn processes.topology"
+)
 OURS = {
     "supervisor": f"{_EVERY} audit.files limits sandbox.bpf sandbox.calls sandbox.kernel sandbox.landlock sandbox.syscalls processes.boot processes.fleet "
     "processes.journal processes.lines processes.listeners processes.loader_protocol processes.openings processes.outlet "

@@ -34,7 +34,7 @@ class Up(IntEnum):
     RELOAD = 6  # admin only: reload the configuration
     STOP = 7  # admin only: stop the gateway
     SEGMENT = 8  # auditor only: argument: the index of the log segment that it wants
-    ALIVE = 9
+    ALIVE = 9  # a sign of life, every other second
 
 
 class Down(IntEnum):
@@ -45,12 +45,17 @@ class Down(IntEnum):
     ABANDON = 3  # argument: generation
     DRAIN = 4  # argument: seconds
     STOP = 5
-    REPLACE = 6  # argument: slot; one descriptor: the new channel, already on the slot when the body sees the order
+    REPLACE = 6  # argument: descriptor number; one descriptor: the new channel, already on that number when the body sees the order
     SEGMENT = 7  # argument: index; one descriptor: the new log segment
     RELOADED = 8  # admin only; argument: the generation now in force, 0 if the reload was refused; one descriptor: sealed memfd, one line why it was
 
 
-_DESCRIPTORS: Final = {kind: 1 if kind in (Down.PREPARE, Down.REPLACE, Down.SEGMENT, Down.RELOADED) else 0 for kind in Down}
+_WITH_DESCRIPTOR: Final = frozenset({Down.PREPARE, Down.REPLACE, Down.SEGMENT, Down.RELOADED})
+
+
+def descriptors_of(kind: Down) -> int:
+    """Return how many descriptors come with an order."""
+    return 1 if kind in _WITH_DESCRIPTOR else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +94,21 @@ class Control:
         return self._sock.fileno()
 
     def send(self, kind: Up, argument: int = 0, value: int = 0) -> None:
-        """Tell the supervisor. Raises `ChannelClosed` when it is gone or no longer reads (its queue holds hundreds of records)."""
+        """Tell the supervisor. Raises `ChannelClosed` when it is gone or no longer reads (its queue holds hundreds of records).
+
+        A sign of life that finds the queue full is left out: hundreds that nobody has read are there.
+        """
         try:
             self._sock.send(_RECORD.pack(kind, argument, value))
         except OSError as error:
+            if kind is Up.ALIVE and isinstance(error, BlockingIOError):
+                return
             raise ChannelClosed(f"the supervisor is gone ({error.strerror})") from error
 
     def receive(self) -> list[Order]:
         """Return the orders that wait, oldest first, up to a `REPLACE`. Raises `ChannelClosed` when the supervisor is gone: leave with `os._exit`.
 
-        A replacement is on its slot at once, so the body must have dealt with it before the next one, perhaps of the same slot, takes its place:
+        A replacement is on its number at once, so the body must have dealt with it before the next one, perhaps of the same number, takes its place:
         what the body missed while it slept, a peer may have died twice.
         """
         orders: list[Order] = []
@@ -147,8 +157,8 @@ def decode_order(record: bytes, descriptors: tuple[int, ...]) -> Order:
         kind = Down(number)
     except ValueError as error:
         raise ChannelError(f"there is no order {number}") from error
-    if len(descriptors) != _DESCRIPTORS[kind]:
-        raise ChannelError(f"{kind.name} comes with {_DESCRIPTORS[kind]} descriptors, not {len(descriptors)}")
+    if len(descriptors) != descriptors_of(kind):
+        raise ChannelError(f"{kind.name} comes with {descriptors_of(kind)} descriptors, not {len(descriptors)}")
     return Order(kind, argument, descriptors)
 
 

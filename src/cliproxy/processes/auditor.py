@@ -7,13 +7,11 @@ the next.
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import msgspec
 
 from cliproxy.audit.cycle import Cycle
 from cliproxy.audit.events import ChannelViolation, clip, timestamp
@@ -21,16 +19,15 @@ from cliproxy.audit.intake import Intake, Source
 from cliproxy.audit.log import SEED_BYTES, LogSigner, LogWriter, verify_note
 from cliproxy.audit.recovery import Position, recover
 from cliproxy.audit.sync import Syncer
-from cliproxy.bounds import AUDIT_QUERIES_PER_SECOND, MAX_PENDING_AUDIT_BYTES
-from cliproxy.config.schema import AuditSettings, decode_settings
+from cliproxy.bounds import MAX_PENDING_AUDIT_BYTES
+from cliproxy.config.schema import AuditSettings, Settings, decode_settings
 from cliproxy.errors import AuditError, ChannelError
 from cliproxy.ipc.messages import Anchor, LogKey
 from cliproxy.processes import child
-from cliproxy.processes.boot import read_sealed
-from cliproxy.processes.child import Boot, Control, Down, Order, Up
+from cliproxy.processes.child import Boot, Control, Down, Up
 from cliproxy.processes.queries import Queries
-from cliproxy.processes.senders import AWAITED, FEW, MANY, Pace, Senders
-from cliproxy.processes.slots import channel, is_socket
+from cliproxy.processes.role import Role, take_orders
+from cliproxy.processes.senders import AWAITED, FEW, MANY, SENDERS, Pace, Senders
 from cliproxy.processes.topology import AUDITOR, AuditorSlots
 from cliproxy.secret import Secret
 
@@ -47,9 +44,7 @@ class Auditor:
     """The process between its lockdown and its end."""
 
     def __init__(self, boot: Boot, prepared: Prepared, control: Control) -> None:
-        self._generation = boot.generation
         self._settings: AuditSettings = decode_settings(boot.settings).audit
-        self._next_settings: tuple[int, AuditSettings] | None = None
         self._position = prepared.position
         self._syncer = prepared.syncer
         self._control = control
@@ -59,7 +54,6 @@ class Auditor:
         self._intake: Intake | None = None
         self._cycle: Cycle | None = None
         self._queries = Queries(self)
-        self._leaving = False
         self._drained_at = -1  # a DRAIN waits until so many entries are covered
         self._pace = Pace()
         self._backed_up_poll = select.poll()  # while no sender may be read
@@ -71,11 +65,23 @@ class Auditor:
             poll.register(self._syncer.fileno(), select.POLLIN)
         self._senders = Senders(self, self._poll, self._napping_poll)
         self._open_queries()
+        self._role: Role[AuditSettings] = Role(
+            boot,
+            report=control.send,
+            replaced={
+                AuditorSlots.ADMIN_QUERY_FD: self._open_queries,
+                **{number: functools.partial(self._senders.open, number) for number in SENDERS},
+            },
+            drain=self._drain,
+            settings=self,
+            further={Down.SEGMENT: self._take_segment},
+            needs={},  # whoever needs this process sees to the channel
+        )
 
     def run(self) -> None:
         """Serve until STOP. Raises `CorruptLog` when the log is another key's, `AuditError` when it cannot be written."""
         self._syncer.start()
-        while not self._leaving:
+        while not self._role.leaving:
             self._turn()
         self._senders.receive_rest()
         self._finish()
@@ -101,8 +107,11 @@ class Auditor:
         if ready.get(AuditorSlots.ADMIN_QUERY_FD):
             self._serve_admin()
         self._advance()
+        self._role.tick(now)
         if ready.get(self._control.fileno()):
-            self._take_orders()
+            # A REPLACE is on its number as soon as it is received: first read what the one who died had sent.
+            self._senders.receive_last(self._poll.poll(0))
+            take_orders(self._control, self._role)
 
     def _look(self, ready: dict[int, int], *, hurry: bool) -> None:
         """Take what senders sent: from those who send much at the clock's pace, but before anything that was awaited (`hurry`): what egress had said
@@ -123,12 +132,9 @@ class Auditor:
 
     def _open_queries(self) -> None:
         """Take the channel of admin's questions, if there is one."""
-        slot = AuditorSlots.ADMIN_QUERY_FD
-        there = is_socket(slot)
-        self._queries.open(channel(slot) if there else None, per_second=AUDIT_QUERIES_PER_SECOND)
-        if there:
+        if self._queries.open():
             for poll in self._polls:
-                poll.register(slot, select.POLLIN)
+                poll.register(AuditorSlots.ADMIN_QUERY_FD, select.POLLIN)
 
     def _serve_admin(self) -> None:
         if not self._queries.serve():
@@ -198,7 +204,7 @@ class Auditor:
         self._intake = Intake(self._log, unauthenticated_bytes_per_hour=self._settings.unauthenticated_bytes_per_hour, now=now)
         self._cycle = Cycle(self._log, self._syncer, self, segment=segment, checkpoints=checkpoints, segment_bytes=self._settings.segment_bytes, now=now)
         self._take_held(now=now, stamp=timestamp(wall))
-        self._control.send(Up.READY, self._generation)
+        self._role.ready()
         return self._log
 
     def _take_held(self, *, now: float, stamp: str) -> None:
@@ -233,7 +239,7 @@ class Auditor:
         self._queries.covered(size, note)
         if 0 <= self._drained_at <= size:
             self._drained_at = -1
-            self._control.send(Up.DRAINED, self._generation)
+            self._role.drained()
 
     def want_segment(self, number: int) -> None:
         """Ask the supervisor for the next segment."""
@@ -249,79 +255,33 @@ class Auditor:
         """Its clockwork, likewise."""
         return self._cycle
 
-    # --- orders ------------------------------------------------------------------------------------------------------
+    # --- the supervisor ----------------------------------------------------------------------------------------------
 
-    def _take_orders(self) -> None:
-        # A REPLACE is on its slot as soon as it is received: first read what the one who died had sent.
-        self._senders.receive_last(self._poll.poll(0))
-        for order in self._control.receive():
-            self._carry_out(order)
-
-    def _carry_out(self, order: Order) -> None:
-        if order.kind is Down.STOP:
-            self._leaving = True
-        elif order.kind is Down.DRAIN:
-            self._drain()
-        elif order.kind is Down.REPLACE:
-            self._replace(order.argument)
-        elif order.kind is Down.SEGMENT:
-            self._take_segment(order.argument, order.descriptors)
-        elif order.kind is Down.PREPARE:
-            self._prepare(order.argument, order.descriptors)
-        elif order.kind is Down.COMMIT:
-            self._commit(order.argument)
-        elif order.kind is Down.ABANDON:
-            self._next_settings = None
-        else:
-            raise ChannelError(f"the auditor takes no {order.kind.name}")
-
-    def _drain(self) -> None:
+    def _drain(self, _seconds: int) -> None:
         if self._cycle is None or self._log is None:
-            self._control.send(Up.DRAINED, self._generation)
+            self._role.drained()
             return
         self._drained_at = self._cycle.demand()
         if self._log.covered >= self._drained_at:
             self.covered(self._log.covered, self._log.last_note)
         self._advance()
 
-    def _replace(self, slot: int) -> None:
-        """A restarted peer's channel is on `slot` already."""
-        if slot == AuditorSlots.ADMIN_QUERY_FD:
-            self._open_queries()
-        else:
-            self._senders.open(slot)
+    def _take_segment(self, number: int, descriptor: int) -> None:
+        if self._cycle is None:
+            raise ChannelError("a segment that nobody asked for")
+        if self._cycle.segment_begun(number):
+            os.dup2(descriptor, AuditorSlots.SEGMENT_FD, inheritable=False)
 
-    def _take_segment(self, number: int, descriptors: Sequence[int]) -> None:
-        (descriptor,) = descriptors
-        try:
-            if self._cycle is None:
-                raise ChannelError("a segment that nobody asked for")
-            if self._cycle.segment_begun(number):
-                os.dup2(descriptor, AuditorSlots.SEGMENT_FD, inheritable=False)
-        finally:
-            os.close(descriptor)
+    def check(self, settings: Settings) -> AuditSettings:
+        """Return the part that is the auditor's."""
+        return settings.audit
 
-    def _prepare(self, generation: int, descriptors: Sequence[int]) -> None:
-        (descriptor,) = descriptors
-        try:
-            self._next_settings = (generation, decode_settings(read_sealed(descriptor)).audit)
-        except (ChannelError, msgspec.DecodeError, OSError):
-            self._next_settings = None
-            self._control.send(Up.REFUSED, generation)
-        else:
-            self._control.send(Up.PREPARED, generation)
-        finally:
-            os.close(descriptor)
-
-    def _commit(self, generation: int) -> None:
-        if self._next_settings is None or self._next_settings[0] != generation:
-            raise ChannelError("a COMMIT for what was not prepared")
-        self._generation, self._settings = self._next_settings
-        self._next_settings = None
+    def adopt(self, checked: AuditSettings) -> None:
+        """Use it from now on."""
+        self._settings = checked
         if self._intake is not None and self._cycle is not None:
-            self._intake.resize(self._settings.unauthenticated_bytes_per_hour)
-            self._cycle.segment_bytes = self._settings.segment_bytes
-        self._control.send(Up.COMMITTED, generation)
+            self._intake.resize(checked.unauthenticated_bytes_per_hour)
+            self._cycle.segment_bytes = checked.segment_bytes
 
 
 def prepare(boot: Boot) -> Prepared:

@@ -18,10 +18,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
-from cliproxy.bounds import ORPHAN_SECONDS
 from cliproxy.errors import ChannelError
 from cliproxy.ipc.channel import ChannelClosed
 from cliproxy.ipc.control import Control as _Control
@@ -35,7 +34,7 @@ from cliproxy.processes.topology import BOOT_FD, CONTROL_FD, NULL_FD, STDERR_FD,
 from cliproxy.sandbox import ritual
 from cliproxy.sandbox.roles import PROFILES
 
-__all__ = ["EXIT_SOFTWARE", "Boot", "Control", "Down", "Order", "Up", "main", "read_boot", "run_locked", "say", "verify_connected"]
+__all__ = ["EXIT_SOFTWARE", "Boot", "Control", "Down", "Order", "Up", "end", "main", "read_boot", "run_locked", "say"]
 
 P = TypeVar("P")
 
@@ -92,22 +91,18 @@ def run_locked(boot: Boot, *, prepare: Callable[[Boot], P], body: Callable[[Boot
         prepared = prepare(boot)
         verify_no_device(_open_descriptors())
         _lock_down(boot, handed)
-        body(boot, prepared, Control(socket.socket(fileno=CONTROL_FD), replaceable=topology.replaceable(boot.role)))
+        body(boot, prepared, Control(socket.socket(fileno=CONTROL_FD), replaceable=frozenset(topology.CHANNELS[boot.role])))
     except BaseException as error:  # noqa: BLE001 - the one way out of the process
-        if isinstance(error, ChannelClosed) and _is_supervisor_gone():
-            os._exit(0)
-        say(f"cliproxy: {boot.name}: {describe(error)}")
-        os._exit(exit_code(error))
+        end(boot.name, error)
     os._exit(0)
 
 
-def verify_connected(now: float, lost: Mapping[str, float | None]) -> None:
-    """Raise `ChannelError` when a channel has been closed for longer than the supervisor takes to bring the next (`lost`: peer to since when, in
-    monotonic seconds, or `None`). Then both ends live, and only a new start gives them a new channel.
-    """
-    for peer, since in lost.items():
-        if since is not None and now - since > ORPHAN_SECONDS:
-            raise ChannelError(f"the channel to {peer} is closed and no other came")
+def end(name: str, error: BaseException) -> NoReturn:
+    """End process `name` for `error`: silently when it is that the supervisor is gone, else with a line and an exit code (`exit_code`)."""
+    if isinstance(error, ChannelClosed) and _is_supervisor_gone():
+        os._exit(0)
+    say(f"cliproxy: {name}: {describe(error)}")
+    os._exit(exit_code(error))
 
 
 def _ignore_signals() -> None:

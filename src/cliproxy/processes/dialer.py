@@ -12,24 +12,24 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-
-import msgspec
+from typing import Final
 
 from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import AddressDenied, ChannelViolation, DialerEvent, clip
 from cliproxy.bounds import MAX_DENIED_ADDRESSES, MAX_DIALS_PER_SECOND, MAX_PENDING_DIALS
-from cliproxy.config.schema import decode_settings
+from cliproxy.config.schema import Settings, decode_settings
 from cliproxy.dialer.race import Race
 from cliproxy.dialer.resolve import Resolved, Resolvers
 from cliproxy.dialer.table import Target, build_table
-from cliproxy.errors import ChannelError, ConfigError
-from cliproxy.ipc.channel import ChannelClosed, PacketChannel
+from cliproxy.errors import ChannelError
 from cliproxy.ipc.messages import Dial, DialFailed, Dialled, EgressToDialer
 from cliproxy.processes import child
-from cliproxy.processes.boot import read_sealed
-from cliproxy.processes.child import Boot, Control, Down, Order, Up
-from cliproxy.processes.slots import channel, is_socket
+from cliproxy.processes.child import Boot, Control
+from cliproxy.processes.role import Peer, Role, take_orders
+from cliproxy.processes.slots import channel
 from cliproxy.processes.topology import AUDIT_FD, DIALER, DialerSlots
+
+_QUESTIONS_PER_TURN: Final = 64  # of egress; what has to wait for room in its queue is at most so many answers and the dials under way
 
 
 class _Job:
@@ -49,9 +49,9 @@ class Dialer:
 
     def __init__(self, boot: Boot) -> None:
         settings = decode_settings(boot.settings)
-        self._generation = boot.generation
+        self._boot = boot
+        self._role: Role[dict[str, Target]]  # from `run` on
         self._table = build_table(settings.providers)
-        self._prepared: tuple[int, dict[str, Target]] | None = None
         self._wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._resolvers = Resolvers(wake)
         self._audit = AuditClient(channel(AUDIT_FD), deadline_seconds=settings.audit.deadline_seconds)
@@ -59,25 +59,32 @@ class Dialer:
         self._jobs: dict[int, _Job] = {}
         self._racing: dict[int, _Job] = {}
         self._poller = select.poll()
-        self._channel: PacketChannel[EgressToDialer] | None = None
-        self._orphaned = 0.0  # since when there is no channel
+        self._egress: Peer[EgressToDialer] = Peer(DialerSlots.EGRESS_FD, name="egress", incoming=EgressToDialer, per_second=MAX_DIALS_PER_SECOND, secrets=False)
+        self._polls_egress = False
         self._outbox: deque[tuple[Dialled | DialFailed, socket.socket | None]] = deque()
         self._next_tick = 0.0
 
     def run(self, control: Control) -> None:
         """Serve until the supervisor says stop."""
+        self._role = Role(
+            self._boot,
+            report=control.send,
+            replaced={DialerSlots.EGRESS_FD: self._egress_replaced, AUDIT_FD: self._auditor_replaced},
+            drain=lambda _seconds: self._role.drained(),
+            settings=self,
+            needs={"egress": self._egress, "the auditor": self._audit},
+        )
         self._resolvers.start()
         for descriptor in (control.fileno(), self._audit.fileno(), self._wake):
             self._poller.register(descriptor, select.POLLIN)
         self._open()
-        control.send(Up.READY, self._generation)
-        while True:
+        self._role.ready()
+        while not self._role.leaving:
             ready = self._poller.poll(self._milliseconds())
             now = time.monotonic()
             for descriptor, _ in ready:
                 if descriptor == control.fileno():
-                    if not self._obey(control):
-                        return
+                    take_orders(control, self._role)
                 elif descriptor == self._audit.fileno():
                     self._hear_auditor(now)
                 elif descriptor == self._wake:
@@ -92,18 +99,25 @@ class Dialer:
     # --- egress --------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        self._orphaned = time.monotonic()
-        if is_socket(DialerSlots.EGRESS_FD):
-            self._channel = PacketChannel(channel(DialerSlots.EGRESS_FD), incoming=EgressToDialer, peer="egress", per_second=MAX_DIALS_PER_SECOND)
+        self._egress.open()
+        if self._egress.is_there:
             self._poller.register(DialerSlots.EGRESS_FD, select.POLLIN)
+            self._polls_egress = True
 
     def _close(self) -> None:
-        """End the channel until the supervisor brings another one. What it asked for is nobody's now."""
-        if self._channel is not None:
+        """The channel has ended, until the supervisor brings another one. What it asked for is nobody's now."""
+        self._egress.close()
+        self._let_go()
+
+    def _egress_replaced(self) -> None:
+        """Egress was restarted: the channel to the new one is there."""
+        self._let_go()
+        self._open()
+
+    def _let_go(self) -> None:
+        if self._polls_egress:
             self._poller.unregister(DialerSlots.EGRESS_FD)
-            self._channel.abandon()
-            self._channel = None
-            self._orphaned = time.monotonic()
+            self._polls_egress = False
         self._drop_jobs()
 
     def _drop_jobs(self) -> None:
@@ -115,17 +129,11 @@ class Dialer:
                 sock.close()
 
     def _take_questions(self, now: float) -> None:
-        try:
-            while self._channel is not None and not self._outbox:
-                question = self._channel.receive()
-                if question is None:
-                    return
-                self._begin(question, now)
-        except ChannelClosed:
+        if not self._outbox and not self._egress.hear(lambda question: self._begin(question, now), most=_QUESTIONS_PER_TURN, violated=self._violation):
             self._close()
-        except ChannelError as error:
-            self._offer([ChannelViolation(peer="egress", reason=clip(str(error)))])
-            self._close()
+
+    def _violation(self, peer: str, error: ChannelError) -> None:
+        self._offer([ChannelViolation(peer=peer, reason=clip(str(error)))])
 
     def _begin(self, question: Dial, now: float) -> None:
         if question.dial in self._jobs:
@@ -147,16 +155,16 @@ class Dialer:
 
     def _send_answers(self) -> None:
         try:
-            while self._outbox and self._channel is not None:
+            while self._outbox and self._egress.is_there:
                 answer, sock = self._outbox[0]
-                if not self._channel.send(answer, () if sock is None else (sock.fileno(),)):
+                if not self._egress.send(answer, () if sock is None else (sock.fileno(),)):
                     break
                 self._outbox.popleft()
                 if sock is not None:
                     sock.close()
         except ChannelError:
             self._close()
-        if self._channel is not None:
+        if self._egress.is_there:
             self._poller.modify(DialerSlots.EGRESS_FD, select.POLLOUT if self._outbox else select.POLLIN)
 
     # --- a dial --------------------------------------------------------------------------------------------------
@@ -229,7 +237,7 @@ class Dialer:
         if now >= self._next_tick:
             self._next_tick = now + 1.0
             self._audit.poll(now)
-            child.verify_connected(now, {"egress": self._orphaned if self._channel is None else None, "the auditor": self._audit.lost_at})
+            self._role.tick(now)
             second = int(time.time())
             events = [AddressDenied(address=address, count=count, reason=reason, second=second) for (address, reason), count in self._denied.items()]
             if events and self._offer(events):
@@ -251,55 +259,18 @@ class Dialer:
 
     # --- supervisor ----------------------------------------------------------------------------------------------
 
-    def _obey(self, control: Control) -> bool:
-        """Carry out what the supervisor orders; `False` means leave. `ChannelClosed` (the supervisor is gone) is the caller's end too."""
-        for order in control.receive():
-            if order.kind is Down.STOP:
-                return False
-            if order.kind is Down.PREPARE:
-                self._prepare(order, control)
-            elif order.kind is Down.COMMIT:
-                self._commit(order.argument, control)
-            elif order.kind is Down.ABANDON:
-                self._prepared = None
-            elif order.kind is Down.DRAIN:
-                control.send(Up.DRAINED, self._generation)
-            elif order.kind is Down.REPLACE and order.argument == DialerSlots.EGRESS_FD:
-                self._replace()
-            elif order.kind is Down.REPLACE and order.argument == AUDIT_FD:
-                self._poller.register(AUDIT_FD, select.POLLIN)
-                self._audit.replaced()
-            else:
-                raise ChannelError(f"the dialer takes no {order.kind.name} of {order.argument}")
-        return True
+    def _auditor_replaced(self) -> None:
+        """The auditor was restarted: the channel to the new one is there."""
+        self._poller.register(AUDIT_FD, select.POLLIN)
+        self._audit.replaced()
 
-    def _replace(self) -> None:
-        """Egress was restarted and the new channel is on the slot already: let go of the old one's object without touching the number."""
-        if self._channel is not None:
-            self._poller.unregister(DialerSlots.EGRESS_FD)
-            self._channel.release()
-            self._channel = None
-        self._drop_jobs()
-        self._open()
+    def check(self, settings: Settings) -> dict[str, Target]:
+        """Return the table of origins."""
+        return build_table(settings.providers)
 
-    def _prepare(self, order: Order, control: Control) -> None:
-        (descriptor,) = order.descriptors
-        try:
-            self._prepared = (order.argument, build_table(decode_settings(read_sealed(descriptor)).providers))
-        except (ConfigError, ChannelError, msgspec.DecodeError, OSError):
-            self._prepared = None
-            control.send(Up.REFUSED, order.argument)
-        else:
-            control.send(Up.PREPARED, order.argument)
-        finally:
-            os.close(descriptor)
-
-    def _commit(self, generation: int, control: Control) -> None:
-        if self._prepared is None or self._prepared[0] != generation:
-            raise ChannelError("a COMMIT for what was not prepared")
-        self._generation, self._table = self._prepared
-        self._prepared = None
-        control.send(Up.COMMITTED, generation)
+    def adopt(self, checked: dict[str, Target]) -> None:
+        """Use it from now on."""
+        self._table = checked
 
 
 def prepare(boot: Boot) -> Dialer:

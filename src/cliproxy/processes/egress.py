@@ -6,8 +6,9 @@ It cannot make a socket, connect, open a file or run a program; it reaches the o
 from __future__ import annotations
 
 import asyncio
-import os
+import functools
 import time
+from typing import Final
 
 from cliproxy.audit.client import AuditClient
 from cliproxy.bounds import AUDIT_POLL_SECONDS, MAX_VAULT_MESSAGES_PER_SECOND, VAULT_SILENT_SECONDS
@@ -20,8 +21,8 @@ from cliproxy.egress.inject import Injector
 from cliproxy.egress.pool import Pool
 from cliproxy.egress.senders import CallSenders
 from cliproxy.egress.trust import TrustStore
-from cliproxy.errors import ChannelError, CliproxyError, ForeignOrigin, UpstreamError
-from cliproxy.ipc.channel import ChannelClosed, PacketChannel
+from cliproxy.errors import ChannelError, ForeignOrigin, UpstreamError
+from cliproxy.ipc.channel import ChannelClosed
 from cliproxy.ipc.messages import (
     Cooldowns,
     CooldownsChanged,
@@ -40,12 +41,14 @@ from cliproxy.ipc.messages import (
 )
 from cliproxy.ipc.policy_feed import PolicyFeed
 from cliproxy.processes import child
-from cliproxy.processes.boot import read_sealed
-from cliproxy.processes.child import Boot, Control, Down, Order, Up
+from cliproxy.processes.child import Boot, Control
 from cliproxy.processes.lines import fault_reporter, say
+from cliproxy.processes.role import Peer, Role, attend
 from cliproxy.processes.slots import channel, is_socket, take
 from cliproxy.processes.topology import EGRESS, EgressSlots
 from cliproxy.sandbox.loop import make_event_loop
+
+VAULT_MESSAGES_PER_TURN: Final = 256  # a snapshot of 100,000 keys is 1,600; calls go on between
 
 
 class Egress:
@@ -54,7 +57,6 @@ class Egress:
     def __init__(self, boot: Boot) -> None:
         self.boot = boot
         self.settings = decode_settings(boot.settings)
-        self.generation = boot.generation
         self.loop = make_event_loop()
         self.loop.set_exception_handler(fault_reporter(boot.name))
         self.audit = AuditClient(channel(EgressSlots.AUDIT_FD), deadline_seconds=self.settings.audit.deadline_seconds)
@@ -66,38 +68,50 @@ class Egress:
         self.pool: Pool | None = None
         self.dialer: DialerClient | None = None
         self.dispatcher: Dispatcher | None = None
-        self.vault: PacketChannel[VaultToEgress] | None = None
-        self.vault_lost_at: float | None = None
+        self.vault: Peer[VaultToEgress] = Peer(
+            EgressSlots.VAULT_FD, name="vault", incoming=VaultToEgress, per_second=MAX_VAULT_MESSAGES_PER_SECOND, secrets=True
+        )
         self.granted: set[str] = set()
         self.has_grants = False
         self.knows_cooldowns = False  # the vault has told what was known before
         self.tells_afresh = False
         self.ready = False
-        self.prepared: Settings | None = None
-        self.control: Control | None = None
+        self.role: Role[Settings]  # from `run` on
 
     # --- body ---
 
     def run(self, control: Control) -> None:
         """Serve until the supervisor says otherwise."""
-        self.control = control
-        self.loop.run_until_complete(self.start())
+        workers = {number: functools.partial(self.worker_replaced, index) for index, number in enumerate(EgressSlots.WORKER_FDS)}
+        self.role = Role(
+            self.boot,
+            report=control.send,
+            replaced={
+                EgressSlots.AUDIT_FD: self.audit.replaced,
+                EgressSlots.VAULT_FD: self.vault_replaced,
+                EgressSlots.DIALER_FD: self.dialer_replaced,
+                **workers,
+            },
+            drain=self.drain,
+            settings=self,
+            needs={"the vault": self.vault, "the auditor": self.audit},
+        )
+        self.loop.run_until_complete(self.start(control))
         self.loop.run_forever()
 
-    async def start(self) -> None:
-        assert self.control is not None
+    async def start(self, control: Control) -> None:
         self.dialer = DialerClient(self.loop, channel(EgressSlots.DIALER_FD), violated=self.dialer_violated)
         self.pool = Pool(self.loop, dialer=self.dialer, providers=self.settings.providers, contexts=self.trust.contexts_for(self.settings.providers))
         self.dispatcher = Dispatcher(
             build=self.boot.build,
-            generation=self.generation,
+            generation=self.boot.generation,
             policy=self.policy,
             authoriser=self.authoriser,
             senders=CallSenders(self.pool),
             audit=self.audit,
             acknowledge=self.acknowledge,
         )
-        self.loop.add_reader(self.control.fileno(), self.on_control)
+        attend(self.loop, control, self.role, name=EGRESS)
         for index, number in enumerate(EgressSlots.WORKER_FDS):
             if is_socket(number):
                 await self.connect_worker(index)
@@ -117,16 +131,15 @@ class Egress:
         now = time.monotonic()
         self.dispatcher.sweep(now)
         # A vault that does not answer is told nothing more: all that waited would reach it at once, and it would take us for a flood.
-        if self.vault is not None and self.policy.age(now) <= VAULT_SILENT_SECONDS:
+        if self.vault.is_there and self.policy.age(now) <= VAULT_SILENT_SECONDS:
             used = self.admission.take_last_use()
             if used:
                 self.tell_vault(LastUse(keys=used))
             self.tell_cooldowns(now)
         try:
-            child.verify_connected(now, {"the vault": self.vault_lost_at, "the auditor": self.audit.lost_at})
+            self.role.tick(now)
         except ChannelError as error:
-            say(f"cliproxy: {EGRESS}: {error}")
-            self.leave(child.EXIT_SOFTWARE)
+            child.end(EGRESS, error)
 
     def poll_audit(self) -> None:
         """Take in the auditor's acknowledgements. By the clock and not by the descriptor: one look for many."""
@@ -136,28 +149,26 @@ class Egress:
     # --- the vault ---
 
     def open_vault(self) -> None:
-        sock = channel(EgressSlots.VAULT_FD)
-        self.vault = PacketChannel(sock, incoming=VaultToEgress, peer="vault", per_second=MAX_VAULT_MESSAGES_PER_SECOND, secrets=True)
-        self.vault_lost_at = None
+        self.vault.open()
         self.granted = set()
-        self.loop.add_reader(self.vault.fileno(), self.on_vault)
+        if self.vault.is_there:
+            self.loop.add_reader(self.vault.number, self.on_vault)
         self.tell_vault(EgressHello(build=self.boot.build))
         self.tell_all_cooldowns()
 
-    def close_vault(self, *, replaced: bool = False) -> None:
-        vault, self.vault = self.vault, None
-        if vault is not None:
-            self.vault_lost_at = time.monotonic()
-            self.loop.remove_reader(vault.fileno())
-            if replaced:
-                vault.release()  # the new channel is on the number already
-            else:
-                vault.abandon()
+    def vault_replaced(self) -> None:
+        """The vault was restarted: the channel to the new one is there."""
+        self.loop.remove_reader(self.vault.number)
+        self.open_vault()
+
+    def close_vault(self) -> None:
+        self.loop.remove_reader(self.vault.number)
+        self.vault.close()
 
     def tell_vault(self, message: object) -> bool:
         """Return whether the vault's queue has it."""
         try:
-            return self.vault is not None and self.vault.send(message)
+            return self.vault.is_there and self.vault.send(message)
         except ChannelClosed:
             self.close_vault()
             return False
@@ -178,19 +189,12 @@ class Egress:
         self.tell_vault(message)
 
     def on_vault(self) -> None:
+        if not self.vault.hear(self.take, most=VAULT_MESSAGES_PER_TURN, violated=self.violation):
+            self.close_vault()
+
+    def violation(self, peer: str, error: ChannelError) -> None:
         assert self.dispatcher is not None
-        vault = self.vault
-        try:
-            while vault is not None and vault is self.vault:
-                message = vault.receive()
-                if message is None:
-                    return
-                self.take(message)
-        except ChannelClosed:
-            self.close_vault()
-        except ChannelError as error:
-            self.dispatcher.violation("vault", error)
-            self.close_vault()
+        self.dispatcher.violation(peer, error)
 
     def take(self, message: VaultToEgress) -> None:
         """Act on one message of the vault."""
@@ -221,94 +225,48 @@ class Egress:
             raise ChannelError("the vault's policy is ahead of what it sent")
         if not self.ready and self.has_grants and self.policy.number >= 0:
             self.ready = True
-            assert self.control is not None
-            self.control.send(Up.READY, self.generation)
+            self.role.ready()
 
     def dialer_violated(self, reason: str) -> None:
-        assert self.dispatcher is not None
-        self.dispatcher.violation("dialer", ChannelError(reason))
+        self.violation("dialer", ChannelError(reason))
 
     # --- the supervisor ---
 
-    def on_control(self) -> None:
-        assert self.control is not None
-        try:
-            orders = self.control.receive()
-        except ChannelError:
-            self.leave(0)
-        for order in orders:
-            self.obey(order)
-
-    def obey(self, order: Order) -> None:
-        """Carry out one order of the supervisor."""
-        assert self.control is not None and self.dialer is not None
-        if order.kind is Down.REPLACE:
-            self.replace(order.argument)
-        elif order.kind is Down.PREPARE:
-            self.prepare(order)
-        elif order.kind is Down.COMMIT:
-            self.commit(order.argument)
-        elif order.kind is Down.ABANDON:
-            self.prepared = None
-        elif order.kind is Down.DRAIN:
-            self.loop.create_task(self.drain(order.argument))
-        elif order.kind is Down.STOP:
-            self.leave(0)
-        else:
-            raise ChannelError(f"egress takes no {order.kind.name}")
-
-    def replace(self, slot: int) -> None:
-        """A peer was restarted (or is new): the channel to it is on `slot`."""
+    def dialer_replaced(self) -> None:
+        """The dialer was restarted: the channel to the new one is there."""
         assert self.dialer is not None
-        if slot == EgressSlots.AUDIT_FD:
-            self.audit.replaced()
-        elif slot == EgressSlots.VAULT_FD:
-            self.close_vault(replaced=True)
-            self.open_vault()
-        elif slot == EgressSlots.DIALER_FD:
-            self.dialer.replace(channel(slot))
-        else:
-            self.loop.create_task(self.connect_worker(EgressSlots.WORKER_FDS.index(slot)))
+        self.dialer.replace(channel(EgressSlots.DIALER_FD))
 
-    def prepare(self, order: Order) -> None:
-        """Check the settings of the next generation."""
-        assert self.control is not None
-        (descriptor,) = order.descriptors
-        try:
-            settings = decode_settings(read_sealed(descriptor))
-            Authoriser(settings, self.policy, Injector(settings.providers), Admission(settings))
-            self.trust.contexts_for(settings.providers)
-        except (CliproxyError, ValueError) as error:
-            say(f"cliproxy: egress refuses the new configuration: {error}")
-            self.control.send(Up.REFUSED, order.argument)
-            return
-        finally:
-            os.close(descriptor)
-        self.prepared = settings
-        self.control.send(Up.PREPARED, order.argument)
+    def worker_replaced(self, index: int) -> None:
+        """Worker `index` was restarted (or is new): the channel to it is there."""
+        self.loop.create_task(self.connect_worker(index))
 
-    def commit(self, generation: int) -> None:
-        assert self.control is not None and self.pool is not None and self.prepared is not None
-        settings, self.prepared = self.prepared, None
-        self.settings = settings
-        self.generation = generation
-        self.authoriser.reconfigure(settings, now=time.monotonic())
-        for id in self.injector.retable(settings.providers):
+    def check(self, settings: Settings) -> Settings:
+        """Make what `adopt` will, once, for the errors."""
+        Authoriser(settings, self.policy, Injector(settings.providers), Admission(settings))
+        self.trust.contexts_for(settings.providers)
+        return settings
+
+    def adopt(self, checked: Settings) -> None:
+        """Settings of a new generation."""
+        assert self.pool is not None
+        self.settings = checked
+        self.authoriser.reconfigure(checked, now=time.monotonic())
+        for id in self.injector.retable(checked.providers):
             say(f"cliproxy: credential {id} is not used: no provider of that name is at the address that it was added for")
-        self.pool.retable(settings.providers, self.trust.contexts_for(settings.providers))
-        self.control.send(Up.COMMITTED, generation)
+        self.pool.retable(checked.providers, self.trust.contexts_for(checked.providers))
 
-    async def drain(self, seconds: int) -> None:
+    def drain(self, seconds: int) -> None:
         """Let calls finish, at most `seconds`."""
-        assert self.dispatcher is not None and self.control is not None
+        self.loop.create_task(self.finish(seconds))
+
+    async def finish(self, seconds: int) -> None:
+        assert self.dispatcher is not None
         until = time.monotonic() + seconds
         while self.dispatcher.calls_under_way and time.monotonic() < until:
             await asyncio.sleep(0.05)
         self.dispatcher.flush()
-        self.control.send(Up.DRAINED, self.generation)
-
-    def leave(self, code: int) -> None:
-        os._exit(code)
+        self.role.drained()
 
 
 def prepare(boot: Boot) -> Egress:

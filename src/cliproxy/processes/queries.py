@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Protocol
 
 from cliproxy.audit.cycle import Cycle
 from cliproxy.audit.log import LogWriter
+from cliproxy.bounds import AUDIT_QUERIES_PER_SECOND
 from cliproxy.errors import ChannelError
-from cliproxy.ipc.channel import ChannelClosed, PacketChannel
 from cliproxy.ipc.commands import AdminToAuditor, Answered, AuditorAnswer, AuditStatus, CheckpointTaken, GetAuditStatus, Refused
-from cliproxy.processes.topology import ADMIN
+from cliproxy.processes.role import Peer
+from cliproxy.processes.topology import ADMIN, AuditorSlots
 
 _QUESTIONS_PER_TURN = 8
 _WAITING = 64  # questions for a checkpoint at once
@@ -33,28 +33,25 @@ class Queries:
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
-        self._channel: PacketChannel[AdminToAuditor] | None = None
+        self._admin: Peer[AdminToAuditor] = Peer(
+            AuditorSlots.ADMIN_QUERY_FD, name=ADMIN, incoming=AdminToAuditor, per_second=AUDIT_QUERIES_PER_SECOND, secrets=False
+        )
         self._waiting: list[tuple[int, int]] = []  # question, entries that its checkpoint must cover
 
-    def open(self, sock: socket.socket | None, *, per_second: float) -> None:
-        """Take the channel to a (new) admin; whatever the old one waited for is forgotten."""
-        if self._channel is not None:
-            self._channel.release()
+    def open(self) -> bool:
+        """Take the channel to a (new) admin, if there is one; whatever the old one waited for is forgotten. Whether there is one."""
         self._waiting.clear()
-        self._channel = None if sock is None else PacketChannel(sock, incoming=AdminToAuditor, peer=ADMIN, per_second=per_second)
+        self._admin.open()
+        return self._admin.is_there
 
     def serve(self) -> bool:
         """Answer the questions that wait. `False`: admin is gone or broke the rules, and the channel was ended."""
-        try:
-            for _ in range(_QUESTIONS_PER_TURN):
-                question = None if self._channel is None else self._channel.receive()
-                if question is None:
-                    return self._channel is not None
-                self._answer(question)
-        except ChannelError as error:
-            self._end(error)
-            return False
-        return True
+        if not self._admin.hear(self._answer, most=_QUESTIONS_PER_TURN, violated=self._violation):
+            self._waiting.clear()
+        return self._admin.is_there
+
+    def _violation(self, peer: str, error: ChannelError) -> None:
+        self._owner.violation(peer, str(error))
 
     def covered(self, size: int, note: bytes) -> None:
         """A checkpoint for `size` entries was written: answer those who waited for it."""
@@ -83,17 +80,7 @@ class Queries:
 
     def _tell(self, request: int, answer: AuditorAnswer) -> None:
         # An admin that does not read its answers gets none; it asks again or gives up.
-        if self._channel is not None:
-            self._channel.send(Answered(request=request, answer=answer))
-
-    def _end(self, error: ChannelError) -> None:
-        """End the channel; its number stays occupied for the next admin."""
-        assert self._channel is not None
-        self._channel.abandon()
-        self._channel = None
-        self._waiting.clear()
-        if not isinstance(error, ChannelClosed):
-            self._owner.violation(ADMIN, str(error))
+        self._admin.tell(Answered(request=request, answer=answer))
 
 
 def _status(log: LogWriter, cycle: Cycle) -> AuditStatus:

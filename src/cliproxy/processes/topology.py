@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cliproxy.bounds import MAX_LISTENERS, WORKER_NUMBERS
+from cliproxy.ipc.control import Down
 
 SUPERVISOR: Final = "supervisor"
 WORKER: Final = "worker"
@@ -29,6 +30,18 @@ ADMIN: Final = "admin"
 ROLES: Final = (AUDITOR, VAULT, DIALER, EGRESS, WORKER, ADMIN)
 SERVING_ROLES: Final = frozenset(ROLES)
 COMMAND_ROLES: Final = frozenset({AUDITOR, VAULT, ADMIN})  # a command without a running gateway
+
+# What the supervisor may order a role. A worker takes no new settings: it is replaced by one that was started with them.
+_EVERYBODY: Final = frozenset({Down.REPLACE, Down.DRAIN, Down.STOP})
+RECONFIGURED: Final = frozenset({Down.PREPARE, Down.COMMIT, Down.ABANDON})
+ORDERS: Final[dict[str, frozenset[Down]]] = {
+    WORKER: _EVERYBODY,
+    EGRESS: _EVERYBODY | RECONFIGURED,
+    DIALER: _EVERYBODY | RECONFIGURED,
+    VAULT: _EVERYBODY | RECONFIGURED,
+    AUDITOR: _EVERYBODY | RECONFIGURED | {Down.SEGMENT},
+    ADMIN: _EVERYBODY | RECONFIGURED | {Down.RELOADED},
+}
 
 NULL_FD: Final = 0  # stdin, /dev/null: what `vacate` puts on an empty slot
 STDOUT_FD: Final = 1  # as stderr: the write end of the pipe on which a child speaks (`processes.relay`)

@@ -16,8 +16,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import ChannelViolation, VaultEvent, clip
 from cliproxy.bounds import (
@@ -45,9 +43,9 @@ from cliproxy.ipc.messages import (
     VaultToEgress,
 )
 from cliproxy.processes import child
-from cliproxy.processes.boot import read_sealed
-from cliproxy.processes.child import Boot, Control, Down, Order, Up
-from cliproxy.processes.slots import channel, is_socket
+from cliproxy.processes.child import Boot, Control
+from cliproxy.processes.role import Peer, Role, take_orders
+from cliproxy.processes.slots import channel
 from cliproxy.processes.topology import VAULT, VaultSlots
 from cliproxy.secure_files import create_private_directory
 from cliproxy.vault.contents import Contents, first_records
@@ -64,69 +62,28 @@ _HANDSHAKES_PER_SECOND: Final = 4.0
 _MESSAGES_PER_TURN: Final = 64
 
 
-class Link:
-    """The channel on a slot, away while the peer is restarted; with the messages that its queue had no room for."""
-
-    def __init__(self, slot: int, *, incoming: Any, name: str, per_second: float, secrets: bool) -> None:
-        self.slot = slot
-        self.name = name
-        self._incoming = incoming
-        self._per_second = per_second
-        self._secrets = secrets
-        self._channel: PacketChannel[Any] | None = None
-
-    def open(self) -> None:
-        """Take the channel that is on the slot now, if there is one, in the place of the old."""
-        if self._channel is not None:
-            self._channel.release()  # the number is the new channel's already
-        self._channel = None
-        if is_socket(self.slot):
-            sock = channel(self.slot)
-            self._channel = PacketChannel(sock, incoming=self._incoming, peer=self.name, per_second=self._per_second, secrets=self._secrets)
-
-    def close(self) -> None:
-        """End the channel; the slot stays occupied for the next one."""
-        if self._channel is not None:
-            self._channel.abandon()
-        self._channel = None
-
-    @property
-    def there(self) -> bool:
-        """Whether there is a channel."""
-        return self._channel is not None
-
-    def send(self, message: object) -> bool:
-        """Send; False when the peer's queue is full. Raises `ChannelClosed`, also when the peer is away."""
-        if self._channel is None:
-            raise ChannelClosed(f"{self.name} is away")
-        return self._channel.send(message)
-
-    def receive(self) -> Any:
-        """Return the next message or None. Raises `ChannelError`."""
-        return None if self._channel is None else self._channel.receive()
-
-
 class Vault:
     """The process between its start and its end."""
 
     def __init__(self, boot: Boot, store: Store) -> None:
         self._boot = boot
-        self._settings = decode_settings(boot.settings)
-        self._prepared: Settings | None = None
+        settings = decode_settings(boot.settings)
+        self._role: Role[Settings]  # from `run` on
         self._store = store
         self._audit_sock = channel(VaultSlots.AUDIT_FD)
-        self._audit = AuditClient(self._audit_sock, deadline_seconds=self._settings.audit.deadline_seconds)
-        self._anchor = LogAnchor(self._audit, deadline_seconds=self._settings.audit.deadline_seconds)
+        self._audit = AuditClient(self._audit_sock, deadline_seconds=settings.audit.deadline_seconds)
+        self._anchor = LogAnchor(self._audit, deadline_seconds=settings.audit.deadline_seconds)
         self._greeting: PacketChannel[AuditorToVault] | None = None
-        self._egress = Link(VaultSlots.EGRESS_FD, incoming=EgressToVault, name="egress", per_second=EGRESS_MESSAGES_PER_SECOND, secrets=True)
-        self._admin = Link(VaultSlots.ADMIN_FD, incoming=AdminToVault, name="admin", per_second=ADMIN_REQUESTS_PER_SECOND, secrets=True)
+        self._egress: Peer[EgressToVault] = Peer(
+            VaultSlots.EGRESS_FD, name="egress", incoming=EgressToVault, per_second=EGRESS_MESSAGES_PER_SECOND, secrets=True
+        )
+        self._admin: Peer[AdminToVault] = Peer(VaultSlots.ADMIN_FD, name="admin", incoming=AdminToVault, per_second=ADMIN_REQUESTS_PER_SECOND, secrets=True)
         self._answers: deque[VaultToAdmin] = deque()
         self._contents = Contents(store, anchor=self._anchor)
         self._feed = Feed(self._contents, record=self._record)
-        self._service = VaultService(self._contents, self._feed, providers=self._settings.providers, serving=boot.serving, answer=self._answers.append)
+        self._service = VaultService(self._contents, self._feed, providers=settings.providers, serving=boot.serving, answer=self._answers.append)
         self._control: Control | None = None
         self._ready = False
-        self._leaving = False
         self._alive_at = 0.0
         self._flush_at = time.monotonic() + LAST_USE_FLUSH_SECONDS
         self._flush_cooldowns_at = time.monotonic() + COOLDOWN_FLUSH_SECONDS
@@ -134,8 +91,20 @@ class Vault:
     def run(self, control: Control) -> None:
         """Serve until the supervisor says stop. Raises `TamperedVault` when the log knows another state, `VaultError` when a commit's fate is unclear."""
         self._control = control
+        self._role = Role(
+            self._boot,
+            report=control.send,
+            replaced={
+                VaultSlots.AUDIT_FD: self._greet,
+                VaultSlots.EGRESS_FD: self._egress_replaced,
+                VaultSlots.ADMIN_FD: self._admin_replaced,
+            },
+            drain=self._drain,
+            settings=self,
+            needs={"the auditor": self._audit},
+        )
         self._greet()
-        while not self._leaving:
+        while not self._role.leaving:
             self._turn(self._poller().poll(self._milliseconds()))
         self._flush_all()
 
@@ -148,9 +117,10 @@ class Vault:
         if self._greeting is not None or self._audit.healthy(time.monotonic()):  # else its end would be reported without pause
             poller.register(VaultSlots.AUDIT_FD, select.POLLIN)
         if self._ready:
-            for link, waiting in ((self._egress, self._feed_waits_for_egress()), (self._admin, bool(self._answers))):
-                if link.there:
-                    poller.register(link.slot, select.POLLIN | (select.POLLOUT if waiting else 0))
+            peers: tuple[tuple[Peer[Any], bool], ...] = ((self._egress, self._feed_waits_for_egress()), (self._admin, bool(self._answers)))
+            for peer, waiting in peers:
+                if peer.is_there:
+                    poller.register(peer.number, select.POLLIN | (select.POLLOUT if waiting else 0))
         return poller
 
     def _feed_waits_for_egress(self) -> bool:
@@ -166,14 +136,13 @@ class Vault:
         assert self._control is not None
         for descriptor, _ in ready:
             if descriptor == self._control.fileno():
-                for order in self._control.receive():
-                    self._obey(order)
+                take_orders(self._control, self._role)
             elif descriptor == VaultSlots.AUDIT_FD:
                 self._hear_auditor()
-            elif descriptor == self._egress.slot and self._ready:
-                self._hear(self._egress, self._take_from_egress, most=_MESSAGES_PER_TURN)
-            elif descriptor == self._admin.slot and self._ready:
-                self._hear(self._admin, self._take_from_admin, most=1)
+            elif descriptor == self._egress.number and self._ready:
+                self._hear_egress()
+            elif descriptor == self._admin.number and self._ready:
+                self._hear_admin()
         self._tick(time.monotonic())
         self._pump()
 
@@ -185,7 +154,7 @@ class Vault:
         if self._greeting is None:
             self._audit.poll(now)
             self._anchor.settle()
-        child.verify_connected(now, {"the auditor": self._audit.lost_at})
+        self._role.tick(now)
         if self._feed.greeted and self._feed.idle:
             self._feed.tell(VaultAlive(number=self._contents.number))
         if now >= self._flush_at:
@@ -195,43 +164,42 @@ class Vault:
             self._flush_cooldowns_at = now + COOLDOWN_FLUSH_SECONDS
             self._flush(self._contents.cooldowns.flush)
 
-    def _hear(self, link: Link, take: Any, *, most: int) -> None:
-        try:
-            for _ in range(most):
-                message = link.receive()
-                if message is None:
-                    return
-                take(message)
-        except ChannelClosed:
-            self._lose(link)
-        except ChannelError as error:
-            self._record((ChannelViolation(peer=link.name, reason=clip(str(error))),))
-            self._lose(link)
+    def _hear_egress(self) -> None:
+        if not self._egress.hear(self._take_from_egress, most=_MESSAGES_PER_TURN, violated=self._violation):
+            self._lose_egress()
 
-    def _lose(self, link: Link) -> None:
-        link.close()
-        if link is self._egress:
-            self._feed.end()
-            self._service.egress_gone()
-        else:
-            self._answers.clear()
+    def _hear_admin(self) -> None:
+        if not self._admin.hear(self._take_from_admin, most=1, violated=self._violation):
+            self._lose_admin()
+
+    def _violation(self, peer: str, error: ChannelError) -> None:
+        self._record((ChannelViolation(peer=peer, reason=clip(str(error))),))
+
+    def _lose_egress(self) -> None:
+        self._egress.close()
+        self._feed.end()
+        self._service.egress_gone()
+
+    def _lose_admin(self) -> None:
+        self._admin.close()
+        self._answers.clear()
 
     def _pump(self) -> None:
         """Send what the peers have room for."""
-        if self._egress.there:
+        if self._egress.is_there:
             try:
                 self._feed.pump(self._send_to_egress)
             except ChannelError:
-                self._lose(self._egress)
-        while self._answers and self._admin.there:
+                self._lose_egress()
+        while self._answers and self._admin.is_there:
             try:
                 if not self._admin.send(self._answers[0]):
                     break
             except ChannelError:
-                self._lose(self._admin)
+                self._lose_admin()
                 break
             self._answers.popleft()
-        if len(self._answers) > MAX_FEED_BACKLOG or not self._admin.there:
+        if len(self._answers) > MAX_FEED_BACKLOG or not self._admin.is_there:
             self._answers.clear()
 
     def _send_to_egress(self, message: VaultToEgress) -> bool:
@@ -278,8 +246,7 @@ class Vault:
             self._ready = True
             self._egress.open()
             self._admin.open()
-            assert self._control is not None
-            self._control.send(Up.READY, self._boot.generation)
+            self._role.ready()
 
     # --- egress and admin --------------------------------------------------------------------------------------------
 
@@ -323,54 +290,30 @@ class Vault:
 
     # --- the supervisor ----------------------------------------------------------------------------------------------
 
-    def _obey(self, order: Order) -> None:
-        assert self._control is not None
-        if order.kind is Down.STOP:
-            self._leaving = True
-        elif order.kind is Down.DRAIN:
-            self._flush_all()
-            self._control.send(Up.DRAINED, self._boot.generation)
-        elif order.kind is Down.REPLACE:
-            self._replaced(order.argument)
-        elif order.kind is Down.PREPARE:
-            self._prepare(order)
-        elif order.kind is Down.COMMIT:
-            if self._prepared is None:
-                raise ChannelError("a COMMIT for what was not prepared")
-            self._settings, self._prepared = self._prepared, None
-            self._service.providers = self._settings.providers
-            self._control.send(Up.COMMITTED, order.argument)
-        elif order.kind is Down.ABANDON:
-            self._prepared = None
-        else:
-            raise ChannelError(f"the vault takes no {order.kind.name}")
+    def _egress_replaced(self) -> None:
+        """Egress was restarted: the channel to the new one is there."""
+        self._feed.end()
+        self._service.egress_gone()
+        if self._ready:
+            self._egress.open()
 
-    def _replaced(self, slot: int) -> None:
-        """A peer was restarted: its new channel is on the slot already."""
-        if slot == VaultSlots.AUDIT_FD:
-            self._greet()
-        elif slot == VaultSlots.EGRESS_FD:
-            self._feed.end()
-            self._service.egress_gone()
-            if self._ready:
-                self._egress.open()
-        elif slot == VaultSlots.ADMIN_FD:
-            self._answers.clear()
-            if self._ready:
-                self._admin.open()
+    def _admin_replaced(self) -> None:
+        """Admin was restarted: the channel to the new one is there."""
+        self._answers.clear()
+        if self._ready:
+            self._admin.open()
 
-    def _prepare(self, order: Order) -> None:
-        assert self._control is not None
-        (descriptor,) = order.descriptors
-        try:
-            self._prepared = decode_settings(read_sealed(descriptor))
-        except (ChannelError, msgspec.DecodeError, OSError):
-            self._prepared = None
-            self._control.send(Up.REFUSED, order.argument)
-        else:
-            self._control.send(Up.PREPARED, order.argument)
-        finally:
-            os.close(descriptor)
+    def _drain(self, _seconds: int) -> None:
+        self._flush_all()
+        self._role.drained()
+
+    def check(self, settings: Settings) -> Settings:
+        """What the vault needs of them is right when they can be decoded."""
+        return settings
+
+    def adopt(self, checked: Settings) -> None:
+        """Settings of a new generation."""
+        self._service.providers = checked.providers
 
 
 def open_or_create(home: Path, master_key_fd: int) -> Store:

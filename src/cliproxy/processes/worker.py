@@ -24,8 +24,9 @@ from cliproxy.ingress.rules.table import AcceptRules
 from cliproxy.ingress.tls import server_context
 from cliproxy.limits.shared import SharedRates
 from cliproxy.processes import child
-from cliproxy.processes.child import Boot, Control, Down, Up
+from cliproxy.processes.child import Boot, Control
 from cliproxy.processes.lines import describe, fault_reporter, say
+from cliproxy.processes.role import Role, attend
 from cliproxy.processes.slots import channel, is_socket, take
 from cliproxy.processes.topology import WORKER, WorkerSlots
 from cliproxy.sandbox.loop import make_event_loop
@@ -63,14 +64,20 @@ class Worker:
             denied=self.tally.denied,
         )
         self.listening = [socket.socket(fileno=number) for number in WorkerSlots.LISTEN_FDS if is_socket(number)]
-        self.control: Control | None = None
+        self.role: Role[None]  # from `run` on
 
     # --- body ---
 
     def run(self, control: Control) -> None:
         """Serve until the supervisor says otherwise."""
-        self.control = control
-        self.loop.add_reader(control.fileno(), self.on_control)
+        self.role = Role(
+            self.boot,
+            report=control.send,
+            replaced={WorkerSlots.EGRESS_FD: self.egress_replaced, WorkerSlots.AUDIT_FD: self.audit.replaced},
+            drain=self.drain,
+            needs={"egress": self.link, "the auditor": self.audit},
+        )
+        attend(self.loop, control, self.role, name=self.boot.name)
         self.loop.run_until_complete(self.start())
         self.loop.call_soon(self.tick)
         self.loop.call_soon(self.report_ready)
@@ -98,18 +105,16 @@ class Worker:
         if events and not self.audit.offer(events):
             self.tally.put_back(events)
         try:
-            child.verify_connected(now, {"egress": self.link.lost_at, "the auditor": self.audit.lost_at})
+            self.role.tick(now)
         except ChannelError as error:
-            self.fault(error)
-            self.leave(child.EXIT_SOFTWARE)
+            child.end(self.boot.name, error)
         if self.link.build_mismatch:
-            self.leave(child.EXIT_SOFTWARE)
+            os._exit(child.EXIT_SOFTWARE)
 
     def report_ready(self) -> None:
         """Tell the supervisor once that egress, vault and auditor serve; until then look often, since somebody waits."""
-        assert self.control is not None
         if self.link.is_ready(time.monotonic()):
-            self.control.send(Up.READY, self.boot.generation)
+            self.role.ready()
         else:
             self.loop.call_later(READY_POLL_SECONDS, self.report_ready)
 
@@ -131,28 +136,19 @@ class Worker:
     def violation(self, error: ChannelError) -> None:
         self.audit.offer([ChannelViolation(peer="egress", reason=clip(str(error)))])
 
-    def on_control(self) -> None:
-        assert self.control is not None
-        try:
-            orders = self.control.receive()
-        except ChannelError:
-            self.leave(0)
-        for order in orders:
-            if order.kind is Down.REPLACE and order.argument == WorkerSlots.EGRESS_FD:
-                self.link.close()
-                self.loop.create_task(self.connect_egress())
-            elif order.kind is Down.REPLACE and order.argument == WorkerSlots.AUDIT_FD:
-                self.audit.replaced()
-            elif order.kind is Down.DRAIN:
-                self.server.drain()
-                self.loop.create_task(self.drain(order.argument))
-            elif order.kind is Down.STOP:
-                self.leave(0)
-            else:
-                raise ChannelError(f"a worker takes no {order.kind.name}")
+    # --- the supervisor ---
 
-    async def drain(self, seconds: int) -> None:
+    def egress_replaced(self) -> None:
+        """Egress was restarted: the channel to the new one is there."""
+        self.link.close()
+        self.loop.create_task(self.connect_egress())
+
+    def drain(self, seconds: int) -> None:
         """Let requests finish, at most `seconds`."""
+        self.server.drain()
+        self.loop.create_task(self.finish(seconds))
+
+    async def finish(self, seconds: int) -> None:
         until = time.monotonic() + seconds
         while self.server.open_connections and time.monotonic() < until:
             await asyncio.sleep(DRAIN_POLL_SECONDS)
@@ -160,11 +156,7 @@ class Worker:
         events = self.tally.take(int(time.time()))
         if events:
             self.audit.offer(events)
-        assert self.control is not None
-        self.control.send(Up.DRAINED, self.boot.generation)
-
-    def leave(self, code: int) -> None:
-        os._exit(code)
+        self.role.drained()
 
 
 def prepare(boot: Boot) -> Worker:
