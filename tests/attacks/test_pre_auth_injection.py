@@ -223,8 +223,11 @@ class Sink:
     presented: Any = None
 
     def __init__(self, rate: AddressRate) -> None:
-        self.slot = rate.slot(parse_address("127.0.0.1").group)
+        self.buckets = rate.buckets(parse_address("127.0.0.1").group)
         self.answers: list[tuple[int, bytes, bytes]] = []
+
+    def authenticated(self, presented: Any) -> None:
+        self.presented = presented
 
     def respond(self, status: int, headers: bytes, body: bytes) -> None:
         self.answers.append((status, headers, body))
@@ -235,7 +238,7 @@ class WorkerOfOne:
 
     def __init__(self) -> None:
         table = create()
-        self.rate = AddressRate(SharedRates(table, rate=1e6, burst=1_000_000))
+        self.rate = AddressRate(SharedRates(table, rate=1e6, burst=1_000_000), None)
         os.close(table)
         link = EgressLink(
             build="b", generation=1, violation=lambda error: None, policy_applied=lambda: None, collect=lambda begins: None, fault=lambda error: None

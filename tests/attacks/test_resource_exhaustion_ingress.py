@@ -106,19 +106,40 @@ def test_a_head_without_end_is_cut_at_the_bound() -> None:
         assert read_all(sock).startswith(b"HTTP/1.1 431 ")
 
 
-def test_more_connections_than_the_cap_are_closed_and_the_first_go_on() -> None:
+def test_there_are_never_more_connections_than_the_cap_and_the_oldest_without_a_key_give_way() -> None:
     with EchoServer(limits=ServerLimits(max_connections=1000, max_connections_per_address=20)) as server, crowd(server, 20) as socks:
         server.wait_until(lambda: server.server.open_connections == 20)
+        for sock in socks:
+            sock.sendall(GET[:-2])  # half a head
+        with contextlib.ExitStack() as newcomers:
+            for _ in range(30):
+                newcomer = newcomers.enter_context(server.connect())
+                newcomer.sendall(GET)
+                assert read_answer(newcomer)[0] == 200
+                assert server.call(lambda: server.rules._caps.open) == 20
+            assert [read_all(sock) for sock in socks] == [b""] * 20
+            server.wait_until(lambda: server.server.open_connections == 20)
+        assert set(server.denied) == {("127.0.0.1", "connection_caps")}
+        assert not server.faults
+
+
+def test_who_has_a_key_and_a_request_under_way_gives_way_to_nobody() -> None:
+    with EchoServer(limits=ServerLimits(max_connections=1000, max_connections_per_address=20)) as server, crowd(server, 20) as socks:
+        for sock in socks:
+            sock.sendall(b"GET /later HTTP/1.1\r\n" + HOST + b"\r\n")
+        server.wait_until(lambda: len(server.exchange.waiting) == 20)
+        server.call(lambda: [connection.authenticated("key") for connection in server.exchange.waiting])
         for _ in range(30):
             with server.connect() as extra:
                 assert read_all(extra) == b""
-        for sock in socks:
-            sock.sendall(GET)
-            assert read_answer(sock)[0] == 200
-        assert ("127.0.0.1", "connection_caps") in server.denied
-        socks[0].close()
-        server.wait_until(lambda: server.server.open_connections == 19)
-        assert still_serves(server)
+        server.call(lambda: [connection.respond(200, b"", b"") for connection in server.exchange.waiting])
+        assert [read_answer(sock)[0] for sock in socks] == [200] * 20
+        with server.connect() as newcomer:  # now they are idle, and HTTP's clients expect that an idle connection closes
+            newcomer.sendall(GET)
+            assert read_answer(newcomer)[0] == 200
+        socks[1].sendall(GET)
+        assert read_answer(socks[1])[0] == 200
+        assert read_all(socks[0]) == b""
 
 
 def test_answers_to_pipelined_requests_do_not_pile_up_for_who_does_not_read() -> None:
@@ -139,11 +160,11 @@ def test_answers_to_pipelined_requests_do_not_pile_up_for_who_does_not_read() ->
 
 def test_a_flood_from_one_address_gets_429_and_another_address_is_served() -> None:
     rates = SharedRates(create(), rate=1, burst=5)
-    rate = AddressRate(rates)
+    rate = AddressRate(rates, None)
 
     class Limited:
         def on_request(self, connection: object, request: object) -> None:
-            wait = rate(connection, time.monotonic())  # type: ignore[arg-type]
+            wait = rate.stranger(connection, time.monotonic())  # type: ignore[arg-type]
             connection.respond(200 if wait is None else 429, b"", b"")  # type: ignore[attr-defined]
 
         def on_client_gone(self, connection: object) -> None: ...

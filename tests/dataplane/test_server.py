@@ -15,9 +15,7 @@ import pytest
 from cliproxy.bounds import MAX_UNSENT_BYTES, PIPELINE_BYTES
 from cliproxy.config.schema import IpAllowlist, ServerLimits, ServerSecurity, Tls
 from cliproxy.dataplane import connection as connection_module
-from cliproxy.ingress.rules.address_rate import AddressRate
 from cliproxy.ingress.tls import server_context
-from cliproxy.limits.shared import SharedRates, create
 from fakes.certificates import Authority
 from fakes.echo_server import EchoServer, read_all, read_answer
 
@@ -427,20 +425,6 @@ def test_a_block_ends_open_connections_too(server: EchoServer) -> None:
     assert server.ask(get(b"/echo", b"Connection: close")).startswith(b"HTTP/1.1 200 ")
 
 
-def test_an_address_pays_for_a_body_before_it_sends_it() -> None:
-    rate = AddressRate(SharedRates(create(), rate=0.001, burst=1))
-    head = b"POST /echo HTTP/1.1\r\n" + HOST + b"Content-Length: 100000\r\n\r\n"
-    with EchoServer(rate=rate) as server, server.connect() as first:
-        first.sendall(head)
-        server.wait_until(lambda: any(connection.prepaid for connection in server.server._connections))
-        answer = server.ask(head)
-        assert answer.startswith(b"HTTP/1.1 429 ") and b"Retry-After: 1000\r\n" in answer and b"rate_limit_exceeded" in answer
-        connection = server.call(lambda: next(iter(c for c in server.server._connections if c.prepaid)))
-        first.sendall(bytes(100000))
-        assert read_answer(first)[0] == 200
-        assert not connection.prepaid
-
-
 # --- draining and faults ---
 
 
@@ -562,6 +546,21 @@ def test_clear_text_on_the_tls_port_is_never_read_as_http(secured: EchoServer) -
     assert b"HTTP/1.1 200" not in secured.ask(get(b"/echo"))
     assert secured.exchange.seen == []
     secured.wait_until(lambda: secured.server.open_connections == 0)
+
+
+def test_a_handshake_that_does_not_go_on_gives_way(authority: Authority) -> None:
+    issued = authority.issue("localhost", "127.0.0.1")
+    issued.key.chmod(0o600)
+    context = server_context(Tls(enabled=True, cert_file=str(issued.cert), key_file=str(issued.key)))
+    with EchoServer(limits=ServerLimits(max_connections_per_address=3), tls=context) as server:
+        silent = [server.connect() for _ in range(3)]
+        server.wait_until(lambda: server.server.open_connections == 3)
+        with tls_client(authority, server.connect()) as sock:
+            sock.sendall(get(b"/echo"))
+            assert read_answer(sock)[0] == 200
+            assert read_all(silent[0]) == b""
+            assert server.rules._caps.open == server.call(lambda: server.server.open_connections) == 3
+        assert not server.faults
 
 
 def test_handshakes_are_counted_timed_and_forgotten(secured: EchoServer, authority: Authority) -> None:

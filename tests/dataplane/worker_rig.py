@@ -38,7 +38,7 @@ class Client:
 
     def __init__(self, rate: AddressRate) -> None:
         client = parse_address("127.0.0.1")
-        self.address, self.ip, self.slot = client.text, client.ip, rate.slot(client.group)
+        self.address, self.ip, self.buckets = client.text, client.ip, rate.buckets(client.group)
         self.presented: object = None
         self.call: object = None
         self.prepaid = False
@@ -50,6 +50,9 @@ class Client:
         self.chunks: list[bytes] = []
         self.ending = ""
         self.number = 0  # of the call's stream
+
+    def authenticated(self, presented: object) -> None:
+        self.presented = presented
 
     def respond(self, status: int, headers: bytes, body: bytes) -> None:
         assert not self.ending and not self.status, "a second answer"
@@ -106,7 +109,7 @@ class Rig:
         self, models: dict[str, ModelRoute], providers: dict[str, Provider], *, allowed: tuple[str, ...] = ("*",), requests: Requests | None = None
     ) -> None:
         table = create()
-        self.rate = AddressRate(SharedRates(table, rate=1e6, burst=1_000_000))
+        self.rate = AddressRate(SharedRates(table, rate=1e6, burst=1_000_000), None)
         os.close(table)
         self.faults: list[BaseException] = []
         self.link = EgressLink(

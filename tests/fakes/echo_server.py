@@ -35,8 +35,10 @@ class EchoExchange:
         self.writable: list[Connection] = []
         self.flooded = 0
 
-    def on_head(self, connection: Connection, request: RawRequest) -> None:
+    def on_body(self, connection: Connection, request: RawRequest) -> None:
         pass
+
+    on_head = on_body
 
     def on_request(self, connection: Connection, request: RawRequest) -> None:
         self.seen.append(request)

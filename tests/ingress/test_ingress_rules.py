@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from cliproxy.config.schema import IpAllowlist, ServerLimits, ServerSecurity
 from cliproxy.errors import ConfigError
 from cliproxy.ingress.address import parse_address
-from cliproxy.ingress.rules.address_rate import AddressRate
+from cliproxy.ingress.rules.address_rate import AddressRate, Buckets
 from cliproxy.ingress.rules.connection_caps import ConnectionCaps
 from cliproxy.ingress.rules.ip_lists import IpLists
 from cliproxy.ingress.rules.table import AcceptRules
-from cliproxy.limits.shared import SharedRates, Slot, create
+from cliproxy.limits.shared import SharedRates, create
 
 
 def lists(allowed: tuple[str, ...] = (), denied: tuple[str, ...] = (), blocked: tuple[str, ...] = (), *, enabled: bool = True) -> IpLists:
@@ -106,19 +106,70 @@ def test_addresses_are_grouped_by_64_bits_of_ipv6_and_all_of_ipv4() -> None:
     assert parse_address("2001:DB8::0:1").text == "2001:db8::1"
 
 
+class Open:
+    """A connection as the caps see it. `idle`: nothing is under way."""
+
+    def __init__(self, caps: ConnectionCaps, text: str, *, key: bool = False, idle: bool = False) -> None:
+        self.client = parse_address(text)
+        self.is_idle = idle
+        self.gave_way = False
+        self._caps = caps
+        caps.enter(self)
+        if key:
+            caps.authenticated(self)
+
+    def give_way(self) -> None:
+        self.gave_way = True
+        self._caps.release(self)
+
+
+def caps_of(*, total: int, per_address: int) -> tuple[ConnectionCaps, set[bytes]]:
+    """Return caps, and the addresses where a key was good, which it fills."""
+    lately: set[bytes] = set()
+    return ConnectionCaps(total=total, per_address=per_address, was_good_lately=lately.__contains__, good=lately.add), lately
+
+
+ONE, SAME_64, OTHER, THIRD = (parse_address(text) for text in ("2001:db8::1", "2001:db8:0:0:9::", "192.0.2.1", "192.0.2.2"))
+
+
 def test_caps_count_exactly_and_forget_everything() -> None:
-    caps = ConnectionCaps(total=5, per_address=2)
-    one, other, third = (parse_address(text) for text in ("2001:db8::1", "2001:db8:0:0:9::", "192.0.2.1"))
-    assert caps.admits(one) and caps.admits(other)  # one /64
-    assert not caps.admits(one)
-    assert caps.admits(third) and caps.admits(third) and not caps.admits(third)
-    assert caps.admits(parse_address("192.0.2.2"))
-    assert not caps.admits(parse_address("192.0.2.3"))  # total
-    caps.release(one)
-    assert caps.admits(parse_address("192.0.2.3"))
-    for address in (other, third, third, parse_address("192.0.2.2"), parse_address("192.0.2.3")):
-        caps.release(address)
-    assert caps.open == 0 and not caps._counts
+    caps, _ = caps_of(total=5, per_address=2)
+    members = [Open(caps, "2001:db8::1", key=True), Open(caps, "2001:db8:0:0:9::", key=True)]
+    assert not caps.admits(ONE) and not caps.admits(SAME_64)  # one /64, and whoever is there has a key and works
+    members += [Open(caps, "192.0.2.1", key=True), Open(caps, "192.0.2.1", key=True)]
+    assert not caps.admits(OTHER) and caps.admits(THIRD)
+    members.append(Open(caps, "192.0.2.2"))
+    assert caps.open == 5 and not caps.admits(parse_address("192.0.2.3"))  # total
+    for member in members:
+        caps.release(member)
+    assert caps.open == 0 and not caps._crowds and not caps._strangers
+
+
+def test_the_oldest_stranger_of_an_address_gives_way_then_an_idle_key_holder_and_never_one_who_works() -> None:
+    caps, _ = caps_of(total=100, per_address=4)
+    working, idle = Open(caps, "192.0.2.1", key=True), Open(caps, "192.0.2.1", key=True, idle=True)
+    first, second = Open(caps, "192.0.2.1"), Open(caps, "192.0.2.1", idle=True)
+    elsewhere = Open(caps, "192.0.2.2")
+    for expected in (first, second, idle):
+        assert caps.admits(OTHER) and expected.gave_way
+        Open(caps, "192.0.2.1", key=True)
+    assert not caps.admits(OTHER)
+    assert not working.gave_way and not elsewhere.gave_way and caps.open == 5
+
+
+def test_a_full_worker_has_room_for_addresses_where_a_key_was_good_lately() -> None:
+    caps, lately = caps_of(total=3, per_address=2)
+    strangers = [Open(caps, f"198.51.100.{number}") for number in range(3)]
+    assert not caps.admits(ONE)
+    lately.add(ONE.group)
+    assert caps.admits(ONE) and [stranger.gave_way for stranger in strangers] == [True, False, False]
+    holder = Open(caps, "2001:db8::1", key=True)
+    lately.clear()
+    assert caps.admits(SAME_64), "a key is good there now"
+    Open(caps, "2001:db8::1", key=True)
+    assert not caps.admits(OTHER) and not strangers[2].gave_way
+    caps.release(holder)
+    assert lately == {ONE.group}, "and was, until now"
 
 
 def test_the_first_rule_that_denies_decides_and_the_denied_are_not_counted() -> None:
@@ -127,8 +178,9 @@ def test_the_first_rule_that_denies_decides_and_the_denied_are_not_counted() -> 
     assert rules.denied_by(denied) == "ip_lists"
     assert rules.denied_by(fine) is None
     assert rules.denied_by(denied) == "ip_lists"
+    member = Open(rules._caps, "198.51.100.1", key=True)
     assert rules.denied_by(fine) == "connection_caps"
-    rules.release(fine)
+    rules.release(member)
     assert rules.denied_by(fine) is None
 
 
@@ -144,27 +196,42 @@ def test_a_block_that_is_no_network_changes_nothing() -> None:
 
 
 class Client:
-    def __init__(self, slot: Slot) -> None:
-        self.slot: Slot | None = slot
+    def __init__(self, buckets: Buckets | None) -> None:
+        self.buckets = buckets
         self.prepaid = False
 
 
+def limits_of(*, holders: bool) -> AddressRate:
+    table = create()
+    return AddressRate(SharedRates(table, rate=1, burst=2), SharedRates(table, rate=1, burst=3, whose=b"holders") if holders else None)
+
+
 def test_a_request_pays_once() -> None:
-    rate = AddressRate(SharedRates(create(), rate=1, burst=2))
-    client = Client(rate.slot(parse_address("192.0.2.1").group))
+    rate = limits_of(holders=False)
+    client = Client(rate.buckets(parse_address("192.0.2.1").group))
     now = time.monotonic()
-    assert rate(client, now) is None
+    assert rate.stranger(client, now) is None
     client.prepaid = True
-    assert rate(client, now) is None and not client.prepaid
-    assert rate(client, now) is None
-    wait = rate(client, now)
+    assert rate.stranger(client, now) is None and not client.prepaid
+    assert rate.stranger(client, now) is None
+    wait = rate.stranger(client, now)
     assert wait is not None and 0 < wait <= 1
-    assert rate(Client(rate.slot(parse_address("192.0.2.2").group)), now) is None
+    assert rate.stranger(Client(rate.buckets(parse_address("192.0.2.2").group)), now) is None
+
+
+def test_strangers_take_nothing_from_the_key_holders_of_their_address() -> None:
+    now = time.monotonic()
+    for holders, admitted in ((False, 50), (True, 3)):
+        rate = limits_of(holders=holders)
+        client = Client(rate.buckets(parse_address("192.0.2.1").group))
+        assert [rate.stranger(client, now) is None for _ in range(50)].count(True) == 2
+        assert [rate.holder(client, now) is None for _ in range(50)].count(True) == admitted
 
 
 def test_a_connection_without_a_bucket_is_a_bug_and_never_free() -> None:
-    rate = AddressRate(SharedRates(create(), rate=1, burst=2))
-    client = Client((0, 1))
-    client.slot = None
+    rate = limits_of(holders=True)
+    for buckets in (None, ((0, 1), None)):
+        with pytest.raises(RuntimeError):
+            rate.holder(Client(buckets), 0.0)
     with pytest.raises(RuntimeError):
-        rate(client, 0.0)
+        rate.stranger(Client(None), 0.0)

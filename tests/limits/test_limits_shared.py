@@ -13,7 +13,7 @@ import pytest
 from cliproxy.bounds import SHARED_RATE_WAYS
 from cliproxy.errors import ChannelError
 from cliproxy.limits import shared
-from cliproxy.limits.shared import TABLE_BYTES, SharedRates, create
+from cliproxy.limits.shared import RECENT_SECONDS, TABLE_BYTES, RecentAddresses, SharedRates, create
 
 SECOND = 10**9
 NOW = 10**6 * SECOND
@@ -32,49 +32,49 @@ def rates(table: int, *, rate: float = 10, burst: int = 20) -> SharedRates:
 
 def test_an_address_gets_its_burst_and_then_its_rate(table: int) -> None:
     subject = rates(table)
-    slot = subject.slot(b"address")
-    assert [subject.admit(slot, NOW) for _ in range(20)] == [None] * 20
-    wait = subject.admit(slot, NOW)
+    bucket = subject.bucket(b"address")
+    assert [subject.admit(bucket, NOW) for _ in range(20)] == [None] * 20
+    wait = subject.admit(bucket, NOW)
     assert wait is not None and wait == pytest.approx(0.1)
-    assert subject.admit(slot, NOW + SECOND // 10) is None
-    assert subject.admit(slot, NOW + SECOND // 10) is not None
+    assert subject.admit(bucket, NOW + SECOND // 10) is None
+    assert subject.admit(bucket, NOW + SECOND // 10) is not None
 
 
 def test_another_worker_sees_the_same_bucket(table: int) -> None:
     one, other = rates(table), rates(os.dup(table))
-    assert one.slot(b"address") == other.slot(b"address")
+    assert one.bucket(b"address") == other.bucket(b"address")
     for number in range(20):
-        assert (one, other)[number % 2].admit(one.slot(b"address"), NOW) is None
-    assert one.admit(one.slot(b"address"), NOW) is not None
-    assert other.admit(other.slot(b"address"), NOW) is not None
-    assert other.admit(other.slot(b"elsewhere"), NOW) is None
+        assert (one, other)[number % 2].admit(one.bucket(b"address"), NOW) is None
+    assert one.admit(one.bucket(b"address"), NOW) is not None
+    assert other.admit(other.bucket(b"address"), NOW) is not None
+    assert other.admit(other.bucket(b"elsewhere"), NOW) is None
 
 
 def test_another_process_sees_the_same_bucket(table: int) -> None:
     subject = rates(table)
     os.set_inheritable(table, True)
     program = (
-        f"from cliproxy.limits.shared import SharedRates; r = SharedRates({table}, rate=10, burst=20); s = r.slot(b'address')\n"
+        f"from cliproxy.limits.shared import SharedRates; r = SharedRates({table}, rate=10, burst=20); s = r.bucket(b'address')\n"
         f"print(sum(r.admit(s, {NOW}) is None for _ in range(12)))"
     )
     counts = [int(subprocess.run([sys.executable, "-c", program], pass_fds=[table], capture_output=True, check=True, timeout=30).stdout) for _ in range(2)]
     assert counts == [12, 8]
-    assert subject.admit(subject.slot(b"address"), NOW) is not None
+    assert subject.admit(subject.bucket(b"address"), NOW) is not None
 
 
 def test_a_million_addresses_are_bounded_and_take_no_ones_tokens(table: int) -> None:
     subject = rates(table, rate=1, burst=1)
     count = 1_000_000
-    refused = sum(subject.admit(subject.slot(number.to_bytes(4, "big")), NOW) is not None for number in range(count))
+    refused = sum(subject.admit(subject.bucket(number.to_bytes(4, "big")), NOW) is not None for number in range(count))
     assert refused == 0  # each is new: nobody is denied for another's requests
     assert os.fstat(table).st_size == TABLE_BYTES == 4096 + 4 * 1024 * 1024
-    late = subject.slot((count - 1).to_bytes(4, "big"))
+    late = subject.bucket((count - 1).to_bytes(4, "big"))
     assert subject.admit(late, NOW) is not None  # who came last is remembered
 
 
 def test_a_set_gives_up_the_bucket_that_refills_soonest(table: int) -> None:
     subject = rates(table, rate=1, burst=10)
-    first = subject.slot(b"x")[0]
+    first = subject.bucket(b"x")[0]
     for tag in range(1, SHARED_RATE_WAYS + 1):
         for _ in range(tag):
             assert subject.admit((first, tag), NOW) is None
@@ -84,22 +84,22 @@ def test_a_set_gives_up_the_bucket_that_refills_soonest(table: int) -> None:
 
 
 def test_strangers_cannot_know_where_an_address_lands() -> None:
-    slots = set()
+    places = set()
     for _ in range(8):
         descriptor = create()
-        slots.add(rates(descriptor).slot(b"address"))
+        places.add(rates(descriptor).bucket(b"address"))
         os.close(descriptor)
-    assert len(slots) == 8
+    assert len(places) == 8
 
 
 def test_nonsense_in_the_table_locks_nobody_out(table: int) -> None:
     subject = rates(table)
-    slot = subject.slot(b"address")
-    subject.admit(slot, NOW)
-    subject._words[slot[0] + 1] = 2**63 - 1
-    wait = subject.admit(slot, NOW)
+    bucket = subject.bucket(b"address")
+    subject.admit(bucket, NOW)
+    subject._words[bucket[0] + 1] = 2**63 - 1
+    wait = subject.admit(bucket, NOW)
     assert wait is not None and wait <= 0.1
-    assert subject.admit(slot, NOW + SECOND // 10 + 1) is None
+    assert subject.admit(bucket, NOW + SECOND // 10 + 1) is None
 
 
 class Contended:
@@ -121,19 +121,19 @@ class Contended:
 
 def test_what_another_worker_admitted_meanwhile_is_not_forgotten(table: int) -> None:
     subject, other = rates(table, burst=5), rates(table, burst=5)
-    slot = subject.slot(b"address")
-    other.admit(slot, NOW)
-    subject._words = Contended(other._words, slot[0] + 1, 2)  # type: ignore[assignment]
-    assert subject.admit(slot, NOW) is None
-    assert [other.admit(slot, NOW) is None for _ in range(3)] == [True, False, False]  # 1 + 2 of the other, 1 of ours, 1 left
+    bucket = subject.bucket(b"address")
+    other.admit(bucket, NOW)
+    subject._words = Contended(other._words, bucket[0] + 1, 2)  # type: ignore[assignment]
+    assert subject.admit(bucket, NOW) is None
+    assert [other.admit(bucket, NOW) is None for _ in range(3)] == [True, False, False]  # 1 + 2 of the other, 1 of ours, 1 left
 
 
 def test_a_bucket_that_changes_without_end_denies(table: int) -> None:
     subject, other = rates(table, burst=1000), rates(table, burst=1000)
-    slot = subject.slot(b"address")
-    other.admit(slot, NOW)
-    subject._words = Contended(other._words, slot[0] + 1, 10**6)  # type: ignore[assignment]
-    assert subject.admit(slot, NOW) == pytest.approx(0.1)
+    bucket = subject.bucket(b"address")
+    other.admit(bucket, NOW)
+    subject._words = Contended(other._words, bucket[0] + 1, 10**6)  # type: ignore[assignment]
+    assert subject.admit(bucket, NOW) == pytest.approx(0.1)
 
 
 def test_nobody_can_cut_the_table_under_the_others(table: int) -> None:
@@ -154,11 +154,32 @@ def test_another_file_is_no_table() -> None:
     os.close(descriptor)
 
 
-def test_every_slot_is_inside_the_table_and_no_tag_is_empty(table: int) -> None:
+def test_every_bucket_is_inside_the_table_and_no_tag_is_empty(table: int) -> None:
     subject = rates(table)
     words = len(subject._words)
     for number in range(20_000):
-        first, tag = subject.slot(number.to_bytes(4, "big"))
+        first, tag = subject.bucket(number.to_bytes(4, "big"))
         assert 0 <= first <= words - SHARED_RATE_WAYS * 2 and first % (SHARED_RATE_WAYS * 2) == 0
         assert tag != 0 and -(2**63) <= tag < 2**63
     assert words == shared.SHARED_RATE_SETS * SHARED_RATE_WAYS * 2
+
+
+def test_every_kind_has_buckets_of_its_own(table: int) -> None:
+    strangers, holders = rates(table, burst=1), SharedRates(table, rate=10, burst=1, whose=b"holders")
+    assert strangers.admit(strangers.bucket(b"address"), NOW) is None
+    assert strangers.admit(strangers.bucket(b"address"), NOW) is not None
+    assert holders.admit(holders.bucket(b"address"), NOW) is None
+
+
+def test_where_a_key_was_good_lately_is_known_to_every_worker_for_an_hour(table: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other, now = RecentAddresses(table), RecentAddresses(os.dup(table)), NOW
+    monkeypatch.setattr(shared.time, "monotonic_ns", lambda: now)
+    assert not other.has(b"address")
+    one.note(b"address")
+    assert other.has(b"address") and not other.has(b"elsewhere")
+    now += RECENT_SECONDS * SECOND - 1
+    assert other.has(b"address")
+    now += 1
+    assert not other.has(b"address")
+    one._words[one._find(*one.bucket(b"address")) + 1] = 2**63 - 1  # a fallen worker's nonsense
+    assert not other.has(b"address")

@@ -17,6 +17,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "server.workers": (1, MAX_WORKERS),
     "server.rate_limit.requests_per_second": (0.001, 1_000_000),
     "server.rate_limit.burst": (1, 1_000_000),
+    "server.rate_limit.authenticated_requests_per_second": (0, 1_000_000),  # 0: no limit
+    "server.rate_limit.authenticated_burst": (1, 1_000_000),
     "server.limits.max_head_bytes": (KIB, 256 * KIB),
     "server.limits.max_headers": (8, 1000),
     "server.limits.max_body_bytes": (KIB, 64 * MIB),

@@ -43,10 +43,12 @@ class ServerSecurity(_Block, frozen=True):
 
 
 class AddressRate(_Block, frozen=True):
-    """`server.rate_limit`: the token bucket of one client address (/64 for IPv6)."""
+    """`server.rate_limit`: the token buckets of one client address (/64 for IPv6). The first is for requests without a good key; 0: key holders have none."""
 
     requests_per_second: float = 10.0
     burst: int = 20
+    authenticated_requests_per_second: float = 0.0
+    authenticated_burst: int = 20
 
 
 class ServerLimits(_Block, frozen=True):

@@ -26,13 +26,13 @@ from cliproxy.bounds import (
     WRITE_HIGH_WATER_BYTES,
 )
 from cliproxy.dataplane.outbox import CHUNKED, CLOSE, CONTINUE, Outbox
-from cliproxy.errors import CliproxyError, FramingError, RateLimited, Unavailable
+from cliproxy.errors import CliproxyError, FramingError, Unavailable
 from cliproxy.ingress.address import Address
 from cliproxy.ingress.framing import Framer, Phase, RawRequest
 
 if TYPE_CHECKING:
     from cliproxy.dataplane.server import Server
-    from cliproxy.limits.shared import Slot
+    from cliproxy.ingress.rules.address_rate import Buckets
 
 _BODILESS: Final = frozenset({204, 304})  # RFC 9110 §6.4.1
 
@@ -76,6 +76,7 @@ class Connection(asyncio.Protocol):
         "_unread",
         "_vetted",
         "address",
+        "buckets",
         "call",
         "client",
         "ip",
@@ -83,13 +84,12 @@ class Connection(asyncio.Protocol):
         "prepaid",
         "presented",
         "secure",
-        "slot",
     )
 
     _transport: asyncio.Transport
 
-    def __init__(self, server: Server, client: Address, *, secure: bool, slot: Slot | None) -> None:
-        """The server admitted `client` and counts it until `forget`. `slot`: where its address's bucket is."""
+    def __init__(self, server: Server, client: Address, *, secure: bool, buckets: Buckets | None) -> None:
+        """The server admitted `client` and counts it until `forget`. `buckets`: where its address's are."""
         limits = server.limits
         self._server = server
         self._framer = Framer(max_head_bytes=limits.max_head_bytes, max_headers=limits.max_headers, max_body_bytes=limits.max_body_bytes)
@@ -115,13 +115,19 @@ class Connection(asyncio.Protocol):
         self.address = client.text
         self.ip = client.ip
         self.secure = secure
-        self.slot = slot
+        self.buckets = buckets
         self.paused = False
         self.prepaid = False
         self.call: object = None
         self.presented: object = None
 
     # --- what the exchange calls ---
+
+    def authenticated(self, presented: object) -> None:
+        """A key is good on this connection, `presented`: from now on it is no stranger's, who give way first when there is no room."""
+        self.presented = presented
+        if self._counted:
+            self._server.authenticated(self)
 
     def respond(self, status: int, headers: bytes, body: bytes) -> None:
         """Send a whole answer to the request under way. `headers`: encoded lines, each with its CRLF. Adds Content-Length, Connection, Date, security."""
@@ -203,9 +209,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         """The transport is closed; nothing more is called."""
         self._gone()
-        if self._counted:
-            self._counted = False
-            self._server.forget(self)
+        self._uncount()
         self._hold(0)
         self._count_unread(0)
         self._framer.close()
@@ -274,6 +278,16 @@ class Connection(asyncio.Protocol):
             ending, self._ending = self._ending, None
             ending()
             self._watch_reader()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way, nor waits to be read or written."""
+        return self._state is State.READING and self._phase is Phase.BETWEEN and not (self.paused or self._outbox or self._framer.unread)
+
+    def give_way(self) -> None:
+        """End, so that somebody else has room. It counts no more when this returns."""
+        self._server.end(self)
+        self._uncount()
 
     def failed(self, error: BaseException) -> None:
         """Code of ours raised: close this connection, report, go on."""
@@ -356,9 +370,7 @@ class Connection(asyncio.Protocol):
                 self._deadline = server.after(server.limits.head_timeout_seconds)
                 return
             self._deadline = server.after(server.limits.body_timeout_seconds)
-            wait = server.prepay(self)
-            if wait is not None:
-                self._refuse(RateLimited("Too many requests from your address.", retry_after=wait))
+            if not self._ask(server.exchange.on_body):
                 return
             self._vetted = False
         if phase is Phase.BODY:
@@ -374,14 +386,18 @@ class Connection(asyncio.Protocol):
 
     def _vet(self) -> bool:
         """Say whether the request under way may send the rest of its body, which strangers may not make us hold; answer it if not."""
+        self._vetted = self._ask(self._server.exchange.on_head)
+        return self._vetted
+
+    def _ask(self, rule: Callable[[Connection, RawRequest], None]) -> bool:
+        """Say whether the request whose body is still to come may go on; answer it if not."""
         request = self._framer.announced
         if request is not None:
             try:
-                self._server.exchange.on_head(self, request)
+                rule(self, request)
             except CliproxyError as error:
                 self._refuse(error)
                 return False
-        self._vetted = True
         return True
 
     def _hold(self, count: int) -> None:
@@ -457,6 +473,11 @@ class Connection(asyncio.Protocol):
         self._server.mark_dirty(self)
 
     # --- time and ending ---
+
+    def _uncount(self) -> None:
+        if self._counted:
+            self._counted = False
+            self._server.forget(self)
 
     def _expire(self) -> None:
         server = self._server

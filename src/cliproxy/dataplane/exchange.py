@@ -42,6 +42,7 @@ from cliproxy.ipc.mux import Answer, Reroute
 from cliproxy.translators.table import ClientRow, Given
 
 HEALTHY = b'{"status":"ok","version":"%s"}' % __version__.encode()
+_OPEN_PAGES = frozenset({Page.HEALTH, Page.READY})  # no key is asked for
 _ESTIMATED = b"x-cliproxy-token-count: estimate\r\n"
 
 
@@ -80,15 +81,9 @@ class Exchange:
         """Answer `request`, now or when egress has answered."""
         self._id_count += 1
         request_id = f"{self._id_prefix}{self._id_count:08x}"
+        now = time.monotonic()
         try:
-            now = time.monotonic()
-            wait = self._address_limit(connection, now)
-            if wait is not None:
-                self._tally.denied(connection.address, self._address_limit.name)
-                raise RateLimited("Too many requests from your address.", retry_after=wait)
-            route = route_of(request)
-            if route is None:
-                raise NotFound(NO_ROUTE, code="unknown_route")
+            route = self._route_of(connection, request, now)
             if request.method != route.method:
                 hint = route.surface.method_hint if route.page is Page.MODEL else ""
                 refusal = ClientError(f"This route takes {route.method.decode()} only{hint}.", code="method_not_allowed", status=405)
@@ -100,6 +95,12 @@ class Exchange:
         except CliproxyError as error:
             self.refuse(connection, error, request_id, surface_of(request))
 
+    def on_body(self, connection: Connection, request: RawRequest) -> None:
+        """Let a stranger's request pay before its body is read. Whose key was good on this connection before pays with the whole request."""
+        if connection.presented is None and not self._is_holder(connection, present(token_of(request)), time.time()):
+            self._toll(connection, time.monotonic())
+            connection.prepaid = True
+
     def on_head(self, connection: Connection, request: RawRequest) -> None:
         """Raise what `request` is refused for before its body is read: strangers make us hold none, and the gateway's own pages take none."""
         route = route_of(request)
@@ -108,6 +109,7 @@ class Exchange:
         if route.row is None or request.method != route.method:
             raise ClientError(f"{request.method.decode()} takes no body on this route.", code="body_too_long", status=413)
         self._identify(connection, request, time.monotonic())
+        connection.prepaid = self._address_limit.limits_holders  # it has paid just now
 
     def on_client_gone(self, connection: Connection) -> None:
         """The client closed while its request was under way: the call is cancelled, upstream too."""
@@ -156,21 +158,61 @@ class Exchange:
         found = find_model(route.model, identified.principal, self._table)
         connection.respond(200, _headers(request_id, route.surface), self._models.one(route.model, found, route.surface))
 
-    # --- calls ---
-
     def _identify(self, connection: Connection, request: RawRequest, now: float) -> IdentifiedRequest:
+        """Say whose request it is, and take its token from the bucket of whom that makes it. Raises `RateLimited` too."""
         token = token_of(request)
         # A connection repeats its key; what it proves need not be worked out anew. Whether that still counts is looked up for each request.
         known = connection.presented
         presented = known if isinstance(known, Presented) and known.token == token else present(token)
+        wall = time.time()
         try:
-            identified = authenticate(request, presented, self._policy, address=connection.ip, now=now, wall=time.time())
+            identified = authenticate(request, presented, self._policy, address=connection.ip, now=now, wall=wall)
         except NotAuthenticated:
             connection.presented = None
+            self._toll(connection, now)
             self._tally.refused(connection.address)
             raise
-        connection.presented = presented
+        except CliproxyError:  # trouble of ours, or a key from where it may not be used: only who is no stranger pays nothing
+            if not self._is_holder(connection, presented, wall):
+                self._toll(connection, now)
+            raise
+        if known is not presented:
+            connection.authenticated(presented)
+        if self._address_limit.limits_holders:
+            self._wait(connection, self._address_limit.holder(connection, now))
         return identified
+
+    # --- who pays ---
+
+    def _route_of(self, connection: Connection, request: RawRequest, now: float) -> ClientRoute:
+        """Return the route of `request`. Unless it is one on which the key is asked for, the request pays here. Raises `RateLimited` before anything else."""
+        route = None
+        try:
+            route = route_of(request)
+            if route is None:
+                raise NotFound(NO_ROUTE, code="unknown_route")
+        finally:
+            if (route is None or request.method != route.method or route.page in _OPEN_PAGES) and not self._is_holder(
+                connection, present(token_of(request)), time.time()
+            ):
+                self._toll(connection, now)
+        return route
+
+    def _is_holder(self, connection: Connection, presented: Presented, wall: float) -> bool:
+        """Whether a key was presented that is good, here and now."""
+        principal = None if presented.proof is None else self._policy.principals.find(presented.digest, wall)
+        return principal is not None and principal.allows_address(connection.ip)
+
+    def _toll(self, connection: Connection, now: float) -> None:
+        """Take a stranger's token. Raises `RateLimited`."""
+        self._wait(connection, self._address_limit.stranger(connection, now))
+
+    def _wait(self, connection: Connection, wait: float | None) -> None:
+        if wait is not None:
+            self._tally.denied(connection.address, self._address_limit.name)
+            raise RateLimited("Too many requests from your address.", retry_after=wait)
+
+    # --- calls ---
 
     def _call(self, connection: Connection, request: RawRequest, request_id: str, route: ClientRoute, row: ClientRow, now: float) -> None:
         identified = self._identify(connection, request, now)

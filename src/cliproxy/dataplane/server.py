@@ -20,6 +20,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from cliproxy.bounds import ACCEPTS_PER_TURN, DRAIN_IDLE_SECONDS, INGRESS_SWEEP_SECONDS, MAX_HELD_BODY_BYTES, PIPELINE_BYTES
@@ -43,6 +44,9 @@ __all__ = ["Connection", "Exchange", "RawRequest", "Server", "State"]
 class Exchange(Protocol):
     """Who answers requests. What it raises (but `CliproxyError` from `on_head` and `on_request`, which is answered) closes the connection."""
 
+    def on_body(self, connection: Connection, request: RawRequest) -> None:
+        """The body of `request` is still to come: raise `RateLimited` if its sender may not ask now. `on_request` counts it no second time."""
+
     def on_head(self, connection: Connection, request: RawRequest) -> None:
         """Raise what `request`, whose body is large and still to come, is refused for whatever that says. If it is not, `on_request` asks again."""
 
@@ -63,7 +67,7 @@ class Server:
     """All client connections of a worker. `start` it with the inherited listening sockets.
 
     `fault` is told what a bug raised, `denied` which address a rule turned away and the rule's name; neither may raise or block. `address_rate` is
-    asked here only for requests whose body is still to come (`prepay`); the exchange asks it for all.
+    asked here only where an address's buckets are; the exchange asks it for each request.
     """
 
     def __init__(
@@ -96,7 +100,7 @@ class Server:
         self._sweep_seconds = sweep_seconds
         self._now = loop.time()
         self._connections: set[Connection] = set()
-        self._openings: set[asyncio.Task[None]] = set()
+        self._openings: dict[Connection, asyncio.Task[None]] = {}
         self._dirty: list[Connection] = []
         self._flush_planned = False
         self._listeners: list[socket.socket] = []
@@ -128,7 +132,7 @@ class Server:
 
     def abort_all(self) -> None:
         """Break every connection off: the drain timeout is over."""
-        for opening in tuple(self._openings):
+        for opening in tuple(self._openings.values()):
             opening.cancel()
         for connection in tuple(self._connections):
             connection.drop()
@@ -187,10 +191,10 @@ class Server:
             self._denied(client.text, denied)
             self._turn_away(sock, say_why=denied == "ip_lists" and self._tls is None)
             return
-        connection = Connection(self, client, secure=self._tls is not None, slot=None if self._rate is None else self._rate.slot(client.group))
-        opening = self._loop.create_task(self._open(sock, connection))
-        self._openings.add(opening)
-        opening.add_done_callback(self._openings.discard)
+        connection = Connection(self, client, secure=self._tls is not None, buckets=None if self._rate is None else self._rate.buckets(client.group))
+        self._rules.enter(connection)
+        opening = self._openings[connection] = self._loop.create_task(self._open(sock, connection))
+        opening.add_done_callback(partial(self._opened, sock, connection))
 
     async def _open(self, sock: socket.socket, connection: Connection) -> None:
         handshake = None if self._tls is None else self.limits.head_timeout_seconds
@@ -198,6 +202,12 @@ class Server:
             await self._loop.connect_accepted_socket(lambda: connection, sock, ssl=self._tls, ssl_handshake_timeout=handshake)
         except (OSError, RuntimeError, asyncio.CancelledError) as error:  # ssl.SSLError is an OSError; no TLS client is no fault of ours
             connection.connection_lost(error)  # nobody else tells it when the handshake failed
+            sock.close()
+
+    def _opened(self, sock: socket.socket, connection: Connection, opening: asyncio.Task[None]) -> None:
+        del self._openings[connection]
+        if opening.cancelled():  # before it began: nobody else has closed it
+            connection.connection_lost(None)
             sock.close()
 
     def _turn_away(self, sock: socket.socket, *, say_why: bool) -> None:
@@ -271,15 +281,19 @@ class Server:
     def forget(self, connection: Connection) -> None:
         """`connection` is gone."""
         self._connections.discard(connection)
-        self._rules.release(connection.client)
+        self._rules.release(connection)
 
-    def prepay(self, connection: Connection) -> float | None:
-        """Let a request whose body is still to come pay its address's token now: None, or the seconds until there is one."""
-        if self._rate is None:
-            return None
-        wait = self._rate(connection, time.monotonic())
-        connection.prepaid = wait is None
-        return wait
+    def authenticated(self, connection: Connection) -> None:
+        """A key was good on `connection`."""
+        self._rules.authenticated(connection)
+
+    def end(self, connection: Connection) -> None:
+        """End `connection`, in whatever state it is, for somebody else to have room."""
+        self._denied(connection.address, "connection_caps")
+        if connection in self._connections:
+            connection.drop()
+        elif connection in self._openings:
+            self._openings[connection].cancel()  # a handshake
 
     @property
     def is_overloaded(self) -> bool:

@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+import time
 
 from cliproxy.bounds import SHARED_RATE_SETS, SHARED_RATE_WAYS
 from cliproxy.errors import ChannelError
@@ -29,7 +30,8 @@ TABLE_BYTES = _PAGE + SHARED_RATE_SETS * SHARED_RATE_WAYS * 16  # a header page 
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW  # nobody can truncate it under the others (SIGBUS)
 
 _TRIES = 8
-Slot = tuple[int, int]  # index of the first word of a set, tag
+RECENT_SECONDS = 3600  # an hour: a key that was good before lunch is good for a connection after it
+Bucket = tuple[int, int]  # index of the first word of a set, tag
 
 
 def create() -> int:
@@ -41,13 +43,12 @@ def create() -> int:
     return descriptor
 
 
-class SharedRates:
-    """One worker's view of the table. Make it before the lockdown: it maps the file."""
+class _Table:
+    """One process's view of the table. Make it before the lockdown: it maps the file."""
 
-    __slots__ = ("_gcra", "_key", "_map", "_words")
+    __slots__ = ("_key", "_map", "_whose", "_words")
 
-    def __init__(self, descriptor: int, *, rate: float, burst: int) -> None:
-        """`rate` requests a second, `burst` at once. Raises `ChannelError` if the descriptor is no table of this build; it stays open."""
+    def __init__(self, descriptor: int, whose: bytes) -> None:
         if os.fstat(descriptor).st_size != TABLE_BYTES:
             raise ChannelError(f"descriptor {descriptor} is no table of address rates")
         self._map = mmap.mmap(descriptor, TABLE_BYTES, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
@@ -55,17 +56,68 @@ class SharedRates:
             raise ChannelError(f"descriptor {descriptor} is no table of address rates")
         self._key = self._map[len(_MAGIC) : len(_MAGIC) + KEY_BYTES]
         self._words = memoryview(self._map)[_PAGE:].cast("q")
-        self._gcra = in_nanoseconds(rate, burst=burst)
+        self._whose = whose
 
-    def slot(self, group: bytes) -> Slot:
-        """Return where the bucket of the address (group) `group` is. Compute it once a connection."""
-        digest = hashlib.blake2b(group, digest_size=16, key=self._key).digest()
+    def bucket(self, group: bytes) -> Bucket:
+        """Return where the bucket of the address, or group of addresses, `group` is. Compute it once a connection."""
+        digest = hashlib.blake2b(group, digest_size=16, key=self._key, person=self._whose).digest()
         return (int.from_bytes(digest[:8], "little") % SHARED_RATE_SETS) * SHARED_RATE_WAYS * 2, int.from_bytes(digest[8:], "little", signed=True) or 1
 
-    def admit(self, slot: Slot, now: int) -> float | None:
+    def _find(self, first: int, tag: int) -> int:
+        """Return the place of `tag`; a new one, of time 0, in place of the one with the earliest time if there is none."""
+        words = self._words
+        oldest = first
+        for place in range(first, first + SHARED_RATE_WAYS * 2, 2):
+            if words[place] == tag:
+                return place
+            if words[place + 1] < words[oldest + 1]:
+                oldest = place
+        words[oldest + 1] = 0  # first the time, then the tag: whoever reads in between sees a full bucket, never another's debt
+        words[oldest] = tag
+        return oldest
+
+
+class RecentAddresses(_Table):
+    """Where a client key was good lately, known to all workers. In the same table, under a mark of its own: the time is when it was."""
+
+    __slots__ = ()
+
+    def __init__(self, descriptor: int) -> None:
+        """Raises `ChannelError` if the descriptor is no table of this build; it stays open."""
+        super().__init__(descriptor, b"recent")
+
+    def note(self, group: bytes) -> None:
+        """A key is good at the address `group`, now."""
+        first, tag = self.bucket(group)
+        self._words[self._find(first, tag) + 1] = time.monotonic_ns()
+
+    def has(self, group: bytes) -> bool:
+        """Say whether a key was good there within `RECENT_SECONDS`. A time that is still to come, which nobody here wrote, says no."""
+        first, tag = self.bucket(group)
+        words = self._words
+        for place in range(first, first + SHARED_RATE_WAYS * 2, 2):
+            if words[place] == tag:
+                return 0 <= time.monotonic_ns() - words[place + 1] < RECENT_SECONDS * 10**9
+        return False
+
+
+class SharedRates(_Table):
+    """The token buckets."""
+
+    __slots__ = ("_gcra",)
+
+    def __init__(self, descriptor: int, *, rate: float, burst: int, whose: bytes = b"strangers") -> None:
+        """`rate` requests a second, `burst` at once; every `whose` (16 bytes at most) has buckets of its own in the same table.
+
+        Raises `ChannelError` if the descriptor is no table of this build; it stays open.
+        """
+        super().__init__(descriptor, whose)
+        self._gcra = in_nanoseconds(rate, burst=burst)
+
+    def admit(self, bucket: Bucket, now: int) -> float | None:
         """Take one token at `now` (nanoseconds of the monotonic clock, which all processes share): None, or the seconds until there is one."""
         words = self._words
-        first, tag = slot
+        first, tag = bucket
         if words[first] == tag:
             place = first  # nearly always
         else:
@@ -78,16 +130,3 @@ class SharedRates:
                 words[time_at] = int(tat)
                 return None if wait <= 0 else wait / 1e9
         return self._gcra.interval / 1e9  # so contended that it is above any rate
-
-    def _find(self, first: int, tag: int) -> int:
-        """Return the bucket of `tag`; a new, full one in place of the one that refills soonest if there is none."""
-        words = self._words
-        oldest = first
-        for place in range(first, first + SHARED_RATE_WAYS * 2, 2):
-            if words[place] == tag:
-                return place
-            if words[place + 1] < words[oldest + 1]:
-                oldest = place
-        words[oldest + 1] = 0  # first the time, then the tag: whoever reads in between sees a full bucket, never another's debt
-        words[oldest] = tag
-        return oldest

@@ -13,6 +13,7 @@ import time
 from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import ChannelViolation, clip
 from cliproxy.bounds import ACCEPT_ANYWAY_SECONDS, DRAIN_POLL_SECONDS, READY_POLL_SECONDS
+from cliproxy.config import schema
 from cliproxy.config.schema import Settings, decode_settings
 from cliproxy.dataplane.exchange import Exchange
 from cliproxy.dataplane.link import EgressLink
@@ -22,7 +23,7 @@ from cliproxy.errors import ChannelError
 from cliproxy.ingress.rules.address_rate import AddressRate
 from cliproxy.ingress.rules.table import AcceptRules
 from cliproxy.ingress.tls import server_context
-from cliproxy.limits.shared import SharedRates
+from cliproxy.limits.shared import RecentAddresses, SharedRates
 from cliproxy.processes import child
 from cliproxy.processes.child import Boot, Control
 from cliproxy.processes.lines import describe, fault_reporter, say
@@ -51,13 +52,13 @@ class Worker:
             fault=self.fault,
         )
         server = self.settings.server
-        rate = AddressRate(SharedRates(WorkerSlots.LIMITS_FD, rate=server.rate_limit.requests_per_second, burst=server.rate_limit.burst))
+        rate = address_rate(server.rate_limit)
         self.exchange = Exchange(self.settings, self.link, self.tally, address_limit=rate, draining=lambda: self.server.draining)
         self.server = Server(
             self.exchange,
             loop=self.loop,
             limits=server.limits,
-            rules=AcceptRules(server.security, server.limits),
+            rules=AcceptRules(server.security, server.limits, RecentAddresses(WorkerSlots.LIMITS_FD)),
             address_rate=rate,
             tls=server_context(server.tls) if server.tls.enabled else None,
             fault=self.fault,
@@ -157,6 +158,15 @@ class Worker:
         if events:
             self.audit.offer(events)
         self.role.drained()
+
+
+def address_rate(limit: schema.AddressRate) -> AddressRate:
+    """Return the limits of addresses, with buckets that all workers share."""
+    strangers = SharedRates(WorkerSlots.LIMITS_FD, rate=limit.requests_per_second, burst=limit.burst)
+    if not limit.authenticated_requests_per_second:
+        return AddressRate(strangers, None)
+    holders = SharedRates(WorkerSlots.LIMITS_FD, rate=limit.authenticated_requests_per_second, burst=limit.authenticated_burst, whose=b"holders")
+    return AddressRate(strangers, holders)
 
 
 def prepare(boot: Boot) -> Worker:

@@ -1,40 +1,109 @@
-"""How many connections a worker keeps: in all, and for each client address (IPv6: each /64).
+"""How many connections a worker keeps, in all and for each client address (IPv6: each /64), and who gives way when there is no more room.
 
-What always holds: the counts are exact, a released address leaves no trace, and memory is bounded by the total.
+What always holds:
+- The counts are exact, an address that has left leaves no trace here, and memory is bounded by the total.
+- A connection on which no key was good yet is a stranger's. When an address has all its connections, its oldest stranger gives way to the newcomer, then a key
+  holder's that is idle (HTTP allows to close those); one with a request under way never does. So strangers lock no key holder of their address out.
+- When the worker is full, its oldest stranger gives way, but only to somebody from an address where a key was good lately: the reserve of those who have one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 from cliproxy.ingress.address import Address
 
 
-class ConnectionCaps:
-    """Counts of open connections. Every `admits` that said yes is followed by one `release`."""
+class Member(Protocol):
+    """A connection, as far as room goes. Its object is its identity."""
 
-    __slots__ = ("_counts", "_per_address", "_total", "open")
+    client: Address
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way on it."""
+
+    def give_way(self) -> None:
+        """End now. It has been released when this returns."""
+
+
+class _Crowd:
+    """The connections of one address, oldest first."""
+
+    __slots__ = ("holders", "strangers")
+
+    def __init__(self) -> None:
+        self.strangers: dict[Member, None] = {}
+        self.holders: dict[Member, None] = {}  # a key was good on them
+
+    @property
+    def count(self) -> int:
+        return len(self.strangers) + len(self.holders)
+
+
+class ConnectionCaps:
+    """The open connections. Who was admitted enters, and is released once.
+
+    `was_good_lately` says of an address (its group) whether a key was good there in the last time; `good` is told when one is.
+    """
+
+    __slots__ = ("_crowds", "_good", "_per_address", "_strangers", "_total", "_was_good_lately", "open")
 
     name = "connection_caps"
 
-    def __init__(self, *, total: int, per_address: int) -> None:
+    def __init__(self, *, total: int, per_address: int, was_good_lately: Callable[[bytes], bool], good: Callable[[bytes], None]) -> None:
         self._total = total
         self._per_address = per_address
-        self._counts: dict[bytes, int] = {}
+        self._was_good_lately = was_good_lately
+        self._good = good
+        self._crowds: dict[bytes, _Crowd] = {}
+        self._strangers: dict[Member, None] = {}  # of all addresses, oldest first
         self.open = 0
 
     def admits(self, address: Address) -> bool:
-        """Count one more connection of `address`, if there may be one."""
-        count = self._counts.get(address.group, 0)
-        if self.open >= self._total or count >= self._per_address:
+        """Say whether one more connection of `address` may enter, after somebody gave way for it if that was needed."""
+        crowd = self._crowds.get(address.group)
+        if crowd is not None and crowd.count >= self._per_address:
+            giving = next(iter(crowd.strangers), None) or next((holder for holder in crowd.holders if holder.is_idle), None)
+        elif self.open < self._total:
+            return True
+        elif (crowd is not None and crowd.holders) or self._was_good_lately(address.group):
+            giving = next(iter(self._strangers), None)
+        else:
             return False
-        self._counts[address.group] = count + 1
-        self.open += 1
+        if giving is None:
+            return False
+        giving.give_way()
         return True
 
-    def release(self, address: Address) -> None:
-        """One connection of `address` is gone."""
-        count = self._counts[address.group] - 1
-        self.open -= 1
-        if count:
-            self._counts[address.group] = count
+    def enter(self, connection: Member) -> None:
+        """Count `connection`, a stranger's until `authenticated`."""
+        crowd = self._crowds.get(connection.client.group)
+        if crowd is None:
+            crowd = self._crowds[connection.client.group] = _Crowd()
+        crowd.strangers[connection] = None
+        self._strangers[connection] = None
+        self.open += 1
+
+    def authenticated(self, connection: Member) -> None:
+        """A key was good on `connection`."""
+        group = connection.client.group
+        crowd = self._crowds[group]
+        if connection in crowd.strangers:
+            del crowd.strangers[connection], self._strangers[connection]
+            crowd.holders[connection] = None
+        self._good(group)
+
+    def release(self, connection: Member) -> None:
+        """`connection`, which entered, is gone."""
+        group = connection.client.group
+        crowd = self._crowds[group]
+        if connection in crowd.holders:
+            del crowd.holders[connection]
+            self._good(group)  # it was, until now
         else:
-            del self._counts[address.group]
+            del crowd.strangers[connection], self._strangers[connection]
+        self.open -= 1
+        if not crowd.count:
+            del self._crowds[group]
