@@ -6,13 +6,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.egress.dispatcher_rig import ABC, BODY, MODEL_OFFSET, OTHER_PROOF, PROOF, WHOLE, Case, in_a_loop, of, refusal
 
 from cliproxy.audit.events import ChannelViolation
 from cliproxy.bounds import MAX_DATA_FRAME_BYTES
 from cliproxy.config.schema import ModelRoute, Routing
 from cliproxy.egress.call import State
 from cliproxy.ipc.mux import Abort, CallHead, Kind
+from fakes.dispatcher_rig import ABC, BODY, MODEL_OFFSET, OTHER_PROOF, PROOF, WHOLE, Case, in_a_loop, of, refusal
 
 ONE: dict[str, Any] = {"providers": {"a": of("a")}, "models": {"m": ModelRoute(provider="a", model="at-a")}}
 ORDINARY = 100_000  # the stream of the other key's call

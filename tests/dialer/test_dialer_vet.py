@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cliproxy.dialer.vet import verify_address
 from cliproxy.errors import ForbiddenAddress
+from cliproxy.providers.vet import verify_address
 
 PUBLIC = ("1.1.1.1", "8.8.8.8", "104.18.7.192", "172.32.0.1", "172.15.255.255", "100.128.0.1", "100.63.255.255", "11.0.0.1", "192.167.255.255", "192.169.0.1")
 PUBLIC += ("198.17.255.255", "198.20.0.1", "169.253.255.255", "223.255.255.255", "126.255.255.255", "128.0.0.1", "1.0.0.0", "168.63.129.15")

@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import pytest
 import uvloop
-from tests.egress.dispatcher_rig import ABC, BODY, EVENT, MESSAGES, MODEL_OFFSET, PROOF, Case, in_a_loop, of, pool, refusal
 
 from cliproxy.audit.events import ProviderOutcome, ProviderRequest
 from cliproxy.bounds import MAX_ROUTE_TARGETS
@@ -21,6 +20,7 @@ from cliproxy.errors import ChannelError, CliproxyError, Unavailable, UpstreamEr
 from cliproxy.ipc.messages import PolicyChange, PolicyRules
 from cliproxy.ipc.mux import Abort, Answer, CallHead, Kind, Reroute
 from cliproxy.secret import Secret
+from fakes.dispatcher_rig import ABC, BODY, EVENT, MESSAGES, MODEL_OFFSET, PROOF, Case, in_a_loop, of, pool, refusal
 
 GOES_ON = {
     "429": refusal(429),

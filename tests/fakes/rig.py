@@ -14,6 +14,7 @@ import uvloop
 from cliproxy.config.schema import Provider, ProviderTimeouts
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.inject import Injector
+from cliproxy.egress.peer import Peer
 from cliproxy.egress.pool import Pool
 from cliproxy.egress.tls import client_context
 from cliproxy.egress.upstream import Sent
@@ -85,7 +86,7 @@ class DirectDialer:
     def is_there(self) -> bool:
         return self.reason != "dialer_gone"
 
-    def dial(self, origin: str, done: Callable[[socket.socket | None, str], None]) -> bool:
+    def dial(self, peer: Peer, done: Callable[[socket.socket | None, str], None]) -> bool:
         if self.busy:
             self.busy -= 1
             return False
@@ -95,9 +96,8 @@ class DirectDialer:
             if self.reason:
                 done(None, self.reason)
                 return
-            parsed, _ = parse_base_url(origin)
             try:
-                done(socket.create_connection((parsed.host, parsed.port)), "")
+                done(socket.create_connection((peer.origin.host, peer.origin.port)), "")
             except ConnectionRefusedError:
                 done(None, "refused")
 

@@ -17,8 +17,8 @@ from queue import SimpleQueue
 
 from cliproxy.bounds import DIALER_THREADS, MAX_ADDRESSES_PER_NAME
 from cliproxy.dialer.table import Target
-from cliproxy.dialer.vet import verify_address
 from cliproxy.errors import ForbiddenAddress, UpstreamError
+from cliproxy.providers.vet import verify_address
 
 LookUp = Callable[[str, int], list[str]]
 

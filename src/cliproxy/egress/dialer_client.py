@@ -1,6 +1,7 @@
 """Egress's end of the edge to the dialer: ask for an origin, get a connected socket.
 
-At most one answer per question; an answer to no question, or a descriptor where none belongs, closes the channel. When the dialer is gone
+At most one answer per question; an answer to no question, a descriptor where none belongs, or a socket that leads elsewhere than was asked (`peer.py`) closes
+the channel. When the dialer is gone
 every pending question fails, and new ones fail until the supervisor hands over a new channel. We ask at half the rate at which the dialer
 would take us for broken, so that a dead provider under load costs its own calls and not the channel.
 """
@@ -13,6 +14,7 @@ import socket
 from collections.abc import Callable
 
 from cliproxy.bounds import MAX_DIALS_PER_SECOND, MAX_PENDING_DIALS
+from cliproxy.egress.peer import Peer
 from cliproxy.errors import ChannelError
 from cliproxy.ipc.channel import ChannelClosed, PacketChannel
 from cliproxy.ipc.messages import Dial, DialerToEgress, DialFailed, Dialled
@@ -28,7 +30,7 @@ class DialerClient:
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, *, violated: Callable[[str], None]) -> None:
         self._loop = loop
         self._violated = violated
-        self._pending: dict[int, Done] = {}
+        self._pending: dict[int, tuple[Done, Peer]] = {}
         self._next = 0
         self._allowance = _RATE
         self._refilled = loop.time()
@@ -45,8 +47,8 @@ class DialerClient:
         """Whether there is a channel; the dialer may still take no more questions at once."""
         return self._channel is not None
 
-    def dial(self, origin: str, done: Done) -> bool:
-        """Ask for a connection to `origin`; `done(sock, "")` or `done(None, reason)` is called later. `False`: it can't be asked now."""
+    def dial(self, peer: Peer, done: Done) -> bool:
+        """Ask for a connection to `peer`; `done(sock, "")` or `done(None, reason)` is called later. `False`: it can't be asked now."""
         now = self._loop.time()
         self._allowance = min(_RATE, self._allowance + (now - self._refilled) * _RATE)
         self._refilled = now
@@ -55,12 +57,12 @@ class DialerClient:
         self._allowance -= 1.0
         self._next += 1
         try:
-            if not self._channel.send(Dial(dial=self._next, origin=origin)):
+            if not self._channel.send(Dial(dial=self._next, origin=str(peer.origin))):
                 return False
         except ChannelError:
             self._loop.call_soon(self._close_if, self._channel)  # not now: our caller is in the middle of something
             return False
-        self._pending[self._next] = done
+        self._pending[self._next] = (done, peer)
         return True
 
     def close(self) -> None:
@@ -84,7 +86,7 @@ class DialerClient:
             else:
                 channel.abandon()
         pending, self._pending = self._pending, {}
-        for done in pending.values():
+        for done, _ in pending.values():
             done(None, "dialer_gone")
 
     def _readable(self) -> None:
@@ -102,7 +104,7 @@ class DialerClient:
             self._close()
 
     def _take(self, message: DialerToEgress, descriptors: list[int]) -> None:
-        done = self._pending.pop(message.dial, None)
+        done, peer = self._pending.pop(message.dial, (None, None))
         sock = _socket_of(message, descriptors) if done is not None else None
         if done is None or (sock is None) is isinstance(message, Dialled) or (sock is None and descriptors):
             for descriptor in descriptors:
@@ -110,6 +112,17 @@ class DialerClient:
             if done is not None:
                 done(None, "dialer_gone")
             raise ChannelError("the dialer answered what was not asked, or with the wrong descriptors")
+        if sock is not None and peer is not None:
+            try:
+                peer.verify(sock)
+            except ChannelError:
+                sock.close()
+                done(None, "dialer_gone")
+                raise
+            except OSError:  # it was connected, and the other end has closed it
+                sock.close()
+                done(None, "unreachable")
+                return
         done(sock, message.reason if isinstance(message, DialFailed) else "")
 
 

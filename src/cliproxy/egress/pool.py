@@ -31,6 +31,7 @@ from cliproxy.bounds import (
 from cliproxy.config.schema import Provider
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.inject import BoundCredential
+from cliproxy.egress.peer import Peer, peer_of
 from cliproxy.egress.tunnel import open_tunnel
 from cliproxy.egress.upstream import Connection, Sent, UpstreamCall
 from cliproxy.errors import CliproxyError, Unavailable, UpstreamError
@@ -39,12 +40,12 @@ from cliproxy.providers.table import facts_of
 
 
 class Dialer(Protocol):
-    """What `dialer_client.DialerClient` does: ask for a connected socket by the name of its origin."""
+    """What `dialer_client.DialerClient` does: ask for a connected socket to an origin."""
 
     @property
     def is_there(self) -> bool: ...
 
-    def dial(self, origin: str, done: Callable[[socket.socket | None, str], None]) -> bool: ...
+    def dial(self, peer: Peer, done: Callable[[socket.socket | None, str], None]) -> bool: ...
 
 
 # What the dialer's reasons are to a client: status, code, message.
@@ -74,10 +75,10 @@ class Lane:
         self.origin = origin
         self.origin_text = str(origin)
         self.proxied = bool(provider.proxy)
-        self.dialled = str(parse_base_url(provider.proxy)[0]) if provider.proxy else self.origin_text  # what the dialer is asked for
+        self.peer = peer_of(provider)
         self.context = context
         self.timeouts = provider.timeouts
-        self.settings = (provider.base_url, provider.ca_file, provider.proxy, provider.timeouts)
+        self.settings = (provider.base_url, provider.ca_file, provider.proxy, provider.private_network, provider.timeouts)
         self.open: set[Connection] = set()
         self.idle: list[Connection] = []
         self.waiting: deque[Sent] = deque()
@@ -169,7 +170,7 @@ class Pool:
         total = sum(len(other.open) + other.dialling for other in (*self._lanes.values(), *self._retired))
         if total >= MAX_UPSTREAM_CONNECTIONS and not self._evict():
             return False
-        if not self._dialer.dial(lane.dialled, lambda sock, reason: self._dialled(lane, sock, reason)):
+        if not self._dialer.dial(lane.peer, lambda sock, reason: self._dialled(lane, sock, reason)):
             return False
         lane.dialling += 1
         return True
