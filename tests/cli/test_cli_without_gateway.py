@@ -316,6 +316,73 @@ def test_a_vault_that_is_gone_is_told_with_the_cure_and_nothing_is_made_anew(cli
     assert list((copy / "auths").glob("vault.db*")) == []
 
 
+def emptied(home: Path, tmp_path: Path, *names: str) -> Path:
+    copy = copied(home, tmp_path)
+    for name in names:
+        for file in (copy / name).iterdir():
+            file.unlink()
+    return copy
+
+
+@pytest.mark.parametrize("command", [("serve",), ("keys", "list"), ("init",), ("init", "--if-missing")], ids=" ".join)
+def test_an_emptied_home_is_not_taken_for_a_new_one(cliproxy: Run, home: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    """Both emptied, the master key still there: neither `serve` nor what `make serve` runs first begins a new vault, in which nothing is revoked."""
+    copy = emptied(home, tmp_path, "auths", "logs")
+    done = cliproxy(*command, "--home", str(copy))
+    assert done.code == 78
+    assert "no vault" in done.line and "backup" in done.line and "cliproxy init" in done.line
+    assert list((copy / "auths").iterdir()) == [] and list((copy / "logs").iterdir()) == []
+    begun = cliproxy("init", "--new-vault", "--home", str(copy), "--json")
+    assert begun.code == 0, begun.err
+    assert begun.json["created"] and cliproxy("keys", "list", "--home", str(copy)).code == 0
+
+
+@pytest.mark.parametrize(("name", "said"), [("auths", "put auths/ back"), ("logs", "the audit log does not know the vault")])
+def test_a_home_with_one_of_the_two_emptied_is_refused(cliproxy: Run, home: Path, tmp_path: Path, name: str, said: str) -> None:
+    copy = emptied(home, tmp_path, name)
+    for command in (("serve",), ("keys", "list"), ("init", "--new-vault")):
+        done = cliproxy(*command, "--home", str(copy))
+        if name == "logs" and command[0] == "init":
+            assert "nothing was changed" in done.out  # there is a vault
+            continue
+        assert done.code == 78
+        assert said in done.err
+
+
+def test_an_init_that_was_killed_before_the_vault_is_taken_up_by_init_and_by_nothing_else(cliproxy: Run, home: Path, tmp_path: Path) -> None:
+    copy = emptied(home, tmp_path, "auths", "logs")
+    draft = copy / "auths" / ".vault.db.new"
+    draft.touch(mode=0o600)
+    marker = copy / "key" / "init-unfinished"
+    marker.touch(mode=0o600)
+    for command in (("serve",), ("keys", "list")):
+        assert cliproxy(*command, "--home", str(copy)).code == 78
+    key = (copy / "key" / "master.key").read_bytes()
+    done = cliproxy("init", "--if-missing", "--home", str(copy), "--json")
+    assert done.code == 0, done.err
+    assert done.json["created"] and (copy / "key" / "master.key").read_bytes() == key
+    assert not marker.exists() and not draft.exists()
+
+
+def test_init_leaves_no_sign_of_being_unfinished(home: Path) -> None:
+    assert [file.name for file in (home / "key").iterdir()] == ["master.key"]
+
+
+def test_with_a_key_from_elsewhere_init_alone_makes_the_vault(cliproxy: Run, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    environment = {"CLIPROXY_MASTER_KEY": os.urandom(32).hex()}
+    for directory in (home, home / "config"):
+        directory.mkdir(mode=0o700)
+    (home / "config" / "cliproxy.yaml").write_text(CONFIG)
+    (home / "config" / "cliproxy.yaml").chmod(0o600)
+    for command in (("serve",), ("keys", "list")):
+        done = cliproxy(*command, "--home", str(home), environment=environment)
+        assert done.code == 78 and "no vault" in done.line
+    done = cliproxy("init", "--if-missing", "--home", str(home), environment=environment)
+    assert done.code == 0, done.err
+    assert cliproxy("keys", "list", "--home", str(home), environment=environment).code == 0
+
+
 def test_another_master_key_does_not_open_the_vault(cliproxy: Run, home: Path) -> None:
     done = cliproxy("keys", "list", "--home", str(home), environment={"CLIPROXY_MASTER_KEY": os.urandom(32).hex()})
     assert done.code == 78

@@ -58,6 +58,7 @@ class Gateway:
             config_file=str(self.home / "cliproxy.yaml"),
             allow_no_sandbox=True,
             ready_fd=writer,
+            may_create=True,  # of a vault that is a probe
             starter_fd=starter_read if starter else -1,
         )
         memfd = seal(msgspec.msgpack.encode(plan), name="plan")

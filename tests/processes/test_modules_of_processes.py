@@ -26,7 +26,7 @@ OURS = {
     "worker": f"{_CHILD} processes.worker auth config.routes dialects dataplane formats ingress ipc.mux ipc.policy_feed limits metering providers translators",
     "egress": f"{_CHILD} processes.egress auth config.routes dialects egress formats ipc.mux ipc.policy_feed limits metering providers",
     "dialer": f"{_CHILD} processes.dialer dialects dialer providers",
-    "vault": f"{_CHILD} processes.vault vault secure_files ipc.commands config.addresses providers.origin",
+    "vault": f"{_CHILD} processes.vault vault secure_files audit.files ipc.commands config.addresses providers.origin",
     "auditor": f"{_CHILD} processes.auditor processes.queries processes.senders audit ipc.commands",
     "admin": f"{_CHILD} processes.admin admin config.addresses ipc.commands providers.origin",
 }

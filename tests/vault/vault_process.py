@@ -111,6 +111,7 @@ class VaultProcess:
         providers: Any = PROVIDERS,
         audit_deadline: float = 5.0,
         uid: int | None = None,
+        may_create: bool = True,
     ) -> None:
         self.home = home
         self.log = log
@@ -132,6 +133,7 @@ class VaultProcess:
             serving=serving,
             sandbox=sandbox,
             supervisor_pid=os.getpid(),
+            may_create=may_create,
         )
         handed = {slot: lift(os.dup(theirs.fileno())) for slot, (_, theirs) in ends.items()}
         handed[BOOT_FD] = lift(seal(encode_boot(boot), name="boot"))

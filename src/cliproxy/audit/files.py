@@ -39,6 +39,15 @@ def segment_numbers(logs: Path) -> list[int]:
     return sorted(int(found[1]) for name in names if (found := _SEGMENT.match(name)) and name == segment_name(int(found[1])))
 
 
+def has_entries(logs: Path) -> bool:
+    """Whether anything was ever logged: the supervisor makes the first segment empty."""
+    try:
+        with os.scandir(logs) as entries:
+            return any(entry.stat(follow_symlinks=False).st_size for entry in entries if entry.is_file(follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
 def open_file(path: Path) -> BinaryIO:
     """Open a file of the log for reading; no link, no device. Raises `AuditError`."""
     try:

@@ -115,8 +115,9 @@ def attach(home: Home) -> Session | None:
 
 
 @contextmanager
-def connect(home: Home) -> Iterator[Session]:
-    """Give a session with the running gateway, else with one that is started for this command and ended after it."""
+def connect(home: Home, *, may_create: bool = False) -> Iterator[Session]:
+    """Give a session with the running gateway, else with one that is started for this command and ended after it. `may_create`: with a new vault, where
+    there is none."""
     until = time.monotonic() + COMMAND_START_SECONDS
     own: _OwnGateway | None = None
     session = attach(home)
@@ -125,7 +126,7 @@ def connect(home: Home) -> Iterator[Session]:
             with _turn_to_start(home, until):
                 while (session := attach(home)) is None:
                     if own is None and not _is_locked(home):
-                        own = _OwnGateway(home)
+                        own = _OwnGateway(home, may_create=may_create)
                         own.wait_ready(until)
                     elif time.monotonic() > until:
                         raise GatewayFailed("the vault did not get ready in time; look at `cliproxy status` and the disk", exit_code=EXIT_CHECK_FAILED)
@@ -164,12 +165,12 @@ def _turn_to_start(home: Home, until: float) -> Iterator[None]:
 class _OwnGateway:
     """Supervisor, vault, auditor and admin, started for one command."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, *, may_create: bool) -> None:
         from cliproxy.cli.starting import make_plan
 
         starter, self._starter = os.pipe2(os.O_CLOEXEC)  # closing our end stops the run
         self._ready, ready = os.pipe2(os.O_CLOEXEC)
-        plan = make_plan(home, home.config_file, serving=False, announce=False, starter_fd=starter, ready_fd=ready)
+        plan = make_plan(home, home.config_file, serving=False, announce=False, starter_fd=starter, ready_fd=ready, may_create=may_create)
         try:
             self._pid = spawn_supervisor(plan)
         finally:

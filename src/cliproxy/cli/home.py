@@ -38,6 +38,11 @@ class Home:
         return self.path / "key" / "master.key"
 
     @property
+    def unfinished_init(self) -> Path:
+        """There from before `init` makes the master key until the vault is made: what tells an `init` that was killed from a home that was emptied."""
+        return self.path / "key" / "init-unfinished"
+
+    @property
     def directories(self) -> tuple[Path, ...]:
         """The five directories, and before them the home itself, unless that is the root of a container."""
         five = tuple(self.path / name for name in ("config", "key", "auths", "logs", "run"))

@@ -37,8 +37,11 @@ _FIRST_KEY_NAME = "first"
 
 @click.command(epilog="Example: CLIPROXY_HOME=/srv/cliproxy cliproxy init")
 @click.option("--if-missing", is_flag=True, help="Say nothing and succeed when the home is there already.")
+@click.option(
+    "--new-vault", is_flag=True, help="Begin with an empty vault and log although the home has a master key: keys and credentials of before are gone."
+)
 @common_options
-def command(home: Home, as_json: bool, if_missing: bool) -> int:
+def command(home: Home, as_json: bool, if_missing: bool, new_vault: bool) -> int:
     """Make a home: configuration, master key, vault, and the first client key, which is shown once.
 
     What exists is never overwritten.
@@ -47,6 +50,7 @@ def command(home: Home, as_json: bool, if_missing: bool) -> int:
     from cliproxy.cli.output import emit
 
     if _is_made(home):
+        home.unfinished_init.unlink(missing_ok=True)
         if not if_missing:
             emit(
                 {"home": str(home.path), "created": False},
@@ -55,11 +59,15 @@ def command(home: Home, as_json: bool, if_missing: bool) -> int:
             )
         return 0
     had_vault = _holds_vault(home)
+    if not had_vault and not new_vault:
+        _verify_new(home)
     _make_files(home)
     if had_vault:
+        home.unfinished_init.unlink(missing_ok=True)
         emit({"home": str(home.path), "created": False}, [f"made what was missing in {home.path}; the vault and its client keys were kept"], as_json=as_json)
         return 0
     secret, log_key = _first_key(home)
+    home.unfinished_init.unlink(missing_ok=True)
     key = secret.reveal().decode("ascii")
     secret.wipe()
     log = origin_of(log_key)
@@ -104,10 +112,24 @@ def _where_the_key_is(home: Home) -> str:
 
 
 def _holds_vault(home: Home) -> bool:
-    try:
-        return any((home.path / "auths").iterdir())
-    except OSError:
-        return False
+    from cliproxy.processes.boot import VAULT_FILE
+
+    return os.path.lexists(home.path / VAULT_FILE)
+
+
+def _verify_new(home: Home) -> None:
+    """Raise `ConfigError` when the home has a master key but no vault, and no `init` was interrupted: it was emptied, and a new vault would hide that.
+
+    With a master key that comes from elsewhere an emptied home looks like a new one; `audit.pin` tells them apart.
+    """
+    from cliproxy.processes.boot import VAULT_FILE
+
+    if os.path.lexists(home.master_key_file) and not os.path.lexists(home.unfinished_init):
+        raise ConfigError(
+            "there is a master key but no vault",
+            cure="put auths/ and logs/ back from the same backup, or begin with an empty vault: cliproxy init --new-vault",
+            file=str(home.path / VAULT_FILE),
+        )
 
 
 def _make_files(home: Home) -> None:
@@ -123,6 +145,7 @@ def _make_files(home: Home) -> None:
     for directory in home.directories:
         create_private_directory(directory)
     if needs_key:
+        write_private_file(home.unfinished_init, b"", replace=True)
         create_master_key(home.master_key_file)
     if not os.path.lexists(home.config_file):
         write_private_file(home.config_file, DEFAULT_CONFIG.encode(), replace=False)
@@ -135,6 +158,6 @@ def _first_key(home: Home) -> tuple[Secret, bytes]:
     from cliproxy.ipc import commands
 
     secret, digest = new_key()
-    with connect(home) as session:
+    with connect(home, may_create=True) as session:
         session.ask(commands.CreateKey(digest=digest, name=_FIRST_KEY_NAME, models=("*",)))
         return secret, session.ask(commands.GetAuditStatus()).public_key

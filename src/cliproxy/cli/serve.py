@@ -15,8 +15,9 @@ from cliproxy.errors import ConfigError
 @click.command(epilog="Example: cliproxy serve --home /srv/cliproxy")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="Another configuration file than config/cliproxy.yaml of the home.")
 @click.option("--unsafe-no-sandbox", is_flag=True, help="Allow `sandbox.mode: off`: a bug in what reads clients then gives everything away.")
+@click.option("--accept-rollback", is_flag=True, help="Start although the audit log is older than the vault or audit.pin has seen it; the log tells of it.")
 @common_options
-def command(home: Home, as_json: bool, config_file: Path | None, unsafe_no_sandbox: bool) -> None:
+def command(home: Home, as_json: bool, config_file: Path | None, unsafe_no_sandbox: bool, accept_rollback: bool) -> None:
     """Run the gateway in the foreground.
 
     SIGTERM ends it gracefully (streams finish), a second one at once; SIGHUP reloads the configuration. The first line on stdout says when it is ready.
@@ -25,7 +26,7 @@ def command(home: Home, as_json: bool, config_file: Path | None, unsafe_no_sandb
     from cliproxy.processes.plan import become_supervisor
 
     file = home.config_file if config_file is None else Path(os.path.abspath(config_file))  # noqa: PTH100 - links are judged where they are used
-    plan = make_plan(home, file, serving=True, unsafe_no_sandbox=unsafe_no_sandbox)
+    plan = make_plan(home, file, serving=True, unsafe_no_sandbox=unsafe_no_sandbox, accept_rollback=accept_rollback)
     if not as_json:
         _show_example(home, plan.settings)
     try:

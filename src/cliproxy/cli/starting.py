@@ -87,7 +87,16 @@ def _say(line: str) -> None:
 
 
 def make_plan(
-    home: Home, config_file: Path, *, serving: bool, unsafe_no_sandbox: bool = False, announce: bool = True, ready_fd: int = -1, starter_fd: int = -1
+    home: Home,
+    config_file: Path,
+    *,
+    serving: bool,
+    unsafe_no_sandbox: bool = False,
+    announce: bool = True,
+    ready_fd: int = -1,
+    starter_fd: int = -1,
+    may_create: bool = False,
+    accept_rollback: bool = False,
 ) -> Plan:
     """Return the plan of a run. The master key's memory file is open in this process until it ends or becomes the supervisor. Raises `ConfigError`.
 
@@ -114,4 +123,6 @@ def make_plan(
         ready_fd=ready_fd,
         starter_fd=starter_fd,
         announce=announce,
+        may_create=may_create,
+        accept_rollback=accept_rollback,
     )

@@ -8,12 +8,14 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+from typing import Final
 
 import msgspec
 
 from cliproxy.bounds import MAX_BOOT_BYTES
 from cliproxy.errors import ChannelError
 
+VAULT_FILE: Final = "auths/vault.db"  # below the home
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -21,7 +23,7 @@ class Boot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """A child's start. `uid` and `gid`: who to become, the present ones when not started as root. `operator_uid`: who started the gateway.
 
     `serving` is False for a command without a running gateway: supervisor, vault, auditor and admin only. `settings` is
-    `config.schema.encode_settings` of generation `generation`.
+    `config.schema.encode_settings` of generation `generation`. `may_create`, `accept_rollback`: as in `plan.Plan`.
     """
 
     role: str
@@ -36,6 +38,8 @@ class Boot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     serving: bool
     sandbox: bool
     supervisor_pid: int
+    may_create: bool = False
+    accept_rollback: bool = False
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,6 +1,6 @@
 """Everything that the supervisor opens for the others before it starts them, in the order that leaves nothing behind when it fails.
 
-1. the settings are usable here: sandbox mode and what the kernel has for it, number of workers
+1. the settings are usable here: sandbox mode and what the kernel has for it, number of workers; there is a vault, or it may be made
 2. nobody else runs on this home (looked at, nothing created)
 3. listening sockets
 4. the lock; the log's newest segment and the checkpoints; the control socket; the table of address rates
@@ -11,11 +11,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
+from cliproxy.audit.files import has_entries, logs_of
 from cliproxy.bounds import MAX_WORKERS
 from cliproxy.config.schema import Settings
 from cliproxy.errors import ConfigError
 from cliproxy.limits import shared
+from cliproxy.processes.boot import VAULT_FILE
 from cliproxy.processes.listeners import Listeners, inherited_listeners, open_listeners
 from cliproxy.processes.plan import Plan
 from cliproxy.processes.spawn import lift
@@ -32,6 +35,7 @@ class Openings:
 
     def __init__(self, plan: Plan, settings: Settings, *, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
         _verify_usable(plan, settings, say)
+        _verify_made(plan)
         self._workspace = Workspace(plan.home)
         self._master_key = lift(plan.master_key_fd)
         self._workspace.verify_free()
@@ -68,6 +72,17 @@ class Openings:
     def leave(self) -> None:
         """Take the control socket's name away; the rest ends with the process."""
         self._workspace.remove_control_socket()
+
+
+def _verify_made(plan: Plan) -> None:
+    """Raise `ConfigError` where neither a vault nor a log is and none may be made: an emptied home must not be taken for a new one."""
+    path = Path(plan.home) / VAULT_FILE
+    if not plan.may_create and not os.path.lexists(path) and not has_entries(logs_of(plan.home)):
+        raise ConfigError(
+            "there is no vault and no audit log, and only `cliproxy init` makes them",
+            cure="put auths/ and logs/ back from the same backup, or, if this home is new, run `cliproxy init`",
+            file=str(path),
+        )
 
 
 def _verify_usable(plan: Plan, settings: Settings, say: Callable[[str], None]) -> None:

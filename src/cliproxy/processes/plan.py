@@ -26,7 +26,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     `settings`: `config.schema.encode_settings`. `master_key_fd`: a sealed memfd with the 32 bytes. `config_file`: what a reload reads.
     `serving=False`: supervisor, vault, auditor and admin only, for a command without a running gateway.
     `ready_fd`: gets one line of JSON when everything is ready, then is closed; `starter_fd`: the read end of a pipe whose closing stops the
-    run. -1: none. `announce`: print the readiness line on stdout.
+    run. -1: none. `announce`: print the readiness line on stdout. `may_create`: make a vault where there is none, which is `init`'s alone.
+    `accept_rollback`: start, once, although the log is older than what vault or pin have seen of it; the log tells of it.
     """
 
     home: str
@@ -39,6 +40,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     ready_fd: int = -1
     starter_fd: int = -1
     announce: bool = True
+    may_create: bool = False
+    accept_rollback: bool = False
 
 
 _encoder = msgspec.msgpack.Encoder()

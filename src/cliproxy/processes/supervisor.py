@@ -173,6 +173,8 @@ class Supervisor:
             serving=self._plan.serving,
             sandbox=enforced,
             supervisor_pid=os.getpid(),
+            may_create=self._plan.may_create,
+            accept_rollback=self._plan.accept_rollback and not self._announced,
         )
 
     def _files_of(self, role: str) -> dict[int, int]:

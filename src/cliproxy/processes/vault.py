@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import ChannelViolation, VaultEvent, clip
+from cliproxy.audit.files import has_entries, logs_of
 from cliproxy.bounds import (
     ADMIN_REQUESTS_PER_SECOND,
     COOLDOWN_FLUSH_SECONDS,
@@ -43,6 +44,7 @@ from cliproxy.ipc.messages import (
     VaultToEgress,
 )
 from cliproxy.processes import child
+from cliproxy.processes.boot import VAULT_FILE
 from cliproxy.processes.child import Boot, Control
 from cliproxy.processes.role import Peer, Role, take_orders
 from cliproxy.processes.slots import channel
@@ -57,7 +59,6 @@ from cliproxy.vault.master_key import from_memfd
 from cliproxy.vault.service import VaultService
 from cliproxy.vault.store import Anchored, Store, create_store, open_store
 
-DATABASE: Final = "vault.db"
 _HANDSHAKES_PER_SECOND: Final = 4.0
 _MESSAGES_PER_TURN: Final = 64
 
@@ -316,19 +317,22 @@ class Vault:
         self._service.providers = checked.providers
 
 
-def open_or_create(home: Path, master_key_fd: int) -> Store:
-    """Return the store of `home`; a new one when there is neither a vault nor a log that knows one. Raises `ConfigError`, `TamperedVault`.
+def open_or_create(home: Path, master_key_fd: int, *, may_create: bool) -> Store:
+    """Return the store of `home`; a new one only when it may be made and there is neither a vault nor a log that knows one. Raises `ConfigError`,
+    `TamperedVault`.
 
     The public key of the vault is published beside it.
     """
     master = from_memfd(master_key_fd)
-    path = home / "auths" / DATABASE
+    path = home / VAULT_FILE
     try:
         if os.path.lexists(path):
             store = open_store(path, master)
         else:
-            if _has_entries(home / "logs"):
+            if has_entries(logs_of(home)):
                 raise ConfigError("there is an audit log but no vault", cure="put auths/ back, or move logs/ away to begin anew", file=str(path))
+            if not may_create:
+                raise ConfigError("there is no vault", cure="put auths/ and logs/ back from the same backup, or run `cliproxy init`", file=str(path))
             create_private_directory(path.parent)
             store = create_store(path, master, first_records())
     finally:
@@ -337,18 +341,9 @@ def open_or_create(home: Path, master_key_fd: int) -> Store:
     return store
 
 
-def _has_entries(logs: Path) -> bool:
-    """Whether anything was ever logged: the supervisor makes the first segment empty."""
-    try:
-        with os.scandir(logs) as entries:
-            return any(entry.stat(follow_symlinks=False).st_size for entry in entries if entry.is_file(follow_symlinks=False))
-    except FileNotFoundError:
-        return False
-
-
 def prepare(boot: Boot) -> Vault:
     """Open the database and everything that it needs later. Each primitive is used once, so that nothing is loaded after the lockdown."""
-    store = open_or_create(Path(boot.home), VaultSlots.MASTER_KEY_FD)
+    store = open_or_create(Path(boot.home), VaultSlots.MASTER_KEY_FD, may_create=boot.may_create)
     verify_working(store.keyring)
     return Vault(boot, store)
 
