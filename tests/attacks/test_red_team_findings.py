@@ -518,6 +518,7 @@ class Ledger:
         self.endings: list[str] = []
         self.frames: list[Kind] = []
         self.held: Room[str] = Room(1 << 30)
+        self.unfinished: Room[str] = Room(1 << 30)
 
     def answered(self, call: Attempt) -> None:
         pass

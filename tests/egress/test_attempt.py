@@ -64,6 +64,7 @@ class Case:
         call = SimpleNamespace(asked=asked, stream=9)
         request = SimpleNamespace(stream=stream, endpoint=endpoint, call=call, target=SimpleNamespace(provider="p", model="theirs"), attempt=3)
         self.goes_on, self.began, self.held = goes_on, 0, Room(MAX_HELD_ANSWER_BYTES)
+        self.unfinished = Room(MAX_HELD_ANSWER_BYTES)
         self.call = Attempt(request, channel=self.channel, ledger=self)
         self.call.sent(self.sending)
 

@@ -346,3 +346,26 @@ def test_at_most_one_probe_is_under_way_and_no_cooldown_is_longer_than_the_longe
         if found is not None:
             assert found.until <= now + 12 * HOUR
             assert found.probing == probing
+
+
+def test_a_reset_of_a_millisecond_is_believed_once_and_then_waits_longer_until_it_answers() -> None:
+    """A provider that says `retry-after-ms: 1` with each refusal was called again each time: as often as it liked, with the credential on it."""
+    cooldowns = Cooldowns(transient_seconds=60.0)
+    now, seconds = 0.0, []
+    for _ in range(13):
+        cooldowns.failed(KEY, fault(429, 0.001), started=now, now=now)
+        seconds.append(round(cooldowns.table[KEY].until - now, 3))
+        now = cooldowns.table[KEY].until
+    assert seconds == [0.001, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2, 60.0, 60.0]
+    cooldowns.failed(KEY, fault(429, 90.0), started=now, now=now)
+    assert cooldowns.table[KEY].until - now == pytest.approx(90.0)  # what is longer is believed
+    cooldowns.succeeded(KEY, started=now + 90.0)
+    cooldowns.failed(KEY, fault(429, 0.001), started=now + 91.0, now=now + 91.0)
+    assert cooldowns.table[KEY].until - now - 91.0 == pytest.approx(0.001)
+
+
+def test_calls_that_were_refused_together_do_not_make_a_short_reset_longer() -> None:
+    cooldowns = Cooldowns(transient_seconds=60.0)
+    for number in range(5):
+        cooldowns.failed(KEY, fault(429, 0.5), started=0.0, now=1.0 + number / 1000)
+    assert cooldowns.table[KEY].until == pytest.approx(1.504)

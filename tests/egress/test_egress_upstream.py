@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cliproxy.bounds import MAX_ERROR_BODY_BYTES
+from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_ERROR_BODY_BYTES
 from cliproxy.dialects import Endpoint
 from cliproxy.egress import upstream
 from cliproxy.egress.reflection import NO_SECRET, ReflectionGuard
@@ -135,6 +135,7 @@ class Shelf:
 class Notes:
     def __init__(self) -> None:
         self.body = b""
+        self.unfinished: list[int] = []
         self.ends = 0
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
@@ -148,6 +149,9 @@ class Notes:
     def on_data(self, data: bytes) -> None:
         assert not self.ends and self.status
         self.body += data
+
+    def on_unfinished(self, size: int) -> None:
+        self.unfinished.append(size)
 
     def on_complete(self) -> None:
         self.ends += 1
@@ -262,6 +266,14 @@ def feed_aws(wire: bytes, *, step: int = 1 << 20, guard: ReflectionGuard = NO_SE
     return feed(
         *(data[at : at + step] for at in range(0, len(data), step)), guard=guard, stream=True, endpoint=Endpoint.CONVERSE, framing=Framing.AWS_EVENT_STREAM
     )[0]
+
+
+def test_a_large_message_that_is_not_whole_yet_is_told() -> None:
+    wire = aws("contentBlockDelta", b'{"x":"' + b"x" * 3 * MAX_DATA_FRAME_BYTES + b'"}')
+    notes = feed_aws(wire, step=MAX_DATA_FRAME_BYTES)
+    told = notes.unfinished
+    assert told == [*sorted(told[:-1]), 0] and MAX_DATA_FRAME_BYTES < told[0] < told[-2] <= 3 * MAX_DATA_FRAME_BYTES
+    assert feed_aws(AWS_WIRE, step=1).unfinished == []
 
 
 AWS_WIRE = aws("messageStart", b'{"role":"assistant"}') + aws("messageStop", b'{"stopReason":"end_turn"}')

@@ -36,6 +36,7 @@ class Recorder:
         self.pieces: list[bytes] = []
         self.error: CliproxyError | None = None
         self.completed = False
+        self.unfinished = 0
         self.told = 0
         self.ended = asyncio.Event()
         self.began = asyncio.Event()
@@ -55,6 +56,9 @@ class Recorder:
         assert self.status and not self.ended.is_set() and data
         self.pieces.append(data)
         self.told += 1
+
+    def on_unfinished(self, size: int) -> None:
+        self.unfinished = size
 
     def on_complete(self) -> None:
         assert self.status and not self.ended.is_set()

@@ -42,9 +42,11 @@ class Sending(Protocol):
 
 
 class Ledger(Protocol):
-    """Who is told how an attempt goes. `held`: bytes of whole answers that wait for their end, or for a slow client, of all calls, by principal."""
+    """Who is told how an attempt goes. `held`: bytes of whole answers that wait for their end, or for a slow client, of all calls, by principal.
+    `unfinished`: bytes of events that are not whole yet, of all calls, by provider: it is he who may leave them so."""
 
     held: Room[str]
+    unfinished: Room[str]
 
     def answered(self, attempt: Attempt) -> None:
         """The worker has the first of the answer: this is the call's last attempt."""
@@ -156,6 +158,10 @@ class Attempt:
             except Exception:
                 self._fail(_FAULT)
                 raise
+            if self._held or not events or len(data) - len(events) > MAX_DATA_FRAME_BYTES:
+                self.on_unfinished(self._sse.held_bytes)
+                if self._over:
+                    return
             if events:
                 self._deliver(events)
             return
@@ -168,7 +174,13 @@ class Attempt:
             if self._received > MAX_WHOLE_ANSWER_BYTES:
                 self._fail(UpstreamError("The provider's answer is larger than the gateway takes.", code="provider_answer_too_large"))
             else:
-                self._hold(self._received)
+                self._hold(self._ledger.held, self.request.call.asked.principal.id, self._received)
+
+    def on_unfinished(self, size: int) -> None:
+        """`size` bytes of an event that is not whole yet are held for this attempt. What is no larger than a frame is not counted."""
+        size = 0 if size <= MAX_DATA_FRAME_BYTES else size
+        if size != self._held and not self._over:
+            self._hold(self._ledger.unfinished, self.request.target.provider, size)
 
     def on_complete(self) -> None:
         """The body is whole."""
@@ -220,9 +232,12 @@ class Attempt:
 
     # --- inside ---
 
-    def _hold(self, size: int) -> None:
-        """`size` bytes of a whole answer are held now: count them, and end the attempt if they are more than its key's share of what all may hold."""
-        fits = self._ledger.held.add(self.request.call.asked.principal.id, size - self._held)
+    def _hold(self, room: Room[str], owner: str, size: int) -> None:
+        """`size` bytes are held now: count them, and end the attempt if they are more than its owner's share of what all may hold."""
+        more = size - self._held
+        if more < 0:
+            room.give_back(owner, -more)
+        fits = more <= 0 or room.add(owner, more)
         self._held = size
         if not fits:
             self._fail(UpstreamError("The gateway holds more answers than it may; try again in a moment.", status=503, code="overloaded"))
@@ -321,8 +336,10 @@ class Attempt:
             sending.cancel()
         self._backlog.clear()
         self._parts.clear()
-        if self._held:
+        if self._held and self._sse is None:
             self._ledger.held.give_back(self.request.call.asked.principal.id, self._held)
+        elif self._held:
+            self._ledger.unfinished.give_back(self.request.target.provider, self._held)
         if usage is None and self._sse is not None:
             usage = self._sse.usage
         duration = int((time.monotonic() - self._began) * 1000)

@@ -5,7 +5,7 @@ Each endpoint cools by itself: a model that has no embeddings (404, or 403 at so
     the provider answered          not used for                                                                tried elsewhere
     401, 402, 403                  30 minutes                                                                  yes
     404                            12 hours                                                                    yes
-    429                            the provider's reset; else 1 s, doubling to 30 minutes                      yes
+    429                            the provider's reset, while it keeps to it; else 1 s, doubling to 30 min    yes
     408, 5xx, redirects, no sound  `routing.cooldown_seconds`; longer if it says so itself (503, 529)          yes
     answer, no connection
     409, 425, our own trouble      -                                                                           yes
@@ -35,6 +35,10 @@ from cliproxy.ipc.messages import CooldownRecord
 
 _ENDPOINTS = {name: endpoint for endpoint, name in ENDPOINT_NAMES.items()}
 PROBE_AGAIN_SECONDS = 1.0  # what a client is told to wait for the verdict of a probe under way
+# What a provider asks for is believed the first time. One that says "in a millisecond" and then refuses again is left alone for longer each time, until it
+# answers: a tenth of a second is what it costs an honest one whose clock is a little fast, a minute is the window that most vendors count in.
+REPEATED_RATE_FIRST_SECONDS = 0.1
+REPEATED_RATE_LONGEST_SECONDS = 60.0
 PROBE_LOOK_SECONDS = 0.1  # how often a call that waits for it looks
 
 
@@ -209,7 +213,8 @@ class Cooldowns:
             return MODEL_COOLDOWN_SECONDS
         if fault.rule is Rule.RATE:
             if fault.seconds > 0.0:
-                return min(fault.seconds, MODEL_COOLDOWN_SECONDS)
+                floor = min(REPEATED_RATE_FIRST_SECONDS * 2.0 ** min(strikes - 1, 30), REPEATED_RATE_LONGEST_SECONDS) if strikes else 0.0
+                return min(max(fault.seconds, floor), MODEL_COOLDOWN_SECONDS)
             return min(RATE_COOLDOWN_FIRST_SECONDS * 2.0 ** min(strikes, 30), RATE_COOLDOWN_LONGEST_SECONDS)
         return max(self.transient_seconds, min(fault.seconds, MODEL_COOLDOWN_SECONDS))
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from cliproxy.audit.client import AuditClient
-from cliproxy.bounds import MAX_HELD_ANSWER_BYTES, MAX_KEPT_BODY_BYTES, MAX_OUTCOMES_WAITING, TIMER_EARLY_SECONDS
+from cliproxy.bounds import MAX_HELD_ANSWER_BYTES, MAX_KEPT_BODY_BYTES, MAX_OUTCOMES_WAITING, MIB, TIMER_EARLY_SECONDS
 from cliproxy.egress.attempt import Attempt, Outcome, Sending
 from cliproxy.egress.audit_gate import NO_AUDIT, AuditGate
 from cliproxy.egress.authorise import Authoriser, Wait
@@ -30,6 +30,7 @@ from cliproxy.ipc.messages import PolicyAck
 from cliproxy.ipc.mux import CallHead, Reroute
 from cliproxy.ipc.policy_feed import PolicyFeed, PolicyFrame
 
+MAX_UNFINISHED_EVENT_BYTES = 256 * MIB  # of all calls together; one event of Responses may have 8 MiB, and 2,048 connections could each hold one back
 _TURNED_AWAY = frozenset({501, 503, 529})  # of the 5xx: not implemented, overloaded
 _FAILED = UpstreamError("The gateway failed to send this call.", status=500, code="internal_error")
 _REVOKED = NotPermitted("This call was ended by the gateway's operator: its key was revoked, or calls were stopped.", code="revoked")
@@ -66,6 +67,7 @@ class Dispatcher:
         self._rerouted = ReroutedCalls()
         self.kept: Room[str] = Room(MAX_KEPT_BODY_BYTES)
         self.held: Room[str] = Room(MAX_HELD_ANSWER_BYTES)
+        self.unfinished: Room[str] = Room(MAX_UNFINISHED_EVENT_BYTES)
         self.gate = AuditGate(audit, self, loop=self._loop)
         self.flush = self.gate.flush
         self._relay = PolicyRelay(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import httptools
 
 from cliproxy.bounds import (
+    MAX_DATA_FRAME_BYTES,
     MAX_ERROR_BODY_BYTES,
     MAX_INTERIM_RESPONSES,
     MAX_RESPONSE_BYTES,
@@ -45,6 +46,9 @@ class UpstreamCall(Protocol):
 
     def on_data(self, data: bytes) -> None:
         """Some of its body, at most what one read brings (256 KiB)."""
+
+    def on_unfinished(self, size: int) -> None:
+        """So many bytes of a message in AWS's framing are held until it is whole; 0: none any more."""
 
     def on_complete(self) -> None:
         """The body is complete."""
@@ -133,6 +137,7 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._held = b""
         self._messages: EventStreamDecoder | None = None  # of a stream in AWS's framing
+        self._unfinished = 0  # bytes of a message of it that the call was told of
         self._refused: list[bytes] | None = None  # the body of an error, for our eyes only
         self._refused_headers: dict[bytes, bytes] = {}
         self._refused_bytes = 0
@@ -286,6 +291,7 @@ class Connection(asyncio.Protocol):
                     return
                 if sent.stream and sent.framing is Framing.AWS_EVENT_STREAM:
                     self._messages = EventStreamDecoder()
+                    self._unfinished = 0
                     kept[b"content-type"] = EVENT_STREAM
                 call.on_head(self._status, kept)
             self._kept = None
@@ -306,6 +312,9 @@ class Connection(asyncio.Protocol):
                     data, self._held = sent.guard.feed(self._held, data)
                 if data and sent.call is not None:
                     call.on_data(data)
+                if self._messages is not None and sent.call is not None and (self._unfinished or self._messages.held_bytes > MAX_DATA_FRAME_BYTES):
+                    self._unfinished = self._messages.held_bytes
+                    call.on_unfinished(self._unfinished)
                 if self._messages is not None and self._messages.broken is not None and sent.call is not None:
                     broken = self._messages.broken
                     self._end(sent)

@@ -49,6 +49,11 @@ class EventStreamDecoder:
         self._heads: dict[bytes, bytes] = {}  # the headers of events that came, and what their events begin with
         self.broken: UpstreamError | None = None
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of a message that is not whole yet."""
+        return len(self._held)
+
     def feed(self, data: bytes) -> bytes:
         """Return the server-sent events that are complete now."""
         if self.broken is not None:

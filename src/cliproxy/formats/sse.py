@@ -35,6 +35,11 @@ class EventSplitter:
         self._start = b""  # the first bytes, while they may be a byte order mark
 
     @property
+    def held_bytes(self) -> int:
+        """Bytes of an unfinished event."""
+        return self._held_bytes
+
+    @property
     def at_boundary(self) -> bool:
         """Whether nothing of an unfinished event is held."""
         return not self._held and not self._start

@@ -67,6 +67,11 @@ class StreamMeter:
                 at = events.rfind(self.usage_sign, 0, max(0, events.rfind(b"\n", 0, at)))  # each line is parsed once, however often it says the word
         return self._noted
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of an event that is not whole yet."""
+        return self._splitter.held_bytes
+
     def feed(self, data: bytes) -> bytes:
         """Return the whole events that `data` completes, to be forwarded; empty if none.
 
