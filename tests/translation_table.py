@@ -3,7 +3,7 @@
     python tests/translation_table.py            write docs/translation.md
     python tests/translation_table.py --check    say whether it is up to date (exit code 1 when not)
 
-`DROPPABLE` is the list of what may be left out of a request at all. A translator that reports anything else as dropped fails `test_translation_table.py`.
+What may be left out of a request is the tables' to say (`policy_targets`, `policy_clients`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from typing import Any
 
 from cliproxy.dialects import Dialect, Endpoint, Operation, Quirks
 from cliproxy.errors import ClientError, UnsupportedFeature, UpstreamError
+from cliproxy.translators.policy import Action, Field, Losses
+from cliproxy.translators.policy_clients import FROM
+from cliproxy.translators.policy_targets import TO
 from cliproxy.translators.table import CLIENTS, TARGETS, ClientRow, Given, TargetRow
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +42,9 @@ NAMES = {
     Dialect.ANTHROPIC_MESSAGES: "Anthropic",
     Dialect.GEMINI_GENERATE: "Gemini",
     Dialect.BEDROCK_CONVERSE: "Bedrock",
+    Dialect.OPENAI_COMPLETIONS: "OpenAI completions",
+    Dialect.OPENAI_EMBEDDINGS: "OpenAI embeddings",
+    Dialect.GEMINI_EMBED: "Gemini embeddings",
 }
 FEATURES = {
     "text": "text",
@@ -64,42 +70,30 @@ FEATURES = {
     "sampling": "sampling",
     "logprobs": "log probabilities",
 }
-# What a target may leave out, by the hub's names, and why no answer means anything else without it.
-DROPPABLE = {
-    "cache": "where a prefix may be kept: what an answer costs, not what it says",
-    "cache_key": "which calls may share a kept prefix: the same",
-    "detail": "how closely an image is looked at: a target without the setting chooses itself",
-    "messages": "where the text of an earlier answer came from: the text stays",
-    "metadata": "the client's own notes",
-    "output": "the name and the description of a schema, or that it need not be kept strictly: answers fit it all the same",
-    "output.description": "the description of a schema, which is there itself",
-    "seed": "a wish for the same answer again, which nobody promises",
-    "service_tier": "how urgent it is: what an answer costs and how long it takes",
-    "store": "whether the vendor keeps the answer for the client's later use",
-    "strict": "that arguments of tools fit their schemas to the letter is then the model's habit and not the vendor's promise",
-    "thinking": "thoughts that another vendor signed, which would be refused; or a wish for thoughts that the target would refuse in this request",
-    "title": "the name of a file: its content goes",
-    "user": "who the client's user is",
-    "verbosity": "a wish for longer or shorter answers",
-}
-# Marks on one part, by its path: that a tool's result is an error (its text says so), how closely an image is looked at, where a text came from.
-MARKED = re.compile(r"(messages|input|contents)\[\d+\](\.(content|parts|output)\[\d+\])*")
+# The path of a part of a message in a client's words.
+PART = re.compile(r"(messages|input|contents)\[\d+\](\.(content|parts|output)\[\d+\])*")
 
 INTRODUCTION = """# Translation
 
-Every client dialect is translated to every provider's, whole and streamed, by way of one set of types (`src/cliproxy/translators/conversation.py`). A call
-whose provider speaks the client's dialect is not translated: it is checked, and fields that the gateway does not know stay.
+Every client dialect is translated to every provider's, whole and streamed. Both meet in one set of types, the hub (`src/cliproxy/translators/conversation.py`).
+A call whose provider speaks the client's dialect is not translated: it is checked, and fields that the gateway does not know stay.
 
-What a provider cannot be asked is refused with `400 unsupported_feature` and the name of the client's field; nothing is lost silently. What is harmless and
-in the list below is left out, and the answer's `Warning` header names it.
+What a provider cannot be asked is decided by tables, which the code obeys: `src/cliproxy/translators/policy_clients.py` for what a client's dialect has alone,
+and `src/cliproxy/translators/policy_targets.py` for what a provider's dialect lacks. A pair's rules are those of both. A field without a rule is kept. The
+rules are:
 
-The tables are made from `tests/vectors/` by `python tests/translation_table.py`; a test fails when they are not what the code does. Each row stands for one
-to five requests or answers; "in part" means that some of them are refused, with the fields that were.
+- **left out**: the request is sent without it, and the answer's `Warning` header names it. The table says why that is harmless.
+- **said in another way**: the same, and the table says how.
+- **refused**: the request gets `400 unsupported_feature` with the client's name of the field.
+- **refused always**: the same. Without it there would be no request, or another one.
 
-Two habits of chat clients are refused towards every other dialect, since no rewriting keeps their meaning: instructions between turns
-(`messages[2].role`, or the item's path in Responses; put them before the first turn, or into a user's message) and names of speakers (`messages[0].name`;
-write the name into the text). An answer with several choices for a client that cannot have asked for several (Anthropic, Responses) is the provider's
-fault (502).
+This page is printed from those tables and from `tests/vectors/` by `python tests/translation_table.py`. A test fails when it is not what the code does. Each
+row of the tables of requests and answers stands for one to five vectors. "In part" means that some of them are refused; the fields that were are named.
+
+Two habits of chat clients are refused towards every other dialect, since no rewriting keeps their meaning. Instructions between turns (`messages[2].role`, or
+the item's path in Responses): put them before the first turn, or into a user's message. Names of speakers (`messages[0].name`): write the name into the text.
+
+An answer with several choices for a client that cannot have asked for several (Anthropic, Responses) is the provider's fault (502).
 """
 
 
@@ -145,6 +139,13 @@ def decoded(vector: Vector) -> Any:
     stream = None if vector.dialect is not Dialect.GEMINI_GENERATE else vector.path.get("stream", False)
     given = Given(max_tokens=65536, on_excess="clamp", model=model, stream=stream)
     return client_row(vector.dialect).decode(json.dumps(vector.body).encode(), given, b"application/json")
+
+
+def may_be_left_out(name: str, target: Dialect) -> bool:
+    """Say whether a rule of `target` leaves out, or says in another way, what `dropped` calls `name`: a field's name, or the path of a part of a message."""
+    rules = [(field, rule) for field, rule in TO[target].rules.items() if rule.action in (Action.DROP, Action.EMULATE)]
+    parts = any(field.param == "messages" for field, _ in rules)
+    return any(field.param == name for field, _ in rules) or (parts and PART.fullmatch(name) is not None)
 
 
 def asked(vector: Vector, target: TargetRow) -> Outcome:
@@ -253,12 +254,33 @@ def answers_to(client: Dialect) -> dict[str, dict[Dialect, list[Outcome]]]:
     return rows
 
 
+def rules_of(tables: dict[Dialect, type[Losses]]) -> list[str]:
+    """Return a table of rules for each dialect: fields that have the same rule are one row."""
+    lines: list[str] = []
+    for dialect, losses in tables.items():
+        rows: dict[tuple[Action, str], list[str]] = {}
+        for field, rule in losses.rules.items():
+            rows.setdefault((rule.action, rule.text), []).append(spoken(field))
+        lines += [f"### {NAMES[dialect]}", "", "| field | what becomes of it | why, or what the client is told |", "|---|---|---|"]
+        for action in Action:
+            lines += [f"| {'; '.join(fields)} | {action.value} | {text.replace('{param}', 'FIELD')} |" for (one, text), fields in rows.items() if one is action]
+        lines.append("")
+    return lines
+
+
+def spoken(field: Field) -> str:
+    """Return a field as a reader is told it: its name, and what of it."""
+    name, _, what = str(field.value).partition(": ")
+    if name == "*":
+        return what
+    return f"`{name}`" + (f" ({what})" if what else "")
+
+
 def document() -> str:
     """Return docs/translation.md as it should be."""
     lines = [INTRODUCTION]
-    lines += ["## What may be left out", "", "| field | why it is harmless |", "|---|---|", *(f"| `{name}` | {why} |" for name, why in DROPPABLE.items()), ""]
-    lines += ["A part's own path (`messages[2].content[0]`) stands for a mark on that part that the target has no word for: that a tool's result is an error"]
-    lines += ["(its text goes), how closely an image is looked at, where a text came from.", ""]
+    lines += ["## What a provider's dialect lacks", "", "Fields are named as in the hub. The client is told its own name of them.", "", *rules_of(TO)]
+    lines += ["## What only a client's dialect has", "", "Towards every provider of another dialect.", "", *rules_of(FROM)]
     lines += ["## Requests", ""]
     for client in CLIENT_DIALECTS:
         columns = [SPOKEN[endpoint] for endpoint in TARGET_ENDPOINTS if SPOKEN[endpoint] is not client]

@@ -510,7 +510,7 @@ def test_filters_that_are_off_ask_other_vendors_for_nothing() -> None:
 
 
 def test_every_field_of_the_hub_that_this_dialect_can_say_has_a_name_in_it() -> None:
-    unsaid = {"dialect", "logit_bias", "verbosity", "user", "cache_key"}
+    unsaid = {"dialect", "left_out", "logit_bias", "verbosity", "user", "cache_key"}
     assert FIELD_NAMES.keys() == set(ConversationRequest.__struct_fields__) - unsaid | {"output.kind"}
 
 

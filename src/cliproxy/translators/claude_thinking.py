@@ -21,8 +21,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cliproxy.errors import UnsupportedFeature
 from cliproxy.translators.conversation import ConversationRequest, Thinking
+from cliproxy.translators.policy import Losses
+from cliproxy.translators.policy_targets import HubField
 
 MIN_BUDGET_TOKENS = 1024
 _EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh"}
@@ -40,21 +41,22 @@ def effort_of(wanted: Thinking | None, *, by_budget: bool) -> str:
     return "low" if wanted.budget <= _BUDGETS["low"] else "medium" if wanted.budget <= _BUDGETS["medium"] else "high"
 
 
-def thinking_of(request: ConversationRequest, dropped: list[str], *, by_budget: bool, begin_with_thoughts: Callable[[], bool]) -> dict[str, Any] | None:
+def thinking_of(request: ConversationRequest, losses: Losses, *, by_budget: bool, begin_with_thoughts: Callable[[], bool]) -> dict[str, Any] | None:
     """Return the value of `thinking`; `None` for nothing. Raises `UnsupportedFeature` for an unknown effort. `begin_with_thoughts` says whether the turns
     that have to do."""
     wanted = request.thinking
     if wanted is None:
         return None
     if wanted.effort and wanted.effort != "none" and wanted.effort not in _EFFORTS:
-        raise UnsupportedFeature("The provider of this model knows no such effort.", param="thinking")
+        losses.lose(HubField.EFFORT)
+        return None
     if wanted.budget == 0 or wanted.effort == "none":
         return {"type": "disabled"}
     if not wanted.effort and wanted.budget is None and wanted.show is False:
         return None  # no wish to think, and none to see thoughts
     forced = request.tool_choice is not None and request.tool_choice.mode in ("required", "named")
     if forced or (by_budget and (request.max_tokens <= MIN_BUDGET_TOKENS or not begin_with_thoughts())):
-        dropped.append("thinking")
+        losses.lose(HubField.THINKING)
         return None
     if by_budget:
         if wanted.budget is not None and wanted.budget > 0:

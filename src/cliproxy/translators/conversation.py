@@ -2,9 +2,8 @@
 
 Each dialect decodes to these types and encodes from them, so that n dialects need 2n translations and not n². What always holds:
 
-- Nothing is lost silently. A decoder refuses what has no place here (`UnsupportedFeature` with the path in its own dialect); an encoder refuses what its
-  dialect cannot say (`UnsupportedFeature` with a field of `ConversationRequest`, or a part's `at`), or, only where that changes no answer's meaning and
-  `docs/translation.md` lists it, leaves it out and reports the field in `Encoded.dropped`.
+- Nothing is lost silently. What has no place here, or no word in a target's dialect, is lost by a rule (`policy.py`): refused with `UnsupportedFeature`, or
+  left out and reported in `Encoded.dropped`, by the client's path, a field of `ConversationRequest`, or a part's `at`.
 - `at` is the part's path in the body it was read from (`messages[2].content[0]`), empty for parts that every dialect can say.
 - Texts are never altered, not even their white space. JSON that a model wrote stays the text that it wrote.
 - In an answer, a tool call's `arguments` are a JSON object: whoever reads a provider's answer verifies it (`verify_arguments`).
@@ -27,10 +26,6 @@ from cliproxy.metering.usage import Usage
 
 class _Value(msgspec.Struct, frozen=True, gc=False):
     """A value of the hub."""
-
-
-# What a client is told whose dialect has instructions between turns: not every provider has, and moved to another place they would mean something else.
-INSTRUCTIONS_BETWEEN = "The provider of this model takes instructions before the first turn only: put them there, or into a message of the user."
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -180,7 +175,7 @@ class Thinking(_Value, frozen=True):
 
 class ConversationRequest(_Value, frozen=True):
     """What a client asks for. `max_tokens` is always there (the cap of the configuration, if the client named none) and counts for one choice, thoughts
-    included. `system` are the instructions before the first turn. `dialect` is the client's."""
+    included. `system` are the instructions before the first turn. `dialect` is the client's, `left_out` what it said that was left out here."""
 
     dialect: Dialect
     model: str
@@ -209,6 +204,7 @@ class ConversationRequest(_Value, frozen=True):
     service_tier: str = ""
     store: bool | None = None
     cache_key: str = ""
+    left_out: dict[str, None] = {}
 
 
 class Encoded(_Value, frozen=True):

@@ -20,7 +20,7 @@ from cliproxy.metering.usage import Usage
 
 class EmbedRequest(msgspec.Struct, frozen=True, gc=False):
     """`texts`, in order, are to become a vector each, of `dimensions` numbers if that is said. `task` and `title` are Gemini's hints at what the vectors are
-    for; without them they are for anything."""
+    for; without them they are for anything. `left_out`: see `ConversationRequest`."""
 
     dialect: Dialect
     model: str
@@ -29,6 +29,7 @@ class EmbedRequest(msgspec.Struct, frozen=True, gc=False):
     task: str = ""
     title: str = ""
     user: str = ""
+    left_out: dict[str, None] = {}
 
 
 class EmbedAnswer(msgspec.Struct, frozen=True, gc=False):

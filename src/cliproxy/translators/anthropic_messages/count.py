@@ -19,6 +19,7 @@ from cliproxy.translators.anthropic_messages.encode import PREFIX, VERTEX_COUNT_
 from cliproxy.translators.anthropic_messages.request import MessagesRequest
 from cliproxy.translators.anthropic_messages.wire import COUNT_FIELDS, CountBody
 from cliproxy.translators.conversation import ConversationRequest, Encoded
+from cliproxy.translators.policy_targets import ToMessages
 from cliproxy.translators.schema import convert
 
 _decoder = msgspec.json.Decoder(CountAnswer)
@@ -44,10 +45,10 @@ def encode_count_same(request: MessagesRequest, quirks: Quirks) -> Encoded:
 
 def encode_count(request: ConversationRequest, quirks: Quirks) -> Encoded:
     """Return the question for the tokens of `request`. What only steers an answer is left out: it has no tokens. Raises as `encode_conversation` does."""
-    dropped: list[str] = []
+    losses = ToMessages(request.left_out)
     body: dict[str, Any] = {}
-    add_prompt(body, request, dropped, by_budget=has_quirk(quirks, Quirks.BUDGET_THINKING))
-    return Encoded(VERTEX_COUNT_PREFIX if has_quirk(quirks, Quirks.VERTEX) else PREFIX, b"," + json_of(body), tuple(dict.fromkeys(dropped)))
+    add_prompt(body, request, losses, by_budget=has_quirk(quirks, Quirks.BUDGET_THINKING))
+    return Encoded(VERTEX_COUNT_PREFIX if has_quirk(quirks, Quirks.VERTEX) else PREFIX, b"," + json_of(body), tuple(losses))
 
 
 def decode_count_answer(body: bytes) -> int:

@@ -14,17 +14,18 @@ from typing import Any
 import msgspec
 
 from cliproxy.dialects import Quirks
-from cliproxy.errors import UnsupportedFeature
 from cliproxy.formats.json_bounds import encode_json
-from cliproxy.translators.anthropic_messages.encode_messages import TOOL_NAME, begin_with_thoughts, called_names, refuse, system_blocks, turns
+from cliproxy.translators.anthropic_messages.encode_messages import TOOL_NAME, begin_with_thoughts, called_names, system_blocks, turns
 from cliproxy.translators.anthropic_messages.request import MessagesRequest
 from cliproxy.translators.claude_thinking import effort_of, thinking_of
 from cliproxy.translators.conversation import ConversationRequest, Encoded, Tool
+from cliproxy.translators.policy_targets import HubField, ToMessages
 
 PREFIX = b'{"model":'
 VERTEX_VERSION = b'{"anthropic_version":"vertex-2023-10-16",'
 VERTEX_COUNT_PREFIX = VERTEX_VERSION + b'"model":'
 MAX_USER_ID_CHARS = 256  # Anthropic: `metadata.user_id`
+_HINTS = tuple((field, field.param) for field in (HubField.SEED, HubField.VERBOSITY, HubField.CACHE_KEY, HubField.METADATA))
 _TIERS = {"auto": "auto", "default": "standard_only"}
 _encoder = msgspec.json.Encoder()
 
@@ -43,14 +44,14 @@ def encode_conversation(request: ConversationRequest, quirks: Quirks) -> Encoded
     Raises `UnsupportedFeature` with the field of `ConversationRequest`, or the part's `at`, that Anthropic cannot express. `dropped` are the fields that were
     left out because they change no answer's meaning.
     """
-    dropped: list[str] = []
+    losses = ToMessages(request.left_out)
     body: dict[str, Any] = {"max_tokens": request.max_tokens}
-    add_prompt(body, request, dropped, by_budget=has_quirk(quirks, Quirks.BUDGET_THINKING))
-    _add_settings(body, request, dropped, thinks=_is_thinking(body))
+    add_prompt(body, request, losses, by_budget=has_quirk(quirks, Quirks.BUDGET_THINKING))
+    _add_settings(body, request, losses, thinks=_is_thinking(body))
     if request.stream:
         body["stream"] = True
     encoded = around_model(json_of(body), vertex=has_quirk(quirks, Quirks.VERTEX))
-    return Encoded(encoded.prefix, encoded.suffix, tuple(dict.fromkeys(dropped))) if dropped else encoded
+    return Encoded(encoded.prefix, encoded.suffix, tuple(losses)) if losses else encoded
 
 
 def has_quirk(quirks: Quirks, quirk: Quirks) -> bool:
@@ -67,18 +68,18 @@ def json_of(body: dict[str, Any]) -> bytes:
     try:
         return _encoder.encode(body)[1:]
     except RecursionError:
-        raise UnsupportedFeature("The request is nested too deeply.", param="tools") from None  # the only values of any depth are schemas
+        raise ToMessages.refusal(HubField.TOOL_NESTING) from None  # the only values of any depth are schemas
 
 
 # --- what counts as prompt -------------------------------------------------------------------------------------------
 
 
-def add_prompt(fields: dict[str, Any], request: ConversationRequest, dropped: list[str], *, by_budget: bool) -> None:
+def add_prompt(fields: dict[str, Any], request: ConversationRequest, losses: ToMessages, *, by_budget: bool) -> None:
     """Add what a request and a question for its tokens have in common. `by_budget`: the model thinks by budgets and knows no effort."""
     thinking = None
     if request.thinking is not None:
-        thinking = thinking_of(request, dropped, by_budget=by_budget, begin_with_thoughts=lambda: begin_with_thoughts(request.messages))
-    fields["messages"] = turns(request.messages, dropped)
+        thinking = thinking_of(request, losses, by_budget=by_budget, begin_with_thoughts=lambda: begin_with_thoughts(request.messages))
+    fields["messages"] = turns(request.messages, losses)
     system = system_blocks(request.system) if request.system else None
     if system:
         fields["system"] = system
@@ -90,7 +91,7 @@ def add_prompt(fields: dict[str, Any], request: ConversationRequest, dropped: li
     if thinking is not None:
         fields["thinking"] = thinking
     if request.thinking is not None or request.output is not None:
-        output = _output_config(request, dropped, by_budget=by_budget)
+        output = _output_config(request, losses, by_budget=by_budget)
         if output:
             fields["output_config"] = output
 
@@ -103,17 +104,17 @@ def _tools(request: ConversationRequest) -> tuple[list[dict[str, Any]], dict[str
     if choice is not None and choice.mode in ("auto", "required") and names:
         tools = tuple(tool for tool in tools if tool.name in names)
         if len(tools) != len(set(names)):
-            refuse("tool_choice")
+            raise ToMessages.refusal(HubField.TOOL_CHOICE)
     if not tools:
         if choice is not None and choice.mode in ("required", "named"):
-            refuse("tool_choice")
+            raise ToMessages.refusal(HubField.TOOL_CHOICE)
         return _never_called(request)
     made: dict[str, Any] | None = None
     if choice is not None:
         made = {"type": {"auto": "auto", "none": "none", "required": "any", "named": "tool"}[choice.mode]}
         if choice.mode == "named":
             if len(names) != 1 or all(tool.name != names[0] for tool in tools):
-                refuse("tool_choice")
+                raise ToMessages.refusal(HubField.TOOL_CHOICE)
             made["name"] = names[0]
     if request.parallel_tool_calls is not None:
         if made is None:
@@ -131,14 +132,14 @@ def _never_called(request: ConversationRequest) -> tuple[list[dict[str, Any]], d
 
 def _tool(tool: Tool) -> dict[str, Any]:
     if not TOOL_NAME.fullmatch(tool.name):
-        refuse("tools")
+        raise ToMessages.refusal(HubField.TOOL_NAME)
     schema = tool.parameters
     if schema is None:
         schema = {"type": "object", "properties": {}}
     elif "type" not in schema:
         schema = {"type": "object", **schema}
     elif schema["type"] != "object":
-        refuse("tools")
+        raise ToMessages.refusal(HubField.TOOL_SCHEMA)
     made: dict[str, Any] = {"name": tool.name}
     if tool.description:
         made["description"] = tool.description
@@ -150,7 +151,7 @@ def _tool(tool: Tool) -> dict[str, Any]:
     return made
 
 
-def _output_config(request: ConversationRequest, dropped: list[str], *, by_budget: bool) -> dict[str, Any]:
+def _output_config(request: ConversationRequest, losses: ToMessages, *, by_budget: bool) -> dict[str, Any]:
     config: dict[str, Any] = {}
     effort = effort_of(request.thinking, by_budget=by_budget)
     if effort:
@@ -158,10 +159,11 @@ def _output_config(request: ConversationRequest, dropped: list[str], *, by_budge
     output = request.output
     if output is not None:
         if output.kind != "schema" or output.schema is None:
-            refuse("output.kind")  # "some JSON object" is nothing that Anthropic can be held to
-        config["format"] = {"type": "json_schema", "schema": output.schema}
+            losses.lose(HubField.OUTPUT_KIND)
+        else:
+            config["format"] = {"type": "json_schema", "schema": output.schema}
         if output.description:
-            dropped.append("output")
+            losses.lose(HubField.OUTPUT_NAMES)
     return config
 
 
@@ -172,49 +174,56 @@ def _is_thinking(body: dict[str, Any]) -> bool:
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-def _add_settings(fields: dict[str, Any], request: ConversationRequest, dropped: list[str], *, thinks: bool) -> None:
+def _add_settings(fields: dict[str, Any], request: ConversationRequest, losses: ToMessages, *, thinks: bool) -> None:
     """Add the settings that steer the answer. 1.0 is the vendor's own temperature and `top_p`: it is left out, as newer models refuse either."""
-    _refuse_what_changes_answers(request)
+    _lose_what_changes_answers(request, losses)
     if request.temperature is not None and request.temperature != 1:
         if request.temperature > 1 or thinks:
-            refuse("temperature")
-        fields["temperature"] = request.temperature
+            losses.lose(HubField.TEMPERATURE)
+        else:
+            fields["temperature"] = request.temperature
     if request.top_p is not None and request.top_p != 1:
         if thinks and request.top_p < 0.95:
-            refuse("top_p")
-        fields["top_p"] = request.top_p
+            losses.lose(HubField.TOP_P)
+        else:
+            fields["top_p"] = request.top_p
     if request.top_k is not None:
         if thinks:
-            refuse("top_k")
-        fields["top_k"] = request.top_k
+            losses.lose(HubField.TOP_K)
+        else:
+            fields["top_k"] = request.top_k
     if request.stop:
-        if not all(stop.strip() for stop in request.stop):
-            refuse("stop")  # Anthropic takes no stop sequence of white space alone
-        fields["stop_sequences"] = request.stop
+        taken = [stop for stop in request.stop if stop.strip()]
+        if len(taken) < len(request.stop):
+            losses.lose(HubField.STOP)
+        if taken:
+            fields["stop_sequences"] = taken
     if request.user:
         if len(request.user) <= MAX_USER_ID_CHARS:
             fields["metadata"] = {"user_id": request.user}
         else:
-            dropped.append("user")
+            losses.lose(HubField.USER)
     if request.service_tier:
         if request.service_tier in _TIERS:
             fields["service_tier"] = _TIERS[request.service_tier]
         else:
-            dropped.append("service_tier")
+            losses.lose(HubField.SERVICE_TIER)
     if request.store:  # Anthropic stores nothing, as `false` wants it
-        dropped.append("store")
+        losses.lose(HubField.STORE)
     if request.seed is not None or request.verbosity or request.cache_key or request.metadata is not None:
-        dropped += [name for name in ("seed", "verbosity", "cache_key", "metadata") if getattr(request, name) not in (None, "")]
+        for field, name in _HINTS:
+            if getattr(request, name) not in (None, ""):
+                losses.lose(field)
 
 
-def _refuse_what_changes_answers(request: ConversationRequest) -> None:
+def _lose_what_changes_answers(request: ConversationRequest, losses: ToMessages) -> None:
     if request.n != 1:
-        refuse("n")
+        losses.lose(HubField.N)
     if request.logit_bias:
-        refuse("logit_bias")
+        losses.lose(HubField.LOGIT_BIAS)
     if request.logprobs is not None:
-        refuse("logprobs")
+        losses.lose(HubField.LOGPROBS)
     if request.presence_penalty:
-        refuse("presence_penalty")
+        losses.lose(HubField.PRESENCE_PENALTY)
     if request.frequency_penalty:
-        refuse("frequency_penalty")
+        losses.lose(HubField.FREQUENCY_PENALTY)

@@ -14,25 +14,21 @@ import binascii
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
 from cliproxy.bounds import MAX_CHAT_VALUES
 from cliproxy.dialects import Dialect
-from cliproxy.errors import SchemaError, UnsupportedFeature
+from cliproxy.errors import SchemaError
 from cliproxy.formats.json_bounds import decode_json, encode_json
-from cliproxy.translators.conversation import Document, Image, Message, Part, Reasoning, Refusal, Text, ToolCall, ToolResult
+from cliproxy.translators.conversation import Audio, Document, Image, Message, Part, Reasoning, Refusal, Text, ToolCall, ToolResult
+from cliproxy.translators.policy_targets import HubField, ToMessages
 
 TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 _CALL_ID = re.compile(r"[a-zA-Z0-9_-]+")
 _IMAGE_TYPES = frozenset(("image/jpeg", "image/png", "image/gif", "image/webp"))
 _CACHE = {"type": "ephemeral"}
-
-
-def refuse(param: str) -> NoReturn:
-    """Raise `UnsupportedFeature` for a field of `ConversationRequest` or a part's place."""
-    raise UnsupportedFeature("Anthropic's models cannot be asked for this.", param=param)
 
 
 def call_id(given: str) -> str:
@@ -46,11 +42,11 @@ def system_blocks(system: Sequence[Text]) -> list[dict[str, Any]]:
     return [_text(text) for text in system if text.text.strip()]
 
 
-def turns(messages: Sequence[Message], dropped: list[str]) -> list[dict[str, Any]]:
+def turns(messages: Sequence[Message], losses: ToMessages) -> list[dict[str, Any]]:
     """Return `messages` as turns that alternate, with tool results first in theirs. Raises `UnsupportedFeature` if the user does not begin."""
     made: list[dict[str, Any]] = []
     for role, parts in _joined(messages):
-        blocks = [block for part in parts if (block := _block(part, role, dropped)) is not None]
+        blocks = [block for part in parts if (block := _block(part, role, losses)) is not None]
         if role == "user" and len(blocks) > 1:
             blocks.sort(key=_comes_second)
         if not blocks:
@@ -60,7 +56,7 @@ def turns(messages: Sequence[Message], dropped: list[str]) -> list[dict[str, Any
         else:
             made.append({"role": role, "content": blocks})
     if not made or made[0]["role"] != "user":  # "first message must use the `user` role"
-        refuse("messages")
+        raise losses.refusal(HubField.FIRST_TURN)
     return made
 
 
@@ -98,28 +94,33 @@ def _is_ours(part: Reasoning) -> bool:
     return part.signer is Dialect.ANTHROPIC_MESSAGES and bool(part.redacted or part.signature)
 
 
-def _block(part: Part, role: str, dropped: list[str]) -> dict[str, Any] | None:
+def _block(part: Part, role: str, losses: ToMessages) -> dict[str, Any] | None:
     """Return `part` as a block; None for what is left out."""
     if isinstance(part, Text):
         if not part.text.strip():
             return None
         if part.citations:
-            dropped.append("messages")
+            losses.lose(HubField.CITATIONS)
         return _text(part)
     if role == "user":
         if isinstance(part, ToolResult):
-            return _result(part, dropped)
+            return _result(part, losses)
         if isinstance(part, Image):
-            return _image(part, dropped)
+            return _image(part, losses)
         if isinstance(part, Document):
-            return _document(part)
+            return _document(part, losses)
+        if isinstance(part, Audio):
+            raise losses.refusal(HubField.AUDIO, part.at)
     elif isinstance(part, ToolCall):
-        return _call(part)
+        return _call(part, losses)
     elif isinstance(part, Reasoning):
-        return _thoughts(part, dropped)
+        return _thoughts(part, losses)
     elif isinstance(part, Refusal):
         return {"type": "text", "text": part.text} if part.text.strip() else None
-    refuse(getattr(part, "at", "") or "messages")
+    elif isinstance(part, Image):
+        losses.lose(HubField.ASSISTANT_IMAGE, part.at)
+        return None
+    raise losses.refusal(HubField.UNKNOWN_PART, getattr(part, "at", ""))
 
 
 def _text(part: Text) -> dict[str, Any]:
@@ -132,25 +133,25 @@ def _cached(block: dict[str, Any], cache: bool) -> dict[str, Any]:
     return block
 
 
-def _image(part: Image, dropped: list[str]) -> dict[str, Any]:
+def _image(part: Image, losses: ToMessages) -> dict[str, Any]:
     if part.detail not in ("", "auto"):
-        dropped.append(part.at or "messages")
+        losses.lose(HubField.IMAGE_DETAIL, part.at)
     if part.data:
         if part.media_type not in _IMAGE_TYPES:
-            refuse(part.at or "messages")
+            raise losses.refusal(HubField.IMAGE, part.at)
         source = {"type": "base64", "media_type": part.media_type, "data": part.data}
     else:
-        source = _linked(part.url, part.at)
+        source = _linked(part.url, HubField.IMAGE, part.at)
     return _cached({"type": "image", "source": source}, part.cache)
 
 
-def _linked(url: str, at: str) -> dict[str, str]:
+def _linked(url: str, field: HubField, at: str) -> dict[str, str]:
     if not url.startswith(("https://", "http://")):
-        refuse(at or "messages")
+        raise ToMessages.refusal(field, at)
     return {"type": "url", "url": url}
 
 
-def _document(part: Document) -> dict[str, Any]:
+def _document(part: Document, losses: ToMessages) -> dict[str, Any]:
     source: dict[str, str]
     if part.text:
         source = {"type": "text", "media_type": "text/plain", "data": part.text}
@@ -159,9 +160,9 @@ def _document(part: Document) -> dict[str, Any]:
     elif part.data and part.media_type == "text/plain":
         source = {"type": "text", "media_type": "text/plain", "data": _plain(part)}
     elif part.url and part.media_type in ("", "application/pdf"):
-        source = _linked(part.url, part.at)
+        source = _linked(part.url, HubField.DOCUMENT, part.at)
     else:
-        refuse(part.at or "messages")
+        raise losses.refusal(HubField.DOCUMENT, part.at)
     made: dict[str, Any] = {"type": "document", "source": source}
     if part.title:
         made["title"] = part.title
@@ -174,38 +175,38 @@ def _plain(part: Document) -> str:
     try:
         text = base64.b64decode(part.data, validate=True).decode()
     except (binascii.Error, UnicodeError, ValueError):
-        refuse(part.at or "messages")
+        raise ToMessages.refusal(HubField.DOCUMENT, part.at) from None
     if not text.strip():
-        refuse(part.at or "messages")
+        raise ToMessages.refusal(HubField.DOCUMENT, part.at)
     return text
 
 
-def _call(part: ToolCall) -> dict[str, Any]:
+def _call(part: ToolCall, losses: ToMessages) -> dict[str, Any]:
     """Arguments of a client's history may be anything that a model wrote. Here they are an object: it is checked, and encoded anew."""
     if not TOOL_NAME.fullmatch(part.name):
-        refuse(part.at or "messages")
+        raise losses.refusal(HubField.CALL_NAME, part.at)
     try:
         given = decode_json((part.arguments or "{}").encode(), max_values=MAX_CHAT_VALUES)
         written = encode_json(given)
     except (SchemaError, UnicodeError):
-        refuse(part.at or "messages")
+        raise losses.refusal(HubField.ARGUMENTS, part.at) from None
     if not isinstance(given, dict):
-        refuse(part.at or "messages")
+        raise losses.refusal(HubField.ARGUMENTS, part.at)
     return {"type": "tool_use", "id": call_id(part.id), "name": part.name, "input": msgspec.Raw(written)}
 
 
-def _thoughts(part: Reasoning, dropped: list[str]) -> dict[str, Any] | None:
+def _thoughts(part: Reasoning, losses: ToMessages) -> dict[str, Any] | None:
     if not _is_ours(part):
-        dropped.append("thinking")
+        losses.lose(HubField.THOUGHTS)
         return None
     if part.redacted:
         return {"type": "redacted_thinking", "data": part.redacted}
     return {"type": "thinking", "thinking": part.text, "signature": part.signature}
 
 
-def _result(part: ToolResult, dropped: list[str]) -> dict[str, Any]:
+def _result(part: ToolResult, losses: ToMessages) -> dict[str, Any]:
     made: dict[str, Any] = {"type": "tool_result", "tool_use_id": call_id(part.call_id)}
-    content = [block for inner in part.content if (block := _block(inner, "user", dropped)) is not None]
+    content = [block for inner in part.content if (block := _block(inner, "user", losses)) is not None]
     if content:
         made["content"] = content
     if part.is_error:

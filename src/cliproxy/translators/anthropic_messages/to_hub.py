@@ -7,12 +7,9 @@ how long; the effort `max` is the hub's highest, `xhigh`. Thinking that is `disa
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 from msgspec.structs import replace
 
 from cliproxy.dialects import Dialect
-from cliproxy.errors import UnsupportedFeature
 from cliproxy.formats.json_bounds import encode_json
 from cliproxy.translators.anthropic_messages.request import MessagesRequest
 from cliproxy.translators.anthropic_messages.signatures import Kind, unmark
@@ -45,7 +42,6 @@ from cliproxy.translators.anthropic_messages.wire import (
 from cliproxy.translators.anthropic_messages.wire import Thinking as WireThinking
 from cliproxy.translators.anthropic_messages.wire import Tool as WireTool
 from cliproxy.translators.conversation import (
-    INSTRUCTIONS_BETWEEN,
     Citation,
     ConversationRequest,
     Document,
@@ -61,6 +57,7 @@ from cliproxy.translators.conversation import (
     ToolChoice,
     ToolResult,
 )
+from cliproxy.translators.policy_clients import FromMessages, MessagesField
 
 FIELD_NAMES = {
     "model": "model",
@@ -88,15 +85,16 @@ _TIERS = {"auto": "auto", "standard_only": "default"}  # in OpenAI's words, whic
 def conversation_of(request: MessagesRequest) -> ConversationRequest:
     """Return `request` in the hub's words. Raises `UnsupportedFeature` with the path of what has no place there."""
     wire = request.wire
+    losses = FromMessages()
     unknown = sorted(name for name in request.rest.keys() - KNOWN_FIELDS if request.rest[name] is not None)
-    if unknown:
-        _refuse(unknown[0])
+    for name in unknown:
+        losses.lose(MessagesField.UNKNOWN, name)
     if wire.speed not in (None, "standard"):
-        _refuse("speed")
+        losses.lose(MessagesField.SPEED)
     body = wire if isinstance(wire, MessagesBody) else None
     if body is not None and body.max_tokens == 0:
-        _refuse("max_tokens")  # filling the prompt cache is no wish that others know
-    messages = _messages(wire)
+        raise losses.refusal(MessagesField.CACHE_FILLING)
+    messages = _messages(wire, losses)
     choice, parallel = _tool_choice(wire)
     return ConversationRequest(
         dialect=Dialect.ANTHROPIC_MESSAGES,
@@ -105,7 +103,7 @@ def conversation_of(request: MessagesRequest) -> ConversationRequest:
         max_tokens=request.max_tokens or 1,  # a question for tokens has none, and asks for no answer
         messages=messages,
         system=_system(wire),
-        tools=tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(wire.tools or ())),
+        tools=tuple(_tool(tool, f"tools[{index}]", losses) for index, tool in enumerate(wire.tools or ())),
         tool_choice=choice,
         parallel_tool_calls=parallel,
         temperature=body.temperature if body else None,
@@ -113,9 +111,10 @@ def conversation_of(request: MessagesRequest) -> ConversationRequest:
         top_k=body.top_k if body else None,
         stop=tuple(body.stop_sequences or ()) if body else (),
         output=_output(wire),
-        thinking=_thinking(wire),
+        thinking=_thinking(wire, losses),
         user=(body.metadata.user_id or "") if body and body.metadata else "",
         service_tier=_TIERS.get(body.service_tier, body.service_tier) if body and body.service_tier else "",
+        left_out=losses,
     )
 
 
@@ -127,10 +126,6 @@ def citation_of(citation: TextCitation) -> Citation:
         cited=citation.cited_text or "",
         document=-1 if citation.document_index is None else citation.document_index,
     )
-
-
-def _refuse(param: str) -> NoReturn:
-    raise UnsupportedFeature(f"{param} is known to Anthropic only; this model's provider is another.", param=param)
 
 
 # --- messages --------------------------------------------------------------------------------------------------------
@@ -151,16 +146,16 @@ def _texts(content: str | list[TextBlock] | None) -> list[Text]:
     return [Text(block.text, cache=block.cache_control is not None) for block in content or () if block.text]
 
 
-def _messages(wire: CountBody) -> tuple[Message, ...]:
+def _messages(wire: CountBody, losses: FromMessages) -> tuple[Message, ...]:
     messages: list[Message] = []
     names: dict[str, str] = {}  # of the tools that were called, by the call's id
     for index, message in enumerate(wire.messages):
         at = f"messages[{index}]"
         if isinstance(message, SystemMessage):
             if messages:
-                raise UnsupportedFeature(INSTRUCTIONS_BETWEEN, param=f"{at}.role")
+                raise losses.refusal(MessagesField.INSTRUCTIONS_BETWEEN, f"{at}.role")
             continue
-        parts = _parts(message, at, names)
+        parts = _parts(message, at, names, losses)
         if parts:
             messages.append(Message("user" if isinstance(message, UserMessage) else "assistant", tuple(parts)))
     if wire.cache_control is not None and messages:
@@ -168,12 +163,12 @@ def _messages(wire: CountBody) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def _parts(message: UserMessage | AssistantMessage, at: str, names: dict[str, str]) -> list[Part]:
+def _parts(message: UserMessage | AssistantMessage, at: str, names: dict[str, str], losses: FromMessages) -> list[Part]:
     """Return what `message` says, without empty texts."""
     if isinstance(message.content, str):
         return [Text(message.content)] if message.content else []
     if isinstance(message, UserMessage):
-        return [_user_part(block, f"{at}.content[{place}]", names) for place, block in enumerate(message.content) if not _is_empty(block)]
+        return [_user_part(block, f"{at}.content[{place}]", names, losses) for place, block in enumerate(message.content) if not _is_empty(block)]
     parts: list[Part] = []
     for place, block in enumerate(message.content):
         if isinstance(block, ThinkingBlock | RedactedThinkingBlock):
@@ -209,16 +204,16 @@ def _marked(message: Message) -> Message:
     return Message(message.role, (*parts, last))
 
 
-def _user_part(block: UserBlock, at: str, names: dict[str, str]) -> Part:
+def _user_part(block: UserBlock, at: str, names: dict[str, str], losses: FromMessages) -> Part:
     if isinstance(block, TextBlock):
         return Text(block.text, cache=block.cache_control is not None)
     if isinstance(block, ImageBlock):
         return _image(block, at)
     if isinstance(block, DocumentBlock):
-        return _document(block, at)
+        return _document(block, at, losses)
     if isinstance(block, ToolResultBlock):
-        return _result(block, at, names)
-    _refuse(at)
+        return _result(block, at, names, losses)
+    raise losses.refusal(MessagesField.BLOCK, at)
 
 
 def _assistant_part(block: AssistantBlock, at: str, names: dict[str, str]) -> Part:
@@ -226,10 +221,10 @@ def _assistant_part(block: AssistantBlock, at: str, names: dict[str, str]) -> Pa
         return Text(block.text, tuple(map(citation_of, block.citations or ())), block.cache_control is not None)
     if isinstance(block, ToolUseBlock):
         if block.toolset_name is not None or (block.caller is not None and block.caller.get("type") != "direct"):
-            _refuse(at)
+            raise FromMessages.refusal(MessagesField.TOOLSET_CALL, at)
         names[block.id] = block.name
         return ToolCall(block.id, block.name, encode_json(block.input).decode(), at=at)
-    _refuse(at)
+    raise FromMessages.refusal(MessagesField.BLOCK, at)
 
 
 def _image(block: ImageBlock, at: str) -> Image:
@@ -238,13 +233,13 @@ def _image(block: ImageBlock, at: str) -> Image:
         return Image(media_type=block.source.media_type, data=block.source.data, at=at, cache=cache)
     if isinstance(block.source, UrlSource):
         return Image(url=block.source.url, at=at, cache=cache)
-    _refuse(f"{at}.source")
+    raise FromMessages.refusal(MessagesField.SOURCE, f"{at}.source")
 
 
-def _document(block: DocumentBlock, at: str) -> Document:
+def _document(block: DocumentBlock, at: str, losses: FromMessages) -> Document:
     source = block.source
     if block.context:
-        _refuse(f"{at}.context")
+        losses.lose(MessagesField.CONTEXT, f"{at}.context")
     media_type = data = url = text = ""
     if isinstance(source, Base64Source):
         media_type, data = source.media_type, source.data
@@ -255,47 +250,47 @@ def _document(block: DocumentBlock, at: str) -> Document:
     elif isinstance(source, ContentSource) and isinstance(source.content, str):
         media_type, text = "text/plain", source.content
     else:
-        _refuse(f"{at}.source")
+        raise losses.refusal(MessagesField.SOURCE, f"{at}.source")
     cited = block.citations is not None and block.citations.enabled is True
     cache = block.cache_control is not None
     return Document(media_type=media_type, data=data, url=url, text=text, title=block.title or "", citations=cited, at=at, cache=cache)
 
 
-def _result(block: ToolResultBlock, at: str, names: dict[str, str]) -> ToolResult:
+def _result(block: ToolResultBlock, at: str, names: dict[str, str], losses: FromMessages) -> ToolResult:
     if block.toolset_name is not None:
-        _refuse(f"{at}.toolset_name")
+        raise losses.refusal(MessagesField.TOOLSET_RESULT, f"{at}.toolset_name")
     content: list[Text | Image | Document] = []
     if isinstance(block.content, str):
         content = [Text(block.content)] if block.content else []
     else:
         for place, inner in enumerate(block.content or ()):
-            content.append(_result_part(inner, f"{at}.content[{place}]"))
+            content.append(_result_part(inner, f"{at}.content[{place}]", losses))
     name = names.get(block.tool_use_id, "")
     return ToolResult(block.tool_use_id, name, tuple(content), block.is_error is True, at, block.cache_control is not None)
 
 
-def _result_part(block: ResultContent, at: str) -> Text | Image | Document:
+def _result_part(block: ResultContent, at: str, losses: FromMessages) -> Text | Image | Document:
     if isinstance(block, TextBlock):
         return Text(block.text, cache=block.cache_control is not None)
     if isinstance(block, ImageBlock):
         return _image(block, at)
     if isinstance(block, DocumentBlock):
-        return _document(block, at)
-    _refuse(at)
+        return _document(block, at, losses)
+    raise losses.refusal(MessagesField.BLOCK, at)
 
 
 # --- tools and settings ----------------------------------------------------------------------------------------------
 
 
-def _tool(tool: WireTool, at: str) -> Tool:
+def _tool(tool: WireTool, at: str, losses: FromMessages) -> Tool:
     if not tool.is_custom or tool.name is None:
-        _refuse(at)
+        raise losses.refusal(MessagesField.VENDORS_TOOL, at)
     if tool.defer_loading:
-        _refuse(f"{at}.defer_loading")
+        losses.lose(MessagesField.DEFER_LOADING, f"{at}.defer_loading")
     if tool.input_examples:
-        _refuse(f"{at}.input_examples")
+        losses.lose(MessagesField.INPUT_EXAMPLES, f"{at}.input_examples")
     if tool.allowed_callers not in (None, [], ["direct"]):
-        _refuse(f"{at}.allowed_callers")
+        losses.lose(MessagesField.ALLOWED_CALLERS, f"{at}.allowed_callers")
     return Tool(tool.name, tool.description or "", tool.input_schema, tool.strict, tool.cache_control is not None)
 
 
@@ -322,7 +317,7 @@ def _output(wire: CountBody) -> OutputFormat | None:
     return OutputFormat("schema", schema=wire.output_config.format.schema)
 
 
-def _thinking(wire: CountBody) -> Thinking | None:
+def _thinking(wire: CountBody, losses: FromMessages) -> Thinking | None:
     effort = (wire.output_config.effort or "") if wire.output_config is not None else ""
     if effort == "max":
         effort = "xhigh"
@@ -336,4 +331,5 @@ def _thinking(wire: CountBody) -> Thinking | None:
         return Thinking(effort, None, show)
     if thinking.type == "disabled":
         return Thinking(effort, 0)
-    _refuse("thinking.type")
+    losses.lose(MessagesField.THINKING_TYPE)
+    return Thinking(effort) if effort else None

@@ -14,15 +14,16 @@ import base64
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
 from cliproxy.bounds import MAX_CHAT_VALUES
 from cliproxy.dialects import Dialect
-from cliproxy.errors import SchemaError, UnsupportedFeature
+from cliproxy.errors import SchemaError
 from cliproxy.formats.json_bounds import decode_json, encode_json
 from cliproxy.translators.conversation import Audio, Document, Image, Message, Part, Reasoning, Refusal, Text, ToolCall, ToolResult
+from cliproxy.translators.policy_targets import HubField, ToConverse
 
 TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 MAX_DOCUMENT_NAME_CHARS = 200
@@ -55,11 +56,6 @@ _AUDIO_FORMATS = {
 }
 
 
-def refuse(param: str) -> NoReturn:
-    """Raise `UnsupportedFeature` for a field of `ConversationRequest` or a part's place."""
-    raise UnsupportedFeature("Bedrock's Converse cannot be asked for this.", param=param)
-
-
 def call_id(given: str) -> str:
     """Return `given` as Bedrock takes it."""
     if _CALL_ID.fullmatch(given):
@@ -90,8 +86,8 @@ def begin_with_thoughts(messages: Sequence[Message]) -> bool:
 class Turns:
     """Writes the turns of one request."""
 
-    def __init__(self, dropped: list[str]) -> None:
-        self._dropped = dropped
+    def __init__(self, losses: ToConverse) -> None:
+        self._losses = losses
         self._names: set[str] = set()
 
     def write(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -109,10 +105,10 @@ class Turns:
             else:
                 made.append({"role": role, "content": blocks})
         if not made or made[0]["role"] != "user":  # "A conversation must start with a user message"
-            refuse("messages")
+            raise self._losses.refusal(HubField.FIRST_TURN)
         for turn in made:
             if any("document" in block for block in turn["content"]) and not any("text" in block for block in turn["content"]):
-                refuse("messages")
+                raise self._losses.refusal(HubField.DOCUMENTS_ALONE)
         return made
 
     def _blocks(self, part: Part, role: str) -> list[dict[str, Any]]:
@@ -121,7 +117,7 @@ class Turns:
             if not part.text.strip():
                 return []
             if part.citations:
-                self._dropped.append("messages")
+                self._losses.lose(HubField.CITATIONS)
             return _cached({"text": part.text}, part.cache)
         if role == "user":
             if isinstance(part, ToolResult):
@@ -138,27 +134,28 @@ class Turns:
             return self._thoughts(part)
         elif isinstance(part, Refusal):
             return [{"text": part.text}] if part.text.strip() else []
-        refuse(getattr(part, "at", "") or "messages")
+        elif isinstance(part, Image):
+            self._losses.lose(HubField.ASSISTANT_IMAGE, part.at)
+            return []
+        raise self._losses.refusal(HubField.UNKNOWN_PART, getattr(part, "at", ""))
 
     def _image(self, part: Image) -> dict[str, Any]:
-        at = part.at or "messages"
         if part.detail not in ("", "auto"):
-            self._dropped.append(at)
+            self._losses.lose(HubField.IMAGE_DETAIL, part.at)
         if not part.data or part.media_type not in _IMAGE_FORMATS:  # a URL would have to be one of S3, in the operator's account
-            refuse(at)
+            raise self._losses.refusal(HubField.IMAGE, part.at)
         return {"image": {"format": _IMAGE_FORMATS[part.media_type], "source": {"bytes": part.data}}}
 
     def _document(self, part: Document) -> dict[str, Any]:
-        at = part.at or "messages"
         if part.text:
             kind, data = "txt", base64.b64encode(part.text.encode("utf-8", "surrogatepass")).decode("ascii")
         elif part.data and part.media_type in _DOCUMENT_FORMATS:
             kind, data = _DOCUMENT_FORMATS[part.media_type], part.data
         else:
-            refuse(at)
+            raise self._losses.refusal(HubField.DOCUMENT, part.at)
         name = self._name(part.title)
         if part.title and name != part.title:
-            self._dropped.append(at)
+            self._losses.lose(HubField.DOCUMENT_TITLE, part.at)
         made: dict[str, Any] = {"format": kind, "name": name, "source": {"bytes": data}}
         if part.citations:
             made["citations"] = {"enabled": True}
@@ -178,7 +175,7 @@ class Turns:
 
     def _thoughts(self, part: Reasoning) -> list[dict[str, Any]]:
         if not _is_ours(part):
-            self._dropped.append("thinking")
+            self._losses.lose(HubField.THOUGHTS)
             return []
         if part.redacted:
             return [{"reasoningContent": {"redactedContent": part.redacted}}]
@@ -212,20 +209,19 @@ def _cached(block: dict[str, Any], cache: bool) -> list[dict[str, Any]]:
 
 def _audio(part: Audio) -> dict[str, Any]:
     if part.media_type not in _AUDIO_FORMATS:
-        refuse(part.at or "messages")
+        raise ToConverse.refusal(HubField.AUDIO, part.at)
     return {"audio": {"format": _AUDIO_FORMATS[part.media_type], "source": {"bytes": part.data}}}
 
 
 def _call(part: ToolCall) -> dict[str, Any]:
     """Arguments of a client's history may be anything that a model wrote. Here they are an object: it is checked, and encoded anew."""
-    at = part.at or "messages"
     if not TOOL_NAME.fullmatch(part.name):
-        refuse(at)
+        raise ToConverse.refusal(HubField.CALL_NAME, part.at)
     try:
         given = decode_json((part.arguments or "{}").encode(), max_values=MAX_CHAT_VALUES)
         written = encode_json(given)
     except (SchemaError, UnicodeError):
-        refuse(at)
+        raise ToConverse.refusal(HubField.ARGUMENTS, part.at) from None
     if not isinstance(given, dict):
-        refuse(at)
+        raise ToConverse.refusal(HubField.ARGUMENTS, part.at)
     return {"toolUse": {"toolUseId": call_id(part.id), "name": part.name, "input": msgspec.Raw(written)}}

@@ -24,6 +24,8 @@ from cliproxy.translators.gemini_generate.request import CountRequest
 from cliproxy.translators.gemini_generate.spelling import may_be_misspelt, shape_of, verify_names
 from cliproxy.translators.gemini_generate.to_hub import messages_of, system_of, tools_of
 from cliproxy.translators.gemini_generate.wire import CountBody, GenerateBody
+from cliproxy.translators.policy_clients import FromGemini
+from cliproxy.translators.policy_targets import ToGemini
 
 _COUNT = shape_of(CountBody)
 _BESIDE = ("systemInstruction", "tools", "generationConfig")
@@ -54,8 +56,9 @@ def decode_count(body: bytes, *, model: str, allow_provider_state: bool = False)
 
 def conversation_of(request: CountRequest) -> ConversationRequest:
     """Return what is to be counted in the hub's types: no settings, which do not count. Raises `UnsupportedFeature`, `SchemaError`."""
+    losses = FromGemini()
     try:
-        tools = tools_of(request.rest, request.wire.tools)
+        tools = tools_of(request.rest, request.wire.tools, losses)
     except RecursionError:
         raise SchemaError("The body is nested too deeply.", code="nested_too_deeply") from None
     return ConversationRequest(
@@ -63,9 +66,10 @@ def conversation_of(request: CountRequest) -> ConversationRequest:
         model=request.model,
         stream=False,
         max_tokens=1,
-        messages=messages_of(request.rest["contents"], request.wire.contents),
-        system=system_of(request.rest, request.wire.system_instruction),
+        messages=messages_of(request.rest["contents"], request.wire.contents, losses),
+        system=system_of(request.rest, request.wire.system_instruction, losses),
         tools=tools,
+        left_out=losses,
     )
 
 
@@ -78,10 +82,10 @@ def encode_count_same(request: CountRequest, quirks: Quirks) -> Encoded:
 
 def encode_count(request: ConversationRequest, quirks: Quirks) -> Encoded:
     """Return what is to be counted as a body for `countTokens`. Raises `UnsupportedFeature` for what Gemini cannot be asked."""
-    dropped: list[str] = []
-    contents = contents_of(request.messages, dropped)
-    tools = [{"functionDeclarations": functions_of(request.tools, dropped)}] if request.tools else []
-    return _body([{"text": text.text} for text in request.system], tools, contents, tuple(dict.fromkeys(dropped)))
+    losses = ToGemini(request.left_out)
+    contents = contents_of(request.messages, losses)
+    tools = [{"functionDeclarations": functions_of(request.tools, losses)}] if request.tools else []
+    return _body([{"text": text.text} for text in request.system], tools, contents, tuple(losses))
 
 
 def _body(system: list[Any], tools: list[Any], contents: list[Any], dropped: tuple[str, ...]) -> Encoded:

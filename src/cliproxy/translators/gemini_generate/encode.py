@@ -8,7 +8,6 @@ import msgspec
 
 from cliproxy.bounds import MAX_GEMINI_STOP_SEQUENCES
 from cliproxy.dialects import Dialect, Quirks
-from cliproxy.errors import UnsupportedFeature
 from cliproxy.formats.json_bounds import encode_json
 from cliproxy.translators.conversation import (
     Audio,
@@ -31,13 +30,25 @@ from cliproxy.translators.conversation import (
 from cliproxy.translators.gemini_generate.media import blob_of
 from cliproxy.translators.gemini_generate.request import GeminiRequest
 from cliproxy.translators.gemini_generate.signatures import is_marked
+from cliproxy.translators.policy_targets import HubField, ToGemini
 
 # What Google documents to put where a call has no signature because another model made it ("Thought signatures", FAQ): models since Gemini 3 refuse the first
 # call of a turn without one.
 FOREIGN_SIGNATURE = "skip_thought_signature_validator"
 _BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576}  # `to_hub` says where they come from
-_DROPPED = ("user", "metadata", "store", "service_tier", "cache_key", "verbosity")  # hints: no answer means anything else without them
-_REFUSED = ("logit_bias", "logprobs")
+_ABSENT = tuple(  # what Gemini has nothing like, with its name in the hub
+    (field, field.param)
+    for field in (
+        HubField.LOGIT_BIAS,
+        HubField.LOGPROBS,
+        HubField.USER,
+        HubField.METADATA,
+        HubField.STORE,
+        HubField.SERVICE_TIER,
+        HubField.CACHE_KEY,
+        HubField.VERBOSITY,
+    )
+)
 
 
 def encode_same(request: GeminiRequest, quirks: Quirks) -> Encoded:
@@ -48,7 +59,13 @@ def encode_same(request: GeminiRequest, quirks: Quirks) -> Encoded:
     if not request.marked:
         return Encoded(encode_json(request.rest), b"")
     contents = without_marks(request.rest["contents"])
-    return Encoded(encode_json({**request.rest, "contents": contents}), b"", () if contents == request.rest["contents"] else ("thinking",))
+    return Encoded(encode_json({**request.rest, "contents": contents}), b"", () if contents == request.rest["contents"] else tuple(_lost_thoughts()))
+
+
+def _lost_thoughts() -> ToGemini:
+    losses = ToGemini()
+    losses.lose(HubField.THOUGHTS)
+    return losses
 
 
 def without_marks(contents: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -70,7 +87,7 @@ def without_marks(contents: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if parts:
             left.append(content)
     if not left:
-        raise UnsupportedFeature("Nothing of the conversation can be said to Gemini.", param="contents")
+        raise ToGemini.refusal(HubField.NOTHING_LEFT, "contents")
     return left
 
 
@@ -82,39 +99,39 @@ def _sign_first_call(parts: list[dict[str, Any]]) -> None:
 
 def encode_conversation(request: ConversationRequest, quirks: Quirks) -> Encoded:
     """Return `request` as a body for `generateContent`. Raises `UnsupportedFeature` for what Gemini cannot be asked."""
-    for name in _REFUSED:
-        if getattr(request, name) is not None:
-            raise UnsupportedFeature("Gemini has no such thing, or its answer cannot be translated.", param=name)
+    losses = ToGemini(request.left_out)
+    for field, name in _ABSENT:
+        if getattr(request, name) not in (None, ""):
+            losses.lose(field)
     if request.parallel_tool_calls is False and request.tools:
-        raise UnsupportedFeature("Gemini cannot be kept from calling several tools at once.", param="parallel_tool_calls")
-    dropped = [name for name in _DROPPED if getattr(request, name) not in (None, "")]
-    body: dict[str, Any] = {"contents": contents_of(request.messages, dropped)}
+        losses.lose(HubField.PARALLEL_CALLS)
+    body: dict[str, Any] = {"contents": contents_of(request.messages, losses)}
     if request.system:
         body["systemInstruction"] = {"parts": [{"text": text.text} for text in request.system]}
-        _note_cache(dropped, any(text.cache for text in request.system))
+        _note_cache(losses, any(text.cache for text in request.system))
     if request.tools:
-        body["tools"] = [{"functionDeclarations": functions_of(request.tools, dropped)}]
+        body["tools"] = [{"functionDeclarations": functions_of(request.tools, losses)}]
     if request.tool_choice is not None:
         body["toolConfig"] = {"functionCallingConfig": _calling(request.tool_choice)}
-    body["generationConfig"] = _config(request, dropped)
-    return Encoded(encode_json(body), b"", tuple(dict.fromkeys(dropped)))
+    body["generationConfig"] = _config(request, losses)
+    return Encoded(encode_json(body), b"", tuple(losses))
 
 
-def _note_cache(dropped: list[str], cached: bool) -> None:
+def _note_cache(losses: ToGemini, cached: bool) -> None:
     if cached:
-        dropped.append("cache")
+        losses.lose(HubField.CACHE)
 
 
 # --- contents --------------------------------------------------------------------------------------------------------
 
 
-def contents_of(messages: tuple[Message, ...], dropped: list[str]) -> list[dict[str, Any]]:
+def contents_of(messages: tuple[Message, ...], losses: ToGemini) -> list[dict[str, Any]]:
     """Return the turns, which alternate: neighbours of one role are joined. Raises `UnsupportedFeature`, also when nothing is left to say."""
     names: dict[str, str] = {}
     contents: list[dict[str, Any]] = []
     for message in messages:
         role = "model" if message.role == "assistant" else "user"
-        parts = [made for part in message.parts if (made := _part(part, names, dropped)) is not None]
+        parts = [made for part in message.parts if (made := _part(part, names, losses)) is not None]
         if not parts:
             continue
         if contents and contents[-1]["role"] == role:
@@ -122,45 +139,45 @@ def contents_of(messages: tuple[Message, ...], dropped: list[str]) -> list[dict[
         else:
             contents.append({"role": role, "parts": parts})
     if not contents:
-        raise UnsupportedFeature("Nothing of the conversation can be said to Gemini.", param="messages")
+        raise losses.refusal(HubField.NOTHING_LEFT)
     for content in contents:
         _sign_first_call(content["parts"])
     return contents
 
 
-def _part(part: Part, names: dict[str, str], dropped: list[str]) -> dict[str, Any] | None:
+def _part(part: Part, names: dict[str, str], losses: ToGemini) -> dict[str, Any] | None:
     """Return Gemini's part, `None` for thoughts of another vendor's."""
     if isinstance(part, Text):
-        _note_cache(dropped, part.cache)
+        _note_cache(losses, part.cache)
         return {"text": part.text}
     if isinstance(part, Refusal):
         return {"text": part.text}
     if isinstance(part, Reasoning):
-        return _thought(part, dropped)
+        return _thought(part, losses)
     if isinstance(part, ToolCall):
         names[part.id] = part.name
         call = {"id": part.id, "name": part.name, "args": _arguments(part)}
         return {"functionCall": call, "thoughtSignature": part.signature} if part.signature else {"functionCall": call}
     if isinstance(part, ToolResult):
-        return {"functionResponse": _response(part, names, dropped)}
-    return _blob(part, dropped)
+        return {"functionResponse": _response(part, names, losses)}
+    return _blob(part, losses)
 
 
-def _blob(part: Image | Document | Audio, dropped: list[str]) -> dict[str, object]:
+def _blob(part: Image | Document | Audio, losses: ToGemini) -> dict[str, object]:
     if isinstance(part, Image) and part.detail:
-        dropped.append("detail")
+        losses.lose(HubField.DETAIL)
     if isinstance(part, Document):
         if part.citations:
-            raise UnsupportedFeature("Gemini cannot be asked to cite this document.", param=part.at or "messages")
+            losses.lose(HubField.DOCUMENT_CITATIONS, part.at)
         if part.title:
-            dropped.append("title")
-    _note_cache(dropped, not isinstance(part, Audio) and part.cache)
+            losses.lose(HubField.TITLE)
+    _note_cache(losses, not isinstance(part, Audio) and part.cache)
     return blob_of(part)
 
 
-def _thought(part: Reasoning, dropped: list[str]) -> dict[str, Any] | None:
+def _thought(part: Reasoning, losses: ToGemini) -> dict[str, Any] | None:
     if part.signer is not Dialect.GEMINI_GENERATE or part.redacted:
-        dropped.append("thinking")
+        losses.lose(HubField.THOUGHTS)
         return None
     made: dict[str, Any] = {"text": part.text}
     if part.text:
@@ -176,31 +193,31 @@ def _arguments(call: ToolCall) -> msgspec.Raw:
     try:
         _objects.decode(arguments)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise UnsupportedFeature("Gemini takes JSON objects as arguments only.", param=call.at or "messages") from None
+        raise ToGemini.refusal(HubField.ARGUMENTS, call.at) from None
     return msgspec.Raw(arguments.encode())
 
 
 _objects = msgspec.json.Decoder(dict[str, Any])
 
 
-def _response(result: ToolResult, names: dict[str, str], dropped: list[str]) -> dict[str, Any]:
+def _response(result: ToolResult, names: dict[str, str], losses: ToGemini) -> dict[str, Any]:
     name = result.name or names.get(result.call_id, "")
     if not name:
-        raise UnsupportedFeature("The result answers no call of this conversation, and Gemini wants its name.", param=result.at or "messages")
-    _note_cache(dropped, result.cache)
+        raise losses.refusal(HubField.RESULT_NAME, result.at)
+    _note_cache(losses, result.cache)
     texts = [part.text for part in result.content if isinstance(part, Text)]
     media = [part for part in result.content if not isinstance(part, Text)]
     said: Any = texts[0] if len(texts) == 1 else texts or ""
     made: dict[str, Any] = {"id": result.call_id, "name": name, "response": {"error" if result.is_error else "output": said}}
     if media:
-        made["parts"] = [_blob(part, dropped) for part in media]
+        made["parts"] = [_blob(part, losses) for part in media]
     return made
 
 
 # --- tools and settings ----------------------------------------------------------------------------------------------
 
 
-def functions_of(tools: tuple[Tool, ...], dropped: list[str]) -> list[dict[str, Any]]:
+def functions_of(tools: tuple[Tool, ...], losses: ToGemini) -> list[dict[str, Any]]:
     """Return the functions' declarations. Their schemas leave as they are: `parametersJsonSchema` takes JSON Schema."""
     made = []
     for tool in tools:
@@ -208,8 +225,8 @@ def functions_of(tools: tuple[Tool, ...], dropped: list[str]) -> list[dict[str, 
         if tool.parameters is not None:
             declaration["parametersJsonSchema"] = tool.parameters
         if tool.strict:
-            dropped.append("strict")
-        _note_cache(dropped, tool.cache)
+            losses.lose(HubField.STRICT)
+        _note_cache(losses, tool.cache)
         made.append(declaration)
     return made
 
@@ -223,12 +240,12 @@ def _calling(choice: ToolChoice) -> dict[str, Any]:
     return {"mode": "ANY", "allowedFunctionNames": list(choice.names)} if choice.names else {"mode": "ANY"}
 
 
-def _config(request: ConversationRequest, dropped: list[str]) -> dict[str, Any]:
+def _config(request: ConversationRequest, losses: ToGemini) -> dict[str, Any]:
     if len(request.stop) > MAX_GEMINI_STOP_SEQUENCES:
-        raise UnsupportedFeature(f"Gemini takes {MAX_GEMINI_STOP_SEQUENCES} stop sequences.", param="stop")
+        losses.lose(HubField.STOP)
     seed = request.seed
     if seed is not None and not -(2**31) <= seed < 2**31:
-        dropped.append("seed")
+        losses.lose(HubField.SEED)
         seed = None
     said: dict[str, Any] = {
         "maxOutputTokens": request.max_tokens,
@@ -236,28 +253,28 @@ def _config(request: ConversationRequest, dropped: list[str]) -> dict[str, Any]:
         "temperature": request.temperature,
         "topP": request.top_p,
         "topK": request.top_k,
-        "stopSequences": list(request.stop) or None,
+        "stopSequences": list(request.stop[:MAX_GEMINI_STOP_SEQUENCES]) or None,
         "seed": seed,
         "presencePenalty": request.presence_penalty,
         "frequencyPenalty": request.frequency_penalty,
-        "thinkingConfig": _thinking(request.thinking),
+        "thinkingConfig": _thinking(request.thinking, losses),
     }
     made = {name: value for name, value in said.items() if value is not None}
     if request.output is not None:
-        made.update(_output(request.output, dropped))
+        made.update(_output(request.output, losses))
     return made
 
 
-def _output(output: OutputFormat, dropped: list[str]) -> dict[str, Any]:
+def _output(output: OutputFormat, losses: ToGemini) -> dict[str, Any]:
     if output.description:
-        dropped.append("output.description")
+        losses.lose(HubField.OUTPUT_DESCRIPTION)
     made: dict[str, Any] = {"responseMimeType": "application/json"}
     if output.kind == "schema" and output.schema is not None:
         made["responseJsonSchema"] = output.schema
     return made
 
 
-def _thinking(thinking: Thinking | None) -> dict[str, Any] | None:
+def _thinking(thinking: Thinking | None, losses: ToGemini) -> dict[str, Any] | None:
     if thinking is None:
         return None
     made: dict[str, Any] = {}
@@ -266,7 +283,8 @@ def _thinking(thinking: Thinking | None) -> dict[str, Any] | None:
     if thinking.budget is not None:
         made["thinkingBudget"] = thinking.budget
     elif thinking.effort:
-        if thinking.effort not in _BUDGETS:
-            raise UnsupportedFeature("Gemini has no such effort.", param="thinking")
-        made["thinkingBudget"] = _BUDGETS[thinking.effort]
+        if thinking.effort in _BUDGETS:
+            made["thinkingBudget"] = _BUDGETS[thinking.effort]
+        else:
+            losses.lose(HubField.EFFORT)
     return made or None

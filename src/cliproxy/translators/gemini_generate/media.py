@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 from urllib.parse import urlsplit
 
-from cliproxy.errors import UnsupportedFeature
 from cliproxy.translators.conversation import Audio, Document, Image
 from cliproxy.translators.gemini_generate.wire import Blob, FileData
+from cliproxy.translators.policy_clients import FromGemini, GeminiField
+from cliproxy.translators.policy_targets import HubField, ToGemini
 
 # Google's servers fetch public https addresses (Gemini API, "File input methods"). These hosts are something else: files that Google keeps, and videos.
 _FILES_OF_GOOGLE = ("generativelanguage.googleapis.com", "storage.googleapis.com", "storage.cloud.google.com")
@@ -59,7 +60,7 @@ def media_of_blob(blob: Blob, at: str) -> Image | Audio | Document:
         return Audio(kind, data, at)
     if kind.startswith("text/") or kind in ("application/pdf", "application/json"):
         return Document(media_type=kind, data=data, title=blob.display_name or "", at=at)
-    raise UnsupportedFeature("This media type cannot be translated.", param=at)
+    raise FromGemini.refusal(GeminiField.MEDIA_TYPE, at)
 
 
 def media_of_file(file: FileData, at: str) -> Image | Document:
@@ -68,15 +69,15 @@ def media_of_file(file: FileData, at: str) -> Image | Document:
         address = urlsplit(file.file_uri)
         host = (address.hostname or "").lower()
     except ValueError:
-        raise UnsupportedFeature("This is no address that another provider can fetch.", param=at) from None
+        raise FromGemini.refusal(GeminiField.ADDRESS, at) from None
     if address.scheme != "https" or any(host == known or host.endswith("." + known) for known in (*_FILES_OF_GOOGLE, *_VIDEOS)):
-        raise UnsupportedFeature("Only public https addresses can be translated.", param=at)
+        raise FromGemini.refusal(GeminiField.ADDRESS, at)
     kind = (file.mime_type or type_of_address(file.file_uri)).lower()
     if kind.startswith("image/"):
         return Image(media_type=kind, url=file.file_uri, at=at)
     if kind.startswith("text/") or kind == "application/pdf":
         return Document(media_type=kind, url=file.file_uri, title=file.display_name or "", at=at)
-    raise UnsupportedFeature("This media type cannot be translated.", param=at)
+    raise FromGemini.refusal(GeminiField.MEDIA_TYPE, at)
 
 
 def blob_of(part: Image | Audio | Document) -> dict[str, object]:
@@ -89,6 +90,6 @@ def blob_of(part: Image | Audio | Document) -> dict[str, object]:
         return {"inlineData": {"mimeType": part.media_type or default, "data": part.data}}
     url = "" if isinstance(part, Audio) else part.url
     if not url.startswith("https://"):
-        raise UnsupportedFeature("Gemini fetches https addresses only.", param=part.at or "messages")
+        raise ToGemini.refusal(HubField.ADDRESS, part.at)
     kind = part.media_type or type_of_address(url)
     return {"fileData": {"fileUri": url, "mimeType": kind} if kind else {"fileUri": url}}

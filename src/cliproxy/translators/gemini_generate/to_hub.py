@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from cliproxy.dialects import Dialect
-from cliproxy.errors import SchemaError, UnsupportedFeature
+from cliproxy.errors import SchemaError
 from cliproxy.translators.conversation import (
     ConversationRequest,
     Document,
@@ -46,6 +46,7 @@ from cliproxy.translators.gemini_generate.media import media_of_blob, media_of_f
 from cliproxy.translators.gemini_generate.request import GeminiRequest
 from cliproxy.translators.gemini_generate.schemas import json_schema_of
 from cliproxy.translators.gemini_generate.signatures import is_marked, thought_in
+from cliproxy.translators.policy_clients import FromGemini, GeminiField
 
 # A field of `ConversationRequest` and what a client of this dialect calls it.
 FIELD_NAMES: dict[str, str] = {
@@ -97,14 +98,15 @@ _EFFORTS = frozenset({"minimal", "low", "medium", "high", "xhigh"})
 def conversation_of(request: GeminiRequest) -> ConversationRequest:
     """Return `request` in the hub's types. Raises `UnsupportedFeature` with the path of what has no place there, `SchemaError` for what makes no sense."""
     rest, body = request.rest, request.wire
-    _verify_said(rest, _BODY, "")
+    losses = FromGemini()
+    _verify_said(rest, _BODY, "", losses)
     config = body.generation_config or wire.GenerationConfig()
-    _verify_config(rest["generationConfig"], config)
+    _verify_config(rest["generationConfig"], config, losses)
     for index, setting in enumerate(body.safety_settings or ()):
         if setting.threshold.upper() not in _NO_FILTER:
-            raise UnsupportedFeature("Only Google has such filters.", param=f"safetySettings[{index}]")
+            losses.lose(GeminiField.SAFETY, f"safetySettings[{index}]")
     try:
-        tools = tools_of(rest, body.tools)
+        tools = tools_of(rest, body.tools, losses)
         output = _output(config)
     except RecursionError:
         raise SchemaError("The body is nested too deeply.", code="nested_too_deeply") from None
@@ -113,10 +115,10 @@ def conversation_of(request: GeminiRequest) -> ConversationRequest:
         model=request.model,
         stream=request.stream,
         max_tokens=request.max_tokens,
-        messages=messages_of(rest["contents"], body.contents),
-        system=system_of(rest, body.system_instruction),
+        messages=messages_of(rest["contents"], body.contents, losses),
+        system=system_of(rest, body.system_instruction, losses),
         tools=tools,
-        tool_choice=_tool_choice(rest, body.tool_config),
+        tool_choice=_tool_choice(rest, body.tool_config, losses),
         n=request.n,
         temperature=config.temperature,
         top_p=config.top_p,
@@ -127,20 +129,21 @@ def conversation_of(request: GeminiRequest) -> ConversationRequest:
         frequency_penalty=config.frequency_penalty,
         logprobs=(config.logprobs or 0) if config.response_logprobs is True else None,
         output=output,
-        thinking=_thinking(config.thinking_config),
+        thinking=_thinking(config.thinking_config, losses),
         metadata=body.labels,
         service_tier=body.service_tier or "",
         store=body.store,
+        left_out=losses,
     )
 
 
-def _verify_said(said: dict[str, Any], understood: frozenset[str], path: str) -> None:
-    """Raise `UnsupportedFeature` if `said` has a field that is not understood. `null` says nothing."""
+def _verify_said(said: dict[str, Any], understood: frozenset[str], path: str, losses: FromGemini) -> None:
+    """Say which fields of `said` are not understood. `null` says nothing."""
     if understood.issuperset(said):
         return
     for name, value in said.items():
         if name not in understood and value is not None:
-            raise UnsupportedFeature("The field cannot be translated.", param=path + name)
+            losses.lose(GeminiField.UNKNOWN, path + name)
 
 
 # --- contents --------------------------------------------------------------------------------------------------------
@@ -165,90 +168,91 @@ class _History:
         return self._waiting.pop(found)
 
 
-def messages_of(said: list[dict[str, Any]], contents: list[wire.Content]) -> tuple[Message, ...]:
+def messages_of(said: list[dict[str, Any]], contents: list[wire.Content], losses: FromGemini) -> tuple[Message, ...]:
     """Return the turns. Raises `UnsupportedFeature`, `SchemaError`."""
     history = _History()
     messages = []
     for index, content in enumerate(contents):
         path = f"contents[{index}]"
-        _verify_said(said[index], _CONTENT, path + ".")
+        _verify_said(said[index], _CONTENT, path + ".", losses)
         assistant = content.role == "model"
         parts: list[Part] = []
         for number, part in enumerate(content.parts):
             if is_marked(part.thought_signature):  # it repeats the words of the thoughts before it
                 while parts and isinstance(parts[-1], Reasoning) and parts[-1].signer is Dialect.GEMINI_GENERATE and not parts[-1].signature:
                     parts.pop()
-            parts += _parts(said[index]["parts"][number], part, f"{path}.parts[{number}]", f"{index}_{number}", assistant, history)
+            parts += _parts(said[index]["parts"][number], part, f"{path}.parts[{number}]", f"{index}_{number}", assistant, history, losses)
         messages.append(Message("assistant" if assistant else "user", tuple(parts)))
     return tuple(messages)
 
 
-def system_of(body: dict[str, Any], instruction: wire.Instruction | None) -> tuple[Text, ...]:
+def system_of(body: dict[str, Any], instruction: wire.Instruction | None, losses: FromGemini) -> tuple[Text, ...]:
     """Return the texts of the instruction. Raises `UnsupportedFeature` for anything else in it."""
     if instruction is None:
         return ()
     said = body["systemInstruction"]
-    _verify_said(said, _CONTENT, "systemInstruction.")
+    _verify_said(said, _CONTENT, "systemInstruction.", losses)
     for index, part in enumerate(instruction.parts):
         if part.text is None or part.thought_signature is not None or not _PART.issuperset(said["parts"][index]):
-            raise UnsupportedFeature("Only text can be translated here.", param=f"systemInstruction.parts[{index}]")
+            raise losses.refusal(GeminiField.INSTRUCTION_PART, f"systemInstruction.parts[{index}]")
     return tuple(Text(part.text or "") for part in instruction.parts)
 
 
-def _parts(said: dict[str, Any], part: wire.Part, at: str, place: str, assistant: bool, history: _History) -> list[Part]:
+def _parts(said: dict[str, Any], part: wire.Part, at: str, place: str, assistant: bool, history: _History, losses: FromGemini) -> list[Part]:
     """Return the hub's parts for one of Gemini's: two where a text carries a signature, which in the hub only thoughts and calls have."""
-    _verify_said(said, _PART, at + ".")
+    _verify_said(said, _PART, at + ".", losses)
     signature = part.thought_signature or ""
     if assistant:
-        return _model_parts(said, part, at, place, signature, history)
+        return _model_parts(said, part, at, place, signature, history, losses)
     if signature or part.thought or part.function_call is not None:
         raise SchemaError("Only the model thinks and calls functions.", param=at, code="invalid_value")
     if part.text is not None:
         return [Text(part.text)]
     if part.function_response is not None:
-        return [_tool_result(said["functionResponse"], part.function_response, at, history)]
-    return [_media(said, part, at)]
+        return [_tool_result(said["functionResponse"], part.function_response, at, history, losses)]
+    return [_media(said, part, at, losses)]
 
 
-def _model_parts(said: dict[str, Any], part: wire.Part, at: str, place: str, signature: str, history: _History) -> list[Part]:
+def _model_parts(said: dict[str, Any], part: wire.Part, at: str, place: str, signature: str, history: _History, losses: FromGemini) -> list[Part]:
     marked = thought_in(signature, at) if is_marked(signature) else None
     if part.function_call is not None:
         if marked is not None:
             raise SchemaError("This signature is not of a function call.", param=f"{at}.thoughtSignature", code="invalid_value")
         call = part.function_call
-        _verify_said(said["functionCall"], _CALL, at + ".functionCall.")
+        _verify_said(said["functionCall"], _CALL, at + ".functionCall.", losses)
         arguments = msgspec.json.encode(call.args or {}).decode()
         made = ToolCall(call.id or f"call_{place}", call.name, arguments, signature, at)
         history.add(made)
         return [made]
     if part.thought:
         if part.text is None:
-            raise UnsupportedFeature("Only thoughts in words can be translated.", param=at)
+            losses.lose(GeminiField.WORDLESS_THOUGHT, at)
+            return []
         return [marked or Reasoning(part.text, signature, signer=Dialect.GEMINI_GENERATE)]
     proof: list[Part] = [marked or Reasoning(signature=signature, signer=Dialect.GEMINI_GENERATE)] if signature else []
     if part.text is not None or proof:
         return [Text(part.text), *proof] if part.text else proof or [Text("")]
     if part.function_response is not None:
         raise SchemaError("Function responses are the user's.", param=at, code="invalid_value")
-    media = _media(said, part, at)
+    media = _media(said, part, at, losses)
     if not isinstance(media, Image):
-        raise UnsupportedFeature("Of the model's own files only pictures can be translated.", param=at)
+        raise losses.refusal(GeminiField.MODELS_MEDIA, at)
     return [media, *proof]
 
 
-def _media(said: dict[str, Any], part: wire.Part | wire.ResponsePart, at: str) -> Any:
+def _media(said: dict[str, Any], part: wire.Part | wire.ResponsePart, at: str, losses: FromGemini) -> Any:
     if part.inline_data is not None:
-        _verify_said(said["inlineData"], _BLOB if part.inline_data.mime_type.startswith("image/") else _BLOB | {"displayName"}, at + ".inlineData.")
+        _verify_said(said["inlineData"], _BLOB if part.inline_data.mime_type.startswith("image/") else _BLOB | {"displayName"}, at + ".inlineData.", losses)
         return media_of_blob(part.inline_data, at)
     if part.file_data is not None:
-        _verify_said(said["fileData"], _FILE | {"displayName"}, at + ".fileData.")
+        _verify_said(said["fileData"], _FILE | {"displayName"}, at + ".fileData.", losses)
         return media_of_file(part.file_data, at)
-    raise UnsupportedFeature("This kind of part cannot be translated.", param=at)
+    raise losses.refusal(GeminiField.PART, at)
 
 
-def _tool_result(said: dict[str, Any], result: wire.FunctionResponse, at: str, history: _History) -> ToolResult:
+def _tool_result(said: dict[str, Any], result: wire.FunctionResponse, at: str, history: _History, losses: FromGemini) -> ToolResult:
     """Return the result. `{"output": TEXT}` and `{"error": TEXT}` are what Google documents for texts; any other object stays JSON."""
-    _verify_said(said, _RESPONSE, at + ".functionResponse.")
+    _verify_said(said, _RESPONSE, at + ".functionResponse.", losses)
     call = history.answered(result.name, result.id or "", at)
     response = result.response or {}
     is_error = response.keys() == {"error"}
@@ -256,26 +260,27 @@ def _tool_result(said: dict[str, Any], result: wire.FunctionResponse, at: str, h
     content: list[Text | Image | Document] = [Text(only if isinstance(only, str) else msgspec.json.encode(response).decode())]
     for index, part in enumerate(result.parts or ()):
         where = f"{at}.functionResponse.parts[{index}]"
-        _verify_said(said["parts"][index], _RESPONSE_PART, where + ".")
-        media = _media(said["parts"][index], part, where)
-        if not isinstance(media, Image | Document):
-            raise UnsupportedFeature("This media type cannot be translated in a function response.", param=where)
-        content.append(media)
+        _verify_said(said["parts"][index], _RESPONSE_PART, where + ".", losses)
+        media = _media(said["parts"][index], part, where, losses)
+        if isinstance(media, Image | Document):
+            content.append(media)
+        else:
+            losses.lose(GeminiField.RESULT_MEDIA, where)
     return ToolResult(call.id, result.name, tuple(content), is_error=is_error, at=at)
 
 
 # --- tools and settings ----------------------------------------------------------------------------------------------
 
 
-def tools_of(body: dict[str, Any], tools: list[wire.Tool] | None) -> tuple[Tool, ...]:
+def tools_of(body: dict[str, Any], tools: list[wire.Tool] | None, losses: FromGemini) -> tuple[Tool, ...]:
     """Return the functions. Raises `UnsupportedFeature` for tools that Google runs, `RecursionError` for a schema that is too deep."""
     made = []
     for index, tool in enumerate(tools or ()):
         path = f"tools[{index}]"
         said = body["tools"][index]
-        _verify_said(said, _TOOL, path + ".")
+        _verify_said(said, _TOOL, path + ".", losses)
         for number, function in enumerate(tool.function_declarations or ()):
-            _verify_said(said["functionDeclarations"][number], _FUNCTION, f"{path}.functionDeclarations[{number}].")
+            _verify_said(said["functionDeclarations"][number], _FUNCTION, f"{path}.functionDeclarations[{number}].", losses)
             parameters = function.parameters_json_schema
             if parameters is None and function.parameters is not None:
                 parameters = json_schema_of(function.parameters)
@@ -283,15 +288,15 @@ def tools_of(body: dict[str, Any], tools: list[wire.Tool] | None) -> tuple[Tool,
     return tuple(made)
 
 
-def _tool_choice(body: dict[str, Any], config: wire.ToolConfig | None) -> ToolChoice | None:
+def _tool_choice(body: dict[str, Any], config: wire.ToolConfig | None, losses: FromGemini) -> ToolChoice | None:
     if config is None:
         return None
-    _verify_said(body["toolConfig"], _TOOL_CONFIG, "toolConfig.")
+    _verify_said(body["toolConfig"], _TOOL_CONFIG, "toolConfig.", losses)
     calling = config.function_calling_config
     if calling is None:
         return None
     path = "toolConfig.functionCallingConfig."
-    _verify_said(body["toolConfig"]["functionCallingConfig"], _CALLING, path)
+    _verify_said(body["toolConfig"]["functionCallingConfig"], _CALLING, path, losses)
     names = tuple(calling.allowed_function_names or ())
     mode = (calling.mode or "MODE_UNSPECIFIED").upper()
     if mode == "NONE":
@@ -302,15 +307,15 @@ def _tool_choice(body: dict[str, Any], config: wire.ToolConfig | None) -> ToolCh
         return None
     if mode in ("AUTO", "VALIDATED", "MODE_UNSPECIFIED"):
         return ToolChoice("auto", names)
-    raise UnsupportedFeature("This mode cannot be translated.", param=path + "mode")
+    raise losses.refusal(GeminiField.CALLING_MODE, path + "mode")
 
 
-def _verify_config(said: dict[str, Any], config: wire.GenerationConfig) -> None:
-    _verify_said(said, _CONFIG, "generationConfig.")
+def _verify_config(said: dict[str, Any], config: wire.GenerationConfig, losses: FromGemini) -> None:
+    _verify_said(said, _CONFIG, "generationConfig.", losses)
     if config.thinking_config is not None:
-        _verify_said(said["thinkingConfig"], _THINKING, "generationConfig.thinkingConfig.")
+        _verify_said(said["thinkingConfig"], _THINKING, "generationConfig.thinkingConfig.", losses)
     if any(modality.upper() != "TEXT" for modality in config.response_modalities or ()):
-        raise UnsupportedFeature("Only text can be asked for.", param="generationConfig.responseModalities")
+        raise losses.refusal(GeminiField.MODALITIES)
 
 
 def _output(config: wire.GenerationConfig) -> OutputFormat | None:
@@ -321,11 +326,11 @@ def _output(config: wire.GenerationConfig) -> OutputFormat | None:
     if kind == "application/json":
         return OutputFormat("object") if schema is None else OutputFormat("schema", schema=schema)
     if kind != "text/plain" or schema is not None:
-        raise UnsupportedFeature("Only text and JSON can be asked for.", param="generationConfig.responseMimeType")
+        raise FromGemini.refusal(GeminiField.MIME_TYPE)
     return None
 
 
-def _thinking(config: wire.ThinkingConfig | None) -> Thinking | None:
+def _thinking(config: wire.ThinkingConfig | None, losses: FromGemini) -> Thinking | None:
     if config is None:
         return None
     effort = (config.thinking_level or "").lower()
@@ -333,7 +338,8 @@ def _thinking(config: wire.ThinkingConfig | None) -> Thinking | None:
     if effort == "thinking_level_unspecified":
         effort = ""
     if effort and effort not in _EFFORTS:
-        raise UnsupportedFeature("This level cannot be translated.", param="generationConfig.thinkingConfig.thinkingLevel")
+        losses.lose(GeminiField.LEVEL)
+        effort = ""
     if effort and budget is not None:
         raise SchemaError("A level and a budget exclude each other.", param="generationConfig.thinkingConfig.thinkingBudget", code="invalid_value")
     if budget == -1:

@@ -5,14 +5,12 @@ What always holds: whatever is in the body and has no place in the hub is refuse
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
 from cliproxy.dialects import Dialect
-from cliproxy.errors import UnsupportedFeature
 from cliproxy.translators.conversation import (
-    INSTRUCTIONS_BETWEEN,
     AssistantPart,
     Audio,
     ConversationRequest,
@@ -33,6 +31,7 @@ from cliproxy.translators.openai_chat import wire
 from cliproxy.translators.openai_chat.answer_parts import citations_of, thoughts_of
 from cliproxy.translators.openai_chat.media import MEDIA_TYPE_OF_AUDIO, data_of, image_of, is_on_the_web
 from cliproxy.translators.openai_chat.request import ChatRequest
+from cliproxy.translators.policy_clients import ChatField, FromChat
 
 _OWN_NAMES = """
     model stream max_tokens messages tools tool_choice parallel_tool_calls n temperature top_p top_k stop seed presence_penalty frequency_penalty
@@ -47,24 +46,25 @@ FIELD_NAMES = {name: name for name in _OWN_NAMES.split()} | {
     "cache": "messages",
 }
 
-_REFUSED = frozenset({"audio", "prediction", "web_search_options", "prompt_cache_retention"})
+_UNTRANSLATED = {field.param: field for field in (ChatField.AUDIO, ChatField.PREDICTION, ChatField.CACHE_RETENTION, ChatField.WEB_SEARCH)}
 
 
 def conversation_of(request: ChatRequest) -> ConversationRequest:
     """Return what `request` asks for. Raises `UnsupportedFeature` naming the first thing that has no place in the hub."""
     body = request.wire
-    _verify_known(body, request.rest, "")
-    if not _REFUSED.isdisjoint(request.rest):
-        for name in sorted(_REFUSED):
+    losses = FromChat()
+    _verify_known(body, request.rest, "", losses)
+    if not _UNTRANSLATED.keys().isdisjoint(request.rest):
+        for name, field in _UNTRANSLATED.items():
             if getattr(body, name) is not None:
-                _refuse(name)
+                losses.lose(field)
     if body.logprobs or body.top_logprobs:
-        _refuse("logprobs")
+        losses.lose(ChatField.LOGPROBS)
     if body.modalities is not None and body.modalities != ["text"]:
-        _refuse("modalities")
+        losses.lose(ChatField.MODALITIES)
     if body.stream_options is not None and body.stream_options.include_obfuscation:
-        _refuse("stream_options.include_obfuscation")
-    system, messages = _History().read(body.messages)
+        losses.lose(ChatField.OBFUSCATION)
+    system, messages = _History(losses).read(body.messages)
     # Positional, in the order of the fields: keywords cost as much as everything else here.
     return ConversationRequest(
         Dialect.OPENAI_CHAT,
@@ -73,7 +73,7 @@ def conversation_of(request: ChatRequest) -> ConversationRequest:
         request.max_tokens,
         messages,
         system,
-        _tools(body),
+        _tools(body, losses),
         _tool_choice(body),
         body.parallel_tool_calls,
         request.n,
@@ -94,36 +94,33 @@ def conversation_of(request: ChatRequest) -> ConversationRequest:
         body.service_tier or "",
         body.store,
         body.prompt_cache_key or "",
+        losses,
     )
-
-
-def _refuse(param: str) -> NoReturn:
-    raise UnsupportedFeature(f"{param} cannot be translated for the provider of this model.", param=param)
 
 
 # --- what is not known -------------------------------------------------------------------------------------------------
 
 
-def _verify_known(typed: Any, raw: Any, path: str) -> None:
-    """Refuse what `raw` says and `typed` does not know. Objects that are not typed any further (JSON Schemas) are taken as they are."""
+def _verify_known(typed: Any, raw: Any, path: str, losses: FromChat) -> None:
+    """Lose what `raw` says and `typed` does not know. Objects that are not typed any further (JSON Schemas) are taken as they are."""
     if isinstance(typed, list):
         for index, (item, plain) in enumerate(zip(typed, raw, strict=True)):
             if type(plain) is dict and len(plain) == 2 and type(plain.get("content")) is str and "role" in plain:
                 continue  # most messages: a role and a text
             if isinstance(item, msgspec.Struct):
-                _verify_known(item, plain, f"{path}[{index}]")
+                _verify_known(item, plain, f"{path}[{index}]", losses)
         return
     kind = type(typed)
     names = _KNOWN.get(kind) or _names_of(kind)
     if not names.issuperset(raw):
         for name, value in raw.items():
             if name not in names and value is not None:
-                _refuse(f"{path}.{name}" if path else name)
+                losses.lose(ChatField.UNKNOWN, f"{path}.{name}" if path else name)
     for name, value in raw.items():
         if type(value) in _DEEP and name in names:
             known = getattr(typed, name)
             if isinstance(known, list | msgspec.Struct):
-                _verify_known(known, value, f"{path}.{name}" if path else name)
+                _verify_known(known, value, f"{path}.{name}" if path else name, losses)
 
 
 _DEEP = frozenset({dict, list})  # values that hold names
@@ -146,7 +143,8 @@ _NAMED_BY_THE_VENDOR = frozenset({wire.ToolMessage, wire.FunctionMessage})
 class _History:
     """Turns as they are read, and what later ones refer to."""
 
-    def __init__(self) -> None:
+    def __init__(self, losses: FromChat) -> None:
+        self._losses = losses
         self._messages: list[Message] = []
         self._names: dict[str, str] = {}  # of tools, by the id of the call
         self._called: list[tuple[str, str]] = []  # deprecated function calls that have no result yet: name, id
@@ -165,18 +163,18 @@ class _History:
                     continue
             at = f"messages[{index}]"
             if message.name and kind not in _NAMED_BY_THE_VENDOR:
-                raise UnsupportedFeature("The provider of this model knows no names of who speaks: write the name into the text.", param=f"{at}.name")
+                self._losses.lose(ChatField.SPEAKER, f"{at}.name")
             if isinstance(message, _INSTRUCTIONS):
                 if self._messages or self._results:
-                    raise UnsupportedFeature(INSTRUCTIONS_BETWEEN, param=f"{at}.role")
-                system += _texts(message.content, at)
+                    raise self._losses.refusal(ChatField.INSTRUCTIONS_BETWEEN, f"{at}.role")
+                system += _texts(message.content, at, self._losses)
             elif isinstance(message, wire.ToolMessage):
                 name = self._names.get(message.tool_call_id) or message.name or ""
-                self._results.append(ToolResult(message.tool_call_id, name, _result(message.content, at), at=at))
+                self._results.append(ToolResult(message.tool_call_id, name, _result(message.content, at, self._losses), at=at))
             elif isinstance(message, wire.FunctionMessage):
                 self._results.append(self._function_result(message, at))
             elif isinstance(message, wire.UserMessage):
-                self._messages.append(Message("user", (*self._results, *_user_parts(message.content, f"{at}.content"))))
+                self._messages.append(Message("user", (*self._results, *_user_parts(message.content, f"{at}.content", self._losses))))
                 self._results = []
             else:
                 self._flush()
@@ -193,12 +191,12 @@ class _History:
         for index, (name, id) in enumerate(self._called):
             if name == message.name:
                 del self._called[index]
-                return ToolResult(id, name, _result(message.content or "", at), at=at)
-        _refuse(f"{at}.name")
+                return ToolResult(id, name, _result(message.content or "", at, self._losses), at=at)
+        raise self._losses.refusal(ChatField.FUNCTION_RESULT, f"{at}.name")
 
     def _assistant_parts(self, message: wire.AssistantMessage, at: str) -> list[AssistantPart]:
         if message.audio is not None:
-            _refuse(f"{at}.audio")
+            raise self._losses.refusal(ChatField.SPOKEN_ANSWER, f"{at}.audio")
         parts: list[AssistantPart] = []
         parts += thoughts_of(message.reasoning_details or ())
         thought = message.reasoning_content or message.reasoning
@@ -210,7 +208,9 @@ class _History:
                 parts.append(Text(message.content, tuple(citations_of(message.annotations))))
         else:
             for part in message.content or ():
-                parts.append(Refusal(part.refusal) if isinstance(part, wire.RefusalPart) else Text(part.text, cache=_marked(part.cache_control, at)))
+                parts.append(
+                    Refusal(part.refusal) if isinstance(part, wire.RefusalPart) else Text(part.text, cache=_cached(part.cache_control, at, self._losses))
+                )
         if message.refusal:
             parts.append(Refusal(message.refusal))
         return parts + calls
@@ -220,7 +220,7 @@ class _History:
         for index, call in enumerate(message.tool_calls or ()):
             where = f"{at}.tool_calls[{index}]"
             if isinstance(call, wire.CustomCall):
-                _refuse(where)
+                raise self._losses.refusal(ChatField.CUSTOM_CALL, where)
             self._names[call.id] = call.function.name
             google = call.extra_content.google if call.extra_content is not None else None
             signature = google.thought_signature if google is not None else None
@@ -233,48 +233,54 @@ class _History:
         return calls
 
 
-def _marked(control: wire.CacheControl | None, at: str) -> bool:
+def _cached(control: wire.CacheControl | None, at: str, losses: FromChat) -> bool:
     if control is None:
         return False
-    if control.ttl not in (None, "5m"):  # what a mark without a time means
-        _refuse(f"{at}.cache_control.ttl")
+    if control.ttl not in (None, "5m"):  # what a marker without a time means
+        losses.lose(ChatField.CACHE_TTL, f"{at}.cache_control.ttl")
     return True
 
 
-def _texts(content: wire.TextContent, at: str) -> list[Text]:
+def _texts(content: wire.TextContent, at: str, losses: FromChat) -> list[Text]:
     if isinstance(content, str):
         return [Text(content)]
-    return [Text(part.text, cache=_marked(part.cache_control, at)) for part in content]
+    return [Text(part.text, cache=_cached(part.cache_control, at, losses)) for part in content]
 
 
-def _result(content: wire.TextContent, at: str) -> tuple[Text, ...]:
-    return tuple(_texts(content, at)) if content else ()
+def _result(content: wire.TextContent, at: str, losses: FromChat) -> tuple[Text, ...]:
+    return tuple(_texts(content, at, losses)) if content else ()
 
 
-def _user_parts(content: wire.UserContent, path: str) -> list[Part]:
+def _user_parts(content: wire.UserContent, path: str, losses: FromChat) -> list[Part]:
     if isinstance(content, str):
         return [Text(content)]
     parts: list[Part] = []
     for index, part in enumerate(content):
         at = f"{path}[{index}]"
         if isinstance(part, wire.TextPart):
-            parts.append(Text(part.text, cache=_marked(part.cache_control, at)))
+            parts.append(Text(part.text, cache=_cached(part.cache_control, at, losses)))
         elif isinstance(part, wire.ImagePart):
-            image = image_of(part.image_url.url, detail=part.image_url.detail or "", at=at, cache=_marked(part.cache_control, at))
-            parts.append(image if image is not None else _refuse(f"{at}.image_url.url"))
+            image = image_of(part.image_url.url, detail=part.image_url.detail or "", at=at, cache=_cached(part.cache_control, at, losses))
+            if image is None:
+                raise losses.refusal(ChatField.IMAGE_URL, f"{at}.image_url.url")
+            parts.append(image)
         elif isinstance(part, wire.AudioPart):
             media_type = MEDIA_TYPE_OF_AUDIO.get(part.input_audio.format)
-            parts.append(Audio(media_type, part.input_audio.data, at) if media_type else _refuse(f"{at}.input_audio.format"))
+            if media_type is None:
+                raise losses.refusal(ChatField.AUDIO_FORMAT, f"{at}.input_audio.format")
+            parts.append(Audio(media_type, part.input_audio.data, at))
         else:
-            parts.append(_document(part, at))
+            parts.append(_document(part, at, losses))
     return parts
 
 
-def _document(part: wire.FilePart, at: str) -> Document:
+def _document(part: wire.FilePart, at: str, losses: FromChat) -> Document:
     """OpenAI takes base64 with and without the head of a `data:` URL; OpenRouter an address in its place."""
-    file, cache = part.file, _marked(part.cache_control, at)
-    if file.file_id is not None or not file.file_data:
-        _refuse(f"{at}.file.file_id" if file.file_id is not None else f"{at}.file")
+    file, cache = part.file, _cached(part.cache_control, at, losses)
+    if file.file_id is not None:
+        raise losses.refusal(ChatField.FILE_ID, f"{at}.file.file_id")
+    if not file.file_data:
+        raise losses.refusal(ChatField.FILE, f"{at}.file")
     title = file.filename or ""
     if is_on_the_web(file.file_data):
         return Document(url=file.file_data, title=title, at=at, cache=cache)
@@ -284,19 +290,19 @@ def _document(part: wire.FilePart, at: str) -> Document:
         is_pdf = file.file_data.startswith("JVBERi") or title.lower().endswith(".pdf")  # `%PDF-` in base64
         media_type, data = ("application/pdf", file.file_data) if is_pdf else ("", "")
     if not data:
-        _refuse(f"{at}.file.file_data")
+        raise losses.refusal(ChatField.FILE_TYPE, f"{at}.file.file_data")
     return Document(media_type, data, title=title, at=at, cache=cache)
 
 
 # --- tools and settings ------------------------------------------------------------------------------------------------
 
 
-def _tools(body: wire.ChatBody) -> tuple[Tool, ...]:
+def _tools(body: wire.ChatBody, losses: FromChat) -> tuple[Tool, ...]:
     tools: list[Tool] = []
     for index, tool in enumerate(body.tools or ()):
         if isinstance(tool, wire.CustomTool):
-            _refuse(f"tools[{index}]")
-        tools.append(_tool(tool.function, cache=_marked(tool.cache_control, f"tools[{index}]")))
+            raise losses.refusal(ChatField.CUSTOM_TOOL, f"tools[{index}]")
+        tools.append(_tool(tool.function, cache=_cached(tool.cache_control, f"tools[{index}]", losses)))
     tools += [_tool(function) for function in body.functions or ()]
     return tuple(tools)
 
@@ -308,7 +314,7 @@ def _tool(function: wire.FunctionDefinition, *, cache: bool = False) -> Tool:
 def _tool_choice(body: wire.ChatBody) -> ToolChoice | None:
     choice = body.tool_choice
     if isinstance(choice, wire.CustomChoice):
-        _refuse("tool_choice.custom")
+        raise FromChat.refusal(ChatField.CUSTOM_CHOICE)
     if isinstance(choice, wire.FunctionChoice):
         return ToolChoice("named", (choice.function.name,))
     if isinstance(choice, wire.AllowedToolsChoice):
@@ -325,7 +331,9 @@ def _allowed(tools: list[dict[str, Any]]) -> tuple[str, ...]:
     for index, tool in enumerate(tools):
         function = tool.get("function")
         name = function.get("name") if isinstance(function, dict) and tool.get("type") == "function" else None
-        names.append(name if isinstance(name, str) and name else _refuse(f"tool_choice.allowed_tools.tools[{index}]"))
+        if not isinstance(name, str) or not name:
+            raise FromChat.refusal(ChatField.ALLOWED_TOOL, f"tool_choice.allowed_tools.tools[{index}]")
+        names.append(name)
     return tuple(names)
 
 

@@ -5,13 +5,11 @@ What always holds: what the hub has no place for is refused with its name, field
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 from cliproxy.dialects import Dialect
-from cliproxy.errors import UnsupportedFeature
 from cliproxy.translators.conversation import ConversationRequest, Message, Text
 from cliproxy.translators.openai_completions.request import CompletionRequest
 from cliproxy.translators.openai_completions.wire import KNOWN_FIELDS
+from cliproxy.translators.policy_clients import CompletionField, FromCompletions
 
 FIELD_NAMES = {
     name: name
@@ -25,22 +23,23 @@ FIELD_NAMES = {
 def conversation_of(request: CompletionRequest) -> ConversationRequest:
     """Return what `request` asks for. Raises `UnsupportedFeature` naming the first thing that has no place in the hub."""
     body = request.wire
+    losses = FromCompletions()
     for name, value in request.rest.items():
         if name not in KNOWN_FIELDS and value is not None:
-            _refuse(name)
+            losses.lose(CompletionField.UNKNOWN, name)
     if body.suffix:
-        _refuse("suffix")
+        losses.lose(CompletionField.SUFFIX)
     if body.echo:
-        _refuse("echo")
+        losses.lose(CompletionField.ECHO)
     if body.best_of is not None and body.best_of > 1:
-        _refuse("best_of")
+        losses.lose(CompletionField.BEST_OF)
     if body.logprobs is not None:
-        _refuse("logprobs")
+        losses.lose(CompletionField.LOGPROBS)
     if body.stream_options is not None and body.stream_options.include_obfuscation:
-        _refuse("stream_options.include_obfuscation")
+        losses.lose(CompletionField.OBFUSCATION)
     options = request.rest.get("stream_options") or {}
     for name in options.keys() - {"include_usage", "include_obfuscation"}:
-        _refuse(f"stream_options.{name}")
+        losses.lose(CompletionField.UNKNOWN, f"stream_options.{name}")
     return ConversationRequest(
         dialect=Dialect.OPENAI_COMPLETIONS,
         model=request.model,
@@ -56,6 +55,7 @@ def conversation_of(request: CompletionRequest) -> ConversationRequest:
         frequency_penalty=body.frequency_penalty,
         logit_bias=body.logit_bias,
         user=body.user or "",
+        left_out=losses,
     )
 
 
@@ -64,8 +64,6 @@ def _prompt(prompt: str | list[str | int | list[int]]) -> str:
     if isinstance(prompt, str):
         return prompt
     only = prompt[0] if len(prompt) == 1 else None
-    return only if isinstance(only, str) else _refuse("prompt")
-
-
-def _refuse(param: str) -> NoReturn:
-    raise UnsupportedFeature(f"{param} cannot be translated for the provider of this model.", param=param)
+    if not isinstance(only, str):
+        raise FromCompletions.refusal(CompletionField.PROMPT)
+    return only

@@ -9,9 +9,9 @@ from cliproxy.formats.json_bounds import encode_json
 from cliproxy.translators.conversation import Encoded
 from cliproxy.translators.embedding import EmbedRequest
 from cliproxy.translators.openai_embeddings.request import EmbeddingsRequest
+from cliproxy.translators.policy_targets import HubField, ToOpenAIEmbeddings
 
 PREFIX = b'{"model":'
-_DROPPED = ("task", "title")  # hints: OpenAI's vectors are for anything
 
 
 def encode_same(request: EmbeddingsRequest, quirks: Quirks) -> Encoded:
@@ -26,5 +26,9 @@ def encode_embed(request: EmbedRequest, quirks: Quirks) -> Encoded:
         body["dimensions"] = request.dimensions
     if request.user:
         body["user"] = request.user
-    dropped = tuple(name for name in _DROPPED if getattr(request, name))
-    return Encoded(PREFIX, b"," + encode_json(body)[1:], dropped)
+    losses = ToOpenAIEmbeddings(request.left_out)
+    if request.task:
+        losses.lose(HubField.TASK)
+    if request.title:
+        losses.lose(HubField.TITLE)
+    return Encoded(PREFIX, b"," + encode_json(body)[1:], tuple(losses))

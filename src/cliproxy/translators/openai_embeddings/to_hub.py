@@ -6,9 +6,9 @@ Input in tokens is another vendor's alphabet, so it cannot be translated; `input
 from __future__ import annotations
 
 from cliproxy.dialects import Dialect
-from cliproxy.errors import UnsupportedFeature
 from cliproxy.translators.embedding import EmbedRequest
 from cliproxy.translators.openai_embeddings.request import EmbeddingsRequest
+from cliproxy.translators.policy_clients import EmbedField, FromOpenAIEmbeddings
 
 # A field of `EmbedRequest` and what a client of this dialect calls it.
 FIELD_NAMES: dict[str, str] = {"model": "model", "texts": "input", "dimensions": "dimensions", "user": "user"}
@@ -18,11 +18,12 @@ _UNDERSTOOD = frozenset({"input", "dimensions", "user", "encoding_format"})
 def embed_request_of(request: EmbeddingsRequest) -> EmbedRequest:
     """Return `request` in the hub's types. Raises `UnsupportedFeature` with the field that has no place there."""
     rest = request.rest
+    losses = FromOpenAIEmbeddings()
     for name, value in rest.items():
         if name not in _UNDERSTOOD and value is not None:
-            raise UnsupportedFeature("The field cannot be translated.", param=name)
+            losses.lose(EmbedField.UNKNOWN, name)
     said = rest["input"]
     texts = (said,) if isinstance(said, str) else tuple(said)
     if not all(isinstance(text, str) for text in texts):
-        raise UnsupportedFeature("Tokens are numbers of OpenAI's; send texts.", param="input")
-    return EmbedRequest(Dialect.OPENAI_EMBEDDINGS, request.model, texts, rest.get("dimensions"), user=rest.get("user") or "")
+        raise losses.refusal(EmbedField.TOKENS)
+    return EmbedRequest(Dialect.OPENAI_EMBEDDINGS, request.model, texts, rest.get("dimensions"), user=rest.get("user") or "", left_out=losses)

@@ -27,6 +27,7 @@ from cliproxy.translators.openai_responses.wire import (
     MessageItem,
     ResponsesBody,
 )
+from cliproxy.translators.policy_targets import HubField, ToResponses
 from cliproxy.translators.schema import refuse, refuse_excess, refuse_state, verify_unknown_fields
 
 # Chat's names, which imitators of both dialects may take for this one's: a second cap, several choices.
@@ -56,7 +57,9 @@ def decode_responses(body: bytes, *, max_tokens_cap: int, on_excess: Literal["re
     stream = wire.stream is True
     if not stream and wire.stream_options is not None:
         raise SchemaError("stream_options is only for streams.", param="stream_options", code="invalid_value")
-    left_out = leave_out_thoughts(document, wire, lookups=False) if allow_provider_state else forget(document, wire)
+    losses = ToResponses()
+    if leave_out_thoughts(document, wire, lookups=False) if allow_provider_state else forget(document, wire):
+        losses.lose(HubField.THOUGHTS)
     del document["model"]
     return ResponsesRequest(
         model=wire.model,
@@ -67,7 +70,7 @@ def decode_responses(body: bytes, *, max_tokens_cap: int, on_excess: Literal["re
         rest=document,
         wire=wire,
         state=state,
-        dropped=("thinking",) if left_out else (),
+        dropped=tuple(losses),
     )
 
 

@@ -9,9 +9,9 @@ from binascii import b2a_base64
 from typing import Any
 
 from cliproxy.dialects import Dialect, Quirks
-from cliproxy.errors import UnsupportedFeature
 from cliproxy.formats.json_bounds import encode_json
 from cliproxy.translators.conversation import (
+    Audio,
     ConversationRequest,
     Document,
     Encoded,
@@ -28,8 +28,10 @@ from cliproxy.translators.conversation import (
     ToolChoice,
     ToolResult,
 )
-from cliproxy.translators.openai_responses.provider_state import ENCRYPTED_REASONING, HOW_TO
+from cliproxy.translators.openai_responses.provider_state import ENCRYPTED_REASONING
 from cliproxy.translators.openai_responses.request import ResponsesRequest
+from cliproxy.translators.policy_clients import FromResponses, ResponsesField
+from cliproxy.translators.policy_targets import HubField, ToResponses
 
 PREFIX = b'{"model":'
 MAX_USER_CHARS = 64  # OpenAI: `user`, `prompt_cache_key`; longer ones are refused
@@ -45,39 +47,39 @@ def encode_same(request: ResponsesRequest, quirks: Quirks) -> Encoded:
     goes.
     """
     if request.state and quirks & Quirks.STATELESS:
-        raise UnsupportedFeature(f"The provider behind this model keeps nothing: {HOW_TO}.", param=request.state)
+        raise FromResponses.refusal(ResponsesField.STATE, request.state)
     return Encoded(PREFIX, b"," + encode_json(request.rest)[1:], request.dropped)  # `rest` is never empty: it holds the cap
 
 
 def encode_conversation(request: ConversationRequest, quirks: Quirks) -> Encoded:
     """Return `request` for an upstream of this dialect. Raises `UnsupportedFeature` with the hub's field, or the part's `at`, that it cannot say."""
-    _verify_expressible(request)
     encoder = _Encoder(request, quirks)
-    return Encoded(PREFIX, b"," + encode_json(encoder.body)[1:], tuple(dict.fromkeys(encoder.dropped)))
+    return Encoded(PREFIX, b"," + encode_json(encoder.body)[1:], tuple(encoder.losses))
 
 
-def _verify_expressible(request: ConversationRequest) -> None:
-    """Raise for settings that change answers and that Responses does not have."""
-    for field, given in (
-        ("n", request.n != 1),
-        ("stop", bool(request.stop)),
-        ("top_k", request.top_k is not None),
-        ("presence_penalty", bool(request.presence_penalty)),
-        ("frequency_penalty", bool(request.frequency_penalty)),
-        ("logit_bias", bool(request.logit_bias)),
-        ("logprobs", request.logprobs is not None),  # it has them; the hub's answers do not
+def _lose_settings(request: ConversationRequest, losses: ToResponses) -> None:
+    """Say which settings that change answers Responses does not have."""
+    for field, said in (
+        (HubField.N, request.n != 1),
+        (HubField.STOP, bool(request.stop)),
+        (HubField.TOP_K, request.top_k is not None),
+        (HubField.PRESENCE_PENALTY, bool(request.presence_penalty)),
+        (HubField.FREQUENCY_PENALTY, bool(request.frequency_penalty)),
+        (HubField.LOGIT_BIAS, bool(request.logit_bias)),
+        (HubField.LOGPROBS, request.logprobs is not None),
     ):
-        if given:
-            raise UnsupportedFeature("OpenAI's Responses API has nothing like it.", param=field)
+        if said:
+            losses.lose(field)
 
 
 class _Encoder:
     """Builds the body, and notes what it leaves out."""
 
-    __slots__ = ("_signed", "body", "dropped")
+    __slots__ = ("_signed", "body", "losses")
 
     def __init__(self, request: ConversationRequest, quirks: Quirks) -> None:
-        self.dropped: list[str] = []
+        self.losses = ToResponses(request.left_out)
+        _lose_settings(request, self.losses)
         self._signed = False
         items: list[dict[str, Any]] = []
         self.body: dict[str, Any] = {"input": items, "max_output_tokens": request.max_tokens, "store": False}
@@ -91,7 +93,7 @@ class _Encoder:
 
     def _system(self, system: tuple[Text, ...], items: list[dict[str, Any]], quirks: Quirks) -> None:
         if any(text.cache for text in system):
-            self.dropped.append("cache")
+            self.losses.lose(HubField.CACHE)
         if len(system) == 1:
             self.body["instructions"] = system[0].text
         elif system:
@@ -110,7 +112,9 @@ class _Encoder:
                     content = _flush(message, content, items)
                     items.append(item)
             elif message.role == "assistant":
-                content.append(self._said(part))
+                said = self._said(part)
+                if said is not None:
+                    content.append(said)
             else:
                 content.append(self._heard(part))
         _flush(message, content, items)
@@ -118,17 +122,17 @@ class _Encoder:
     def _item(self, part: ToolCall | ToolResult | Reasoning) -> dict[str, Any] | None:
         if isinstance(part, ToolCall):
             if part.signature:
-                self.dropped.append("thinking")  # another vendor's
+                self.losses.lose(HubField.CALL_SIGNATURE)
             return {"type": "function_call", "call_id": part.id, "name": part.name, "arguments": part.arguments}
         if isinstance(part, ToolResult):
             if part.is_error:
-                self.dropped.append(part.at or "messages")  # the content says so too
+                self.losses.lose(HubField.RESULT_ERROR, part.at)
             if part.cache:
-                self.dropped.append("cache")
+                self.losses.lose(HubField.CACHE)
             return {"type": "function_call_output", "call_id": part.call_id, "output": self._output(part)}
         encrypted = part.signature or part.redacted
         if part.signer is not Dialect.OPENAI_RESPONSES or not encrypted:
-            self.dropped.append("thinking")
+            self.losses.lose(HubField.THOUGHTS)
             return None
         self._signed = True
         summary = [{"type": "summary_text", "text": part.text}] if part.text else []
@@ -145,26 +149,32 @@ class _Encoder:
             return first.text
         return [self._heard(part) for part in result.content]
 
-    def _said(self, part: Part) -> dict[str, Any]:
+    def _said(self, part: Part) -> dict[str, Any] | None:
+        """Return a part of an assistant's turn; `None` for one that is left out."""
         if isinstance(part, Text):
             if part.cache:
-                self.dropped.append("cache")
+                self.losses.lose(HubField.CACHE)
             if part.citations:
-                self.dropped.append("messages")  # sources of an earlier answer; its text stays
+                self.losses.lose(HubField.CITATIONS)
             return {"type": "output_text", "text": part.text, "annotations": []}
         if isinstance(part, Refusal):
             return {"type": "refusal", "refusal": part.text}
-        raise UnsupportedFeature("The provider behind this model takes no such part from an assistant.", param=_place(part))
+        if isinstance(part, Image):
+            self.losses.lose(HubField.ASSISTANT_IMAGE, part.at)
+            return None
+        raise self.losses.refusal(HubField.UNKNOWN_PART, getattr(part, "at", ""))
 
     def _heard(self, part: Part) -> dict[str, Any]:
         if isinstance(part, Text | Image | Document) and part.cache:
-            self.dropped.append("cache")
+            self.losses.lose(HubField.CACHE)
         if isinstance(part, Text):
             return {"type": "input_text", "text": part.text}
         if isinstance(part, Image):
             url = part.url or f"data:{part.media_type};base64,{part.data}"
             return {"type": "input_image", "image_url": url, "detail": part.detail or "auto"}
-        if isinstance(part, Document) and not part.citations:
+        if isinstance(part, Document):
+            if part.citations:
+                self.losses.lose(HubField.DOCUMENT_CITATIONS, part.at)
             if part.url:
                 return {"type": "input_file", "file_url": part.url, **({"filename": part.title} if part.title else {})}
             if part.data:
@@ -174,14 +184,17 @@ class _Encoder:
                 name = part.title if part.title.endswith(".txt") else f"{part.title or 'document'}.txt"
                 data = "data:text/plain;base64," + b2a_base64(part.text.encode(), newline=False).decode()
                 return {"type": "input_file", "filename": name, "file_data": data}
-        raise UnsupportedFeature("The provider behind this model takes no such part.", param=_place(part))
+            raise self.losses.refusal(HubField.DOCUMENT, part.at)
+        if isinstance(part, Audio):
+            raise self.losses.refusal(HubField.AUDIO, part.at)
+        raise self.losses.refusal(HubField.UNKNOWN_PART, getattr(part, "at", ""))
 
     # --- tools and settings ---
 
     def _tools(self, request: ConversationRequest) -> None:
         if request.tools:
             if any(tool.cache for tool in request.tools):
-                self.dropped.append("cache")
+                self.losses.lose(HubField.CACHE)
             self.body["tools"] = [_tool(tool) for tool in request.tools]
         if request.tool_choice is not None:
             self.body["tool_choice"] = _tool_choice(request.tool_choice)
@@ -209,7 +222,7 @@ class _Encoder:
         if thinking is not None:
             effort = thinking.effort or _effort(thinking.budget)
             if thinking.budget is not None and not thinking.effort:
-                self.dropped.append("thinking")  # an effort is the nearest to it
+                self.losses.lose(HubField.BUDGET)
             if effort:
                 reasoning["effort"] = effort
             if thinking.show:
@@ -222,24 +235,20 @@ class _Encoder:
     def _hints(self, request: ConversationRequest) -> None:
         """What changes no answer: said where the vendor takes it, else left out."""
         for field, name, value, fits in (
-            ("user", "user", request.user, len(request.user) <= MAX_USER_CHARS),
-            ("cache_key", "prompt_cache_key", request.cache_key, len(request.cache_key) <= MAX_USER_CHARS),
-            ("service_tier", "service_tier", request.service_tier, request.dialect in _OPENAI),  # each vendor has its own words
-            ("metadata", "metadata", request.metadata, _is_metadata(request.metadata)),
-            ("seed", "", request.seed is not None, False),
-            ("store", "", request.store, False),
+            (HubField.USER, "user", request.user, len(request.user) <= MAX_USER_CHARS),
+            (HubField.CACHE_KEY, "prompt_cache_key", request.cache_key, len(request.cache_key) <= MAX_USER_CHARS),
+            (HubField.SERVICE_TIER, "service_tier", request.service_tier, request.dialect in _OPENAI),  # each vendor has its own words
+            (HubField.METADATA, "metadata", request.metadata, _is_metadata(request.metadata)),
+            (HubField.SEED, "", request.seed is not None, False),
+            (HubField.STORE, "", request.store, False),
         ):
             if value and fits:
                 self.body[name] = value
             elif value:
-                self.dropped.append(field)
+                self.losses.lose(field)
 
 
 _FILE_NAMES = {"application/pdf": "document.pdf", "text/plain": "document.txt"}  # the vendor tells by the name what the file is
-
-
-def _place(part: Part) -> str:
-    return getattr(part, "at", "") or "messages"
 
 
 def _flush(message: Message, content: list[dict[str, Any]], items: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,12 +9,11 @@ provider's own tools are gone (`max_tool_calls`, most of `include`), and those t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from cliproxy.dialects import Dialect
-from cliproxy.errors import SchemaError, UnsupportedFeature
+from cliproxy.errors import SchemaError
 from cliproxy.translators.conversation import (
-    INSTRUCTIONS_BETWEEN,
     Audio,
     Citation,
     ConversationRequest,
@@ -32,7 +31,6 @@ from cliproxy.translators.conversation import (
     ToolChoice,
     ToolResult,
 )
-from cliproxy.translators.openai_responses.provider_state import HOW_TO
 from cliproxy.translators.openai_responses.request import ResponsesRequest
 from cliproxy.translators.openai_responses.signatures import Kind, Marked, unmark
 from cliproxy.translators.openai_responses.wire import (
@@ -56,6 +54,7 @@ from cliproxy.translators.openai_responses.wire import (
     ReasoningItem,
     ResponsesBody,
 )
+from cliproxy.translators.policy_clients import FromResponses, ResponsesField
 
 FIELD_NAMES: dict[str, str] = {
     "max_tokens": "max_output_tokens",
@@ -85,10 +84,11 @@ PARAGRAPH = "\n\n"  # between two parts of a summary, of which the hub has one
 def conversation_of(request: ResponsesRequest) -> ConversationRequest:
     """Return `request` in the hub's words. Raises `UnsupportedFeature` with the path of what the hub has no place for."""
     wire = request.wire
+    losses = FromResponses()
     if request.state:
-        raise UnsupportedFeature(f"The provider behind this model keeps nothing for this dialect: {HOW_TO}.", param=request.state)
-    _verify_settings(request)
-    history = _History(wire)
+        raise losses.refusal(ResponsesField.STATE, request.state)
+    _lose_settings(request, losses)
+    history = _History(wire, losses)
     text = wire.text
     return ConversationRequest(
         dialect=Dialect.OPENAI_RESPONSES,
@@ -97,7 +97,7 @@ def conversation_of(request: ResponsesRequest) -> ConversationRequest:
         max_tokens=request.max_tokens,
         messages=tuple(history.messages),
         system=tuple(history.system),
-        tools=tuple(_tool(tool, index) for index, tool in enumerate(wire.tools or ())),
+        tools=tuple(_tool(tool, index, losses) for index, tool in enumerate(wire.tools or ())),
         tool_choice=_tool_choice(wire.tool_choice),
         parallel_tool_calls=wire.parallel_tool_calls,
         temperature=wire.temperature,
@@ -111,31 +111,28 @@ def conversation_of(request: ResponsesRequest) -> ConversationRequest:
         service_tier=wire.service_tier or "",
         store=wire.store,
         cache_key=wire.prompt_cache_key or "",
+        left_out=losses,
     )
 
 
-def _unsupported(param: str) -> NoReturn:
-    raise UnsupportedFeature(f"The provider behind this model has nothing like {param}.", param=param)
-
-
-def _verify_settings(request: ResponsesRequest) -> None:
-    """Raise `UnsupportedFeature` for a setting that has no place in the hub and may change the answer."""
+def _lose_settings(request: ResponsesRequest, losses: FromResponses) -> None:
+    """Say which settings have no place in the hub and may change the answer."""
     wire = request.wire
     if wire.truncation not in (None, "disabled"):
-        _unsupported("truncation")
+        losses.lose(ResponsesField.TRUNCATION)
     if wire.prompt_cache_options is not None:
-        _unsupported("prompt_cache_options")
+        losses.lose(ResponsesField.CACHE_OPTIONS)
     for index, name in enumerate(wire.include or ()):
         if name != LOGPROBS and name not in _INCLUDES_OF_ANSWERS and not name.startswith(_INCLUDES_OF_HOSTED_TOOLS):
-            _unsupported(f"include[{index}]")
+            losses.lose(ResponsesField.INCLUDE, f"include[{index}]")
     if wire.reasoning is not None:
         if wire.reasoning.context not in (None, "auto"):
-            _unsupported("reasoning.context")
+            losses.lose(ResponsesField.REASONING_CONTEXT)
         if wire.reasoning.mode not in (None, "standard"):
-            _unsupported("reasoning.mode")
+            losses.lose(ResponsesField.REASONING_MODE)
     for name, value in request.rest.items():
         if name not in KNOWN_FIELDS and value is not None:
-            raise UnsupportedFeature("The provider behind this model has no such field.", param=name)
+            losses.lose(ResponsesField.UNKNOWN, name)
 
 
 def _logprobs(wire: ResponsesBody) -> int | None:
@@ -160,13 +157,13 @@ def _output(form: Any) -> OutputFormat | None:
     return None
 
 
-def _tool(tool: Any, index: int) -> Tool:
+def _tool(tool: Any, index: int, losses: FromResponses) -> Tool:
     if not isinstance(tool, FunctionTool):
-        _unsupported(f"tools[{index}]")
+        raise losses.refusal(ResponsesField.HOSTED_TOOL, f"tools[{index}]")
     if tool.defer_loading:
-        _unsupported(f"tools[{index}].defer_loading")
+        losses.lose(ResponsesField.DEFER_LOADING, f"tools[{index}].defer_loading")
     if tool.allowed_callers is not None and "direct" not in tool.allowed_callers:
-        _unsupported(f"tools[{index}].allowed_callers")
+        losses.lose(ResponsesField.ALLOWED_CALLERS, f"tools[{index}].allowed_callers")
     return Tool(tool.name, tool.description or "", tool.parameters, tool.strict)
 
 
@@ -177,22 +174,23 @@ def _tool_choice(choice: Any) -> ToolChoice | None:
         return ToolChoice("named", (choice.name,))
     if isinstance(choice, AllowedToolsChoice):
         return ToolChoice(choice.mode, tuple(_allowed(tool, index) for index, tool in enumerate(choice.tools)))
-    _unsupported("tool_choice")
+    raise FromResponses.refusal(ResponsesField.TOOL_CHOICE)
 
 
 def _allowed(tool: Mapping[str, Any], index: int) -> str:
     name = tool.get("name")
     if tool.get("type") != "function" or not isinstance(name, str):
-        _unsupported(f"tool_choice.tools[{index}]")
+        raise FromResponses.refusal(ResponsesField.ALLOWED_TOOL, f"tool_choice.tools[{index}]")
     return name
 
 
 class _History:
     """Reads the items in order."""
 
-    __slots__ = ("_parts", "_role", "_tool_names", "messages", "system")
+    __slots__ = ("_losses", "_parts", "_role", "_tool_names", "messages", "system")
 
-    def __init__(self, wire: ResponsesBody) -> None:
+    def __init__(self, wire: ResponsesBody, losses: FromResponses) -> None:
+        self._losses = losses
         self.system: list[Text] = [Text(wire.instructions)] if wire.instructions else []
         self.messages: list[Message] = []
         self._tool_names: dict[str, str] = {}
@@ -221,7 +219,7 @@ class _History:
             self._message(item, at)
         elif isinstance(item, FunctionCallItem):
             if item.namespace or (item.caller is not None and item.caller.get("type") != "direct"):
-                _unsupported(at)
+                raise self._losses.refusal(ResponsesField.CALLED_BY_CODE, at)
             self._tool_names[item.call_id] = item.name
             self._add("assistant", ToolCall(item.call_id, item.name, item.arguments, at=at))
         elif isinstance(item, FunctionCallOutputItem):
@@ -232,7 +230,7 @@ class _History:
         elif isinstance(item, ImageGenerationCallItem) and item.result:
             self._add("assistant", Image("image/png", item.result, at=at))  # the tool's default; the item does not have to say
         else:
-            _unsupported(at)
+            raise self._losses.refusal(ResponsesField.ITEM, at)
 
     def _message(self, item: MessageItem, at: str) -> None:
         if item.role == "assistant":
@@ -246,10 +244,10 @@ class _History:
                 self._add("user", heard)
         else:
             if self._role:
-                raise UnsupportedFeature(INSTRUCTIONS_BETWEEN, param=at)
+                raise self._losses.refusal(ResponsesField.INSTRUCTIONS_BETWEEN, at)
             for told in _input_parts(item.content, f"{at}.content"):
                 if not isinstance(told, Text):
-                    _unsupported(told.at)
+                    raise self._losses.refusal(ResponsesField.INSTRUCTION_PART, told.at)
                 self.system.append(told)
 
     def _reasoning(self, item: ReasoningItem, at: str) -> None:
@@ -287,7 +285,7 @@ def _said(part: Any, at: str) -> Text | Refusal:
         return Refusal(part.refusal)
     if isinstance(part, InputText):
         return Text(part.text, cache=part.prompt_cache_breakpoint is not None)
-    _unsupported(at)
+    raise FromResponses.refusal(ResponsesField.PART, at)
 
 
 def citation_of(annotation: Annotation) -> Citation | None:
@@ -321,14 +319,14 @@ def _heard(part: Any, at: str) -> Text | Image | Document | Audio:
         return _document(part, at)
     if isinstance(part, InputAudio) and part.input_audio.format in _AUDIO_TYPES:
         return Audio(_AUDIO_TYPES[part.input_audio.format], part.input_audio.data, at)
-    _unsupported(at)
+    raise FromResponses.refusal(ResponsesField.PART, at)
 
 
 def _image(part: InputImage, at: str) -> Image:
     cache = part.prompt_cache_breakpoint is not None
     detail = part.detail if part.detail and part.detail != "auto" else ""
-    if part.file_id is not None or not part.image_url:
-        _unsupported(f"{at}.file_id" if part.file_id is not None else at)
+    if not part.image_url:
+        raise FromResponses.refusal(ResponsesField.NO_DATA, at)
     if part.image_url[:5].lower() != "data:":
         return Image(url=part.image_url, detail=detail, at=at, cache=cache)
     media_type, data = _inline(part.image_url, f"{at}.image_url")
@@ -337,12 +335,10 @@ def _image(part: InputImage, at: str) -> Image:
 
 def _document(part: InputFile, at: str) -> Document:
     cache, title = part.prompt_cache_breakpoint is not None, part.filename or ""
-    if part.file_id is not None:
-        _unsupported(f"{at}.file_id")
     if part.file_url:
         return Document(url=part.file_url, title=title, at=at, cache=cache)
     if not part.file_data:
-        _unsupported(at)
+        raise FromResponses.refusal(ResponsesField.NO_DATA, at)
     media_type, data = _inline(part.file_data, f"{at}.file_data")
     return Document(media_type, data, title=title, at=at, cache=cache)
 
@@ -354,4 +350,4 @@ def _inline(url: str, at: str) -> tuple[str, str]:
         media_type = head[5:].partition(";")[0].lower()
         if media_type:
             return media_type, data
-    raise UnsupportedFeature("Say data:TYPE;base64, before the data.", param=at)
+    raise FromResponses.refusal(ResponsesField.DATA_URL, at)
