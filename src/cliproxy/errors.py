@@ -221,6 +221,10 @@ class CorruptLog(AuditError):
         self.index = index
 
 
+class PinMismatch(AuditError):
+    """The log is not the one, or older than the one, that the vault or the pin has seen: the home, or a part of it, was put back from a copy."""
+
+
 class NewerLog(AuditError):
     """A newer version wrote the log. Nothing was written to it."""
 

@@ -43,8 +43,11 @@ SLOTS = {
 class Rig:
     """An auditor of `home`. `ends[name]` is the sender's end of a channel."""
 
-    def __init__(self, home: Path, *, settings: AuditSettings | None = None, sandbox: bool = True) -> None:
+    def __init__(self, home: Path, *, settings: AuditSettings | None = None, sandbox: bool = True, accept_rollback: bool = False) -> None:
         self.home = home
+        self.accept_rollback = accept_rollback
+        self.seen: tuple[int, bytes] = (0, b"")  # what a vault of this log has sealed of it
+        self.noted: list[tuple[int, bytes]] = []
         self.settings = settings or AuditSettings()
         self.sandbox = sandbox
         for name in ("run", "logs"):
@@ -97,6 +100,7 @@ class Rig:
             serving=True,
             sandbox=self.sandbox,
             supervisor_pid=os.getpid(),
+            accept_rollback=self.accept_rollback,
         )
 
     def _put(self, name: str, sock: socket.socket) -> None:
@@ -112,7 +116,7 @@ class Rig:
     def hand_over(self, seed: bytes) -> None:
         """What a vault does with each new auditor."""
         vault: PacketChannel[AuditorToVault] = PacketChannel(self.ends["vault"], incoming=AuditorToVault, peer="auditor", per_second=100, secrets=True)
-        assert vault.send(LogKey(secret=Secret(seed)))
+        assert vault.send(LogKey(secret=Secret(seed), size=self.seen[0], root=self.seen[1]))
         self.anchor = self.await_message(vault)
 
     def kill(self) -> None:
@@ -142,7 +146,7 @@ class Rig:
 
     def client(self, name: str) -> AuditClient:
         if name not in self.clients:
-            self.clients[name] = AuditClient(self.ends[name], deadline_seconds=5.0)
+            self.clients[name] = AuditClient(self.ends[name], deadline_seconds=5.0, on_noted=(lambda *one: self.noted.append(one)) if name == "vault" else None)
         return self.clients[name]
 
     def record(self, name: str, events: Sequence[Event]) -> None:

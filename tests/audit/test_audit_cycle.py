@@ -19,6 +19,7 @@ class Desk:
     def __init__(self, home: Path) -> None:
         self.log = Log(home)
         self.told: list[object] = []
+        self.durable_notes = 0
         self.busy = False
         self.synced_descriptors: list[Sequence[int]] = []
         self.now = 100.0
@@ -42,6 +43,9 @@ class Desk:
 
     def covered(self, size: int, note: bytes) -> None:
         self.told.append(("covered", size))
+
+    def noted(self) -> None:
+        self.durable_notes += 1
 
     def want_segment(self, number: int) -> None:
         self.told.append(("segment", number))
@@ -181,3 +185,17 @@ def test_every_entry_ends_up_covered(desk: Desk, tmp_path: Path) -> None:
     desk.turn(after=1.0)
     assert desk.log.writer.uncovered == 0
     assert len(records(tmp_path)) == pytest.approx(7, abs=2)
+
+
+def test_a_checkpoint_that_is_pinned_does_not_wait_for_a_batch_and_is_told_once_it_is_durable(desk: Desk) -> None:
+    desk.cycle._sync_notes = True
+    desk.log.add(event(1))
+    desk.turn(after=2.0)
+    desk.sync()
+    desk.turn(after=2.0)
+    before = desk.durable_notes
+    assert desk.busy or desk.synced_descriptors[-1] == (desk.log.segment, desk.log.checkpoints)
+    desk.sync()
+    assert desk.durable_notes == before + 1
+    assert desk.turn(after=2.0) in ([], ["durable"])  # and then there is quiet
+    assert desk.durable_notes == before + 1

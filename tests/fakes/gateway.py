@@ -102,10 +102,12 @@ class Gateway:
             self.command(*arguments), input=stdin if stdin is not None else "", capture_output=True, text=True, timeout=60, env=self._environment, check=False
         )
 
-    def start(self) -> None:
-        """Start it and wait until it is ready."""
+    def start(self, *options: str) -> None:
+        """Start it, with `options` of `cliproxy serve`, and wait until it is ready."""
         self._stderr = open(self.home / "stderr", "ab")  # noqa: SIM115 - lives as long as the process
-        self.process = subprocess.Popen(self.command("serve"), stdout=self._stderr, stderr=self._stderr, env=self._environment, start_new_session=True)
+        self.process = subprocess.Popen(
+            self.command("serve", *options), stdout=self._stderr, stderr=self._stderr, env=self._environment, start_new_session=True
+        )
         began = time.monotonic()
         self.wait_ready()
         self.start_seconds = time.monotonic() - began
@@ -143,6 +145,14 @@ class Gateway:
             process.wait()
         self._stderr.close()
         return process.returncode
+
+    def kill(self) -> None:
+        """Kill the supervisor, and with it everything."""
+        assert self.process is not None
+        process, self.process = self.process, None
+        process.kill()
+        process.wait()
+        self._stderr.close()
 
     def messages(self) -> str:
         """Return what it wrote to stdout and stderr."""

@@ -27,7 +27,7 @@ OURS = {
     "egress": f"{_CHILD} processes.egress auth config.routes dialects egress formats ipc.mux ipc.policy_feed limits metering providers",
     "dialer": f"{_CHILD} processes.dialer dialects dialer providers",
     "vault": f"{_CHILD} processes.vault vault secure_files audit.files ipc.commands config.addresses providers.origin",
-    "auditor": f"{_CHILD} processes.auditor processes.queries processes.senders audit ipc.commands",
+    "auditor": f"{_CHILD} processes.auditor processes.queries processes.senders audit ipc.commands secure_files",
     "admin": f"{_CHILD} processes.admin admin config.addresses ipc.commands providers.origin",
 }
 # Others' packages. `typing_extensions` is msgspec's; the rest of what is not listed comes with Python.

@@ -12,7 +12,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -23,6 +23,7 @@ from cliproxy.errors import Unavailable
 
 ACKNOWLEDGEMENT = struct.Struct("<BxxxxxxxQ")  # state, number of the last durable batch of this sender (0: as before)
 DURABLE = 1  # everything up to this batch is on disk and in the tree
+NOTED = struct.Struct("<QQ32s")  # to the vault alone: zero, entries and root of the newest checkpoint that is durable
 FAILED = 2  # the log takes nothing (disk full, I/O error); DURABLE follows when it does again
 
 
@@ -30,11 +31,13 @@ class AuditClient:
     """One sender's end of its channel to the auditor.
 
     `sock` is a SOCK_SEQPACKET socket; it is never waited for, except in `wait_durable`. `deadline_seconds` is how long an event may be under
-    way before the auditor counts as unavailable. Times are `time.monotonic()` seconds. Not thread-safe.
+    way before the auditor counts as unavailable. `on_noted(size, root)` is told of durable checkpoints; who has none is not told, and an auditor that tells
+    him all the same is not itself. Times are `time.monotonic()` seconds. Not thread-safe.
     """
 
-    def __init__(self, sock: socket.socket, *, deadline_seconds: float) -> None:
+    def __init__(self, sock: socket.socket, *, deadline_seconds: float, on_noted: Callable[[int, bytes], None] | None = None) -> None:
         self._sock = sock
+        self._on_noted = on_noted
         self.deadline_seconds = deadline_seconds
         self._encoder = msgspec.msgpack.Encoder()
         self._offered = 0
@@ -74,11 +77,15 @@ class AuditClient:
         """Take in acknowledgements, and send on what a replaced auditor has to get again. Call it when the descriptor is readable and every second."""
         while True:
             try:
-                packet = self._sock.recv(ACKNOWLEDGEMENT.size + 1, socket.MSG_DONTWAIT)
+                packet = self._sock.recv(NOTED.size + 1, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
             except OSError:
                 packet = b""
+            if len(packet) == NOTED.size and self._on_noted is not None:
+                _, size, root = NOTED.unpack(packet)
+                self._on_noted(size, root)
+                continue
             if len(packet) != ACKNOWLEDGEMENT.size:
                 self._lose()  # the auditor is gone, or not itself: `replaced` brings the next one
                 return

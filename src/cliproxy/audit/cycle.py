@@ -47,6 +47,9 @@ class Owner(Protocol):
     def covered(self, size: int, note: bytes) -> None:
         """A checkpoint for `size` entries was written."""
 
+    def noted(self) -> None:
+        """The last checkpoint is durable."""
+
     def want_segment(self, number: int) -> None:
         """The segment is full."""
 
@@ -60,9 +63,12 @@ class _Stage(Enum):
 
 
 class Cycle:
-    """The log's clockwork. `now` is any steady clock in seconds, `wall` seconds since the epoch."""
+    """The log's clockwork. `sync_notes`: each checkpoint is made durable at once, with no batch to wait for. `now` is any steady clock in seconds, `wall`
+    seconds since the epoch."""
 
-    def __init__(self, log: LogWriter, sync: Sync, owner: Owner, *, segment: int, checkpoints: int, segment_bytes: int, now: float) -> None:
+    def __init__(
+        self, log: LogWriter, sync: Sync, owner: Owner, *, segment: int, checkpoints: int, segment_bytes: int, now: float, sync_notes: bool = False
+    ) -> None:
         self._log = log
         self._sync = sync
         self._owner = owner
@@ -74,6 +80,8 @@ class Cycle:
         self._checkpoint_at = now
         self._again_at = now
         self._unsynced_note = False
+        self._is_syncing_note = False
+        self._sync_notes = sync_notes
         self._demanded = 0
         self.failing = False
         self.urgent = False
@@ -113,6 +121,9 @@ class Cycle:
         """The sync that was asked for is done."""
         self._stage = _Stage.IDLE
         self._owner.durable()
+        if self._is_syncing_note:
+            self._is_syncing_note = False
+            self._owner.noted()
 
     def segment_begun(self, number: int) -> bool:
         """The new segment is there. `False`: it is the present one, asked for twice. Raises `AuditError` when it is not the next one or nobody asked for it."""
@@ -157,9 +168,9 @@ class Cycle:
         if not log.waiting_entries:
             self._owner.sealed()  # packets that left no lines
             self._owner.durable()
-            if self._unsynced_note and self._demanded:
+            if self._unsynced_note and (self._demanded or self._sync_notes):
                 self._demanded = 0
-                self._request_sync()  # whoever demanded the checkpoint relies on it: do not wait for the next batch
+                self._request_sync()  # whoever demanded the checkpoint, or pins it, relies on it: do not wait for the next batch
             return False
         if not self._is_awaited() and now < self._sealed_at + AUDIT_SYNC_SECONDS:
             return False
@@ -179,7 +190,7 @@ class Cycle:
 
     def _request_sync(self) -> None:
         self._sync.request((self._segment, self._checkpoints) if self._unsynced_note else (self._segment,))
-        self._unsynced_note = False
+        self._is_syncing_note, self._unsynced_note = self._unsynced_note, False
         self._stage = _Stage.SYNCING
 
     def _write(self, now: float) -> bool:

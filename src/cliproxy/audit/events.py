@@ -171,6 +171,13 @@ class LogRecovered(_Event, frozen=True, tag="log_recovered"):
     reason: Text
 
 
+class LogRollbackAccepted(_Event, frozen=True, tag="log_rollback_accepted"):
+    """The operator started (`serve --accept-rollback`) although the log, with `entries`, is not what vault or pin had seen; `reason` says what."""
+
+    entries: Count
+    reason: Text
+
+
 class EventsSuppressed(_Event, frozen=True, tag="events_suppressed"):
     """`count` things that the strangers' quota had no room for happened since the last such line, in `events` events; `kind` says of what."""
 
@@ -185,7 +192,7 @@ DialerEvent = AddressDenied | ChannelViolation
 VaultEvent = CredentialAccess | CredentialChange | KeyChange | PolicyChange | VaultIntent | VaultCommit | ChannelViolation
 SupervisorEvent = Process | ConfigurationChange | ChannelViolation
 AdminEvent = Authentication | ConfigurationChange | ChannelViolation
-AuditorEvent = LogOpened | LogRecovered | EventsSuppressed | ChannelViolation
+AuditorEvent = LogOpened | LogRecovered | LogRollbackAccepted | EventsSuppressed | ChannelViolation
 Event = (
     Authentication
     | AddressDenied
@@ -202,6 +209,7 @@ Event = (
     | VaultCommit
     | LogOpened
     | LogRecovered
+    | LogRollbackAccepted
     | EventsSuppressed
 )
 KINDS: tuple[type[_Event], ...] = Event.__args__

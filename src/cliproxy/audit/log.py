@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -26,7 +27,7 @@ from cliproxy.audit.checkpoint import (
     parse_note,
     signed_note,
 )
-from cliproxy.audit.events import LogOpened, LogRecovered, VaultCommit, VaultIntent, lines_of
+from cliproxy.audit.events import AuditorEvent, LogOpened, LogRecovered, VaultCommit, VaultIntent, lines_of
 from cliproxy.audit.merkle import leaf_hash
 from cliproxy.audit.recovery import Position, anchored
 from cliproxy.errors import AuditError, CorruptLog
@@ -68,10 +69,10 @@ def verify_note(data: bytes, *, public_key: bytes) -> bytes:
 class LogWriter:
     """The growing end of the log. `segment` and `checkpoints` are descriptors in append mode; `now` is RFC 3339 text.
 
-    Raises `CorruptLog` when `position` was signed with, or opened for, another key.
+    `because` is what the log tells first of this start. Raises `CorruptLog` when `position` was signed with, or opened for, another key.
     """
 
-    def __init__(self, position: Position, signer: LogSigner, *, segment: int, checkpoints: int, now: str) -> None:
+    def __init__(self, position: Position, signer: LogSigner, *, segment: int, checkpoints: int, now: str, because: Sequence[AuditorEvent] = ()) -> None:
         _verify_key(position, signer)
         self._signer = signer
         self._segment = segment
@@ -79,15 +80,16 @@ class LogWriter:
         self._position = position
         self._note = position.note
         self._previous = position.covered
+        self._covered_root = b"" if position.checkpoint is None else position.checkpoint.root
         self._chunks: list[bytes] = []
         self._waiting_bytes = 0
         self._waiting_entries = 0
         self._waiting_anchors: list[VaultIntent | VaultCommit] = []
         self._unwritten = memoryview(b"")
         self._unwritten_note = memoryview(b"")
-        self._open(now)
+        self._open(now, because)
 
-    def _open(self, now: str) -> None:
+    def _open(self, now: str, because: Sequence[AuditorEvent]) -> None:
         position = self._position
         if position.tree.size == 0:
             opening = LogOpened(format=FORMAT, log=self._signer.origin, public_key=self._signer.public_key.hex())
@@ -95,6 +97,8 @@ class LogWriter:
         if position.cut_bytes or position.leaves:
             recovered = LogRecovered(cut_bytes=position.cut_bytes, kept_entries=len(position.leaves), reason=position.cut_reason or "no checkpoint")
             self.add(lines_of([recovered], source="auditor", time=now), 1)
+        if because:
+            self.add(lines_of(because, source="auditor", time=now), len(because))
 
     # --- what a batch is made of ---
 
@@ -162,7 +166,7 @@ class LogWriter:
             )
             self._note = self._signer.sign(checkpoint.text())
             self._unwritten_note = memoryview(Record(self._note, leaves).data())
-            self._previous = checkpoint.size
+            self._previous, self._covered_root = checkpoint.size, checkpoint.root
             position.leaves.clear()
         return self._note
 
@@ -204,6 +208,11 @@ class LogWriter:
     def covered(self) -> int:
         """Entries that the last checkpoint covers."""
         return self._previous
+
+    @property
+    def covered_root(self) -> bytes:
+        """The tree's hash at `covered`; empty if there is no checkpoint."""
+        return self._covered_root
 
     @property
     def uncovered(self) -> int:

@@ -17,7 +17,7 @@ from cliproxy.audit.checkpoint import FORMAT, LEAF_PREFIX_BYTES, Checkpoint, Rec
 from cliproxy.audit.files import CHECKPOINTS, cut, lines_from, logs_of, open_file, segment_name, segment_numbers
 from cliproxy.audit.merkle import Frontier, leaf_hash
 from cliproxy.bounds import MAX_CHECKPOINT_RECORD_BYTES, MAX_RESUMED_ENTRIES
-from cliproxy.errors import AuditError, CorruptLog, NewerLog
+from cliproxy.errors import AuditError, CorruptLog, NewerLog, PinMismatch
 
 _BEGINNING = b"cliproxy/"  # of every record: the log's name (`checkpoint.origin_of`)
 
@@ -79,6 +79,17 @@ def recover(home: str) -> Position:
     for path, length in loose:
         cut(path, length)
     return position
+
+
+def verify_seen(position: Position, *, size: int, root: bytes) -> None:
+    """Raise `PinMismatch` unless the log's checkpoints cover the `size` entries, with `root`, that the vault has heard of.
+
+    Whoever can write `logs/` but has no key can take checkpoints away; without this the entries that they covered could be edited, and would be signed anew.
+    """
+    if position.covered < size:
+        raise PinMismatch(f"its checkpoints cover {position.covered} entries, and the vault has seen {size}: checkpoints or entries were taken away")
+    if position.checkpoint is not None and position.covered == size and position.checkpoint.root != root:
+        raise PinMismatch(f"its checkpoint of {size} entries is not the one that the vault has seen")
 
 
 def _read_last_checkpoint(logs: Path, position: Position) -> list[tuple[Path, int]]:

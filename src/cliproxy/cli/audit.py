@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
@@ -14,7 +15,7 @@ import click
 from cliproxy.bounds import MAX_CHECKPOINT_BYTES
 from cliproxy.cli.home import Home
 from cliproxy.cli.options import common_options
-from cliproxy.errors import EXIT_CHECK_FAILED, AuditError, CorruptLog
+from cliproxy.errors import EXIT_CHECK_FAILED, AuditError, ConfigError, CorruptLog
 
 _FOLLOW_SECONDS = 0.25
 _FIRST_LINE_BYTES = 65536
@@ -111,14 +112,20 @@ def status(home: Home, as_json: bool) -> None:
 @group.command(epilog="Example: cliproxy audit verify --public-key 5f0c…e1 --checkpoint witness-2026-01-31.note")
 @click.option("--public-key", type=PublicKey(), metavar="HEX", help="The log's key, as `init` printed it: a log written anew with another key is found out.")
 @click.option("--checkpoint", "earlier", type=click.File("rb"), help="A checkpoint kept from before: truncation and forks are found out.")
+@click.option("--pin", type=click.Path(path_type=Path), metavar="FILE", help="The file of audit.pin: the log must continue the newest checkpoint in it.")
 @common_options
-def verify(home: Home, as_json: bool, public_key: bytes | None, earlier: BinaryIO | None) -> int:
+def verify(home: Home, as_json: bool, public_key: bytes | None, earlier: BinaryIO | None, pin: Path | None) -> int:
     """Verify the whole log offline. Exit code 1, and the first bad index, when it is not what it was."""
     from cliproxy.audit.verify import verify_log
     from cliproxy.cli.output import emit
 
+    if earlier is not None and pin is not None:
+        raise click.UsageError("give --checkpoint or --pin")
+    note = None if earlier is None else earlier.read(MAX_CHECKPOINT_BYTES + 1)
+    if pin is not None:
+        note = _pinned_in(pin)
     try:
-        report = verify_log(home.path, public_key=public_key, earlier_checkpoint=None if earlier is None else earlier.read(MAX_CHECKPOINT_BYTES + 1))
+        report = verify_log(home.path, public_key=public_key, earlier_checkpoint=note)
     except CorruptLog as error:
         emit({"good": False, "index": error.index, "problem": error.problem}, [f"BAD  {error}"], as_json=as_json)
         return EXIT_CHECK_FAILED
@@ -182,6 +189,31 @@ def checkpoint(home: Home, as_json: bool) -> None:
     with connect(home) as session:
         note = session.ask(commands.TakeCheckpoint()).note
     sys.stdout.write(json.dumps({"note": note}) + "\n" if as_json else note)
+
+
+@group.command(epilog="Example: cliproxy audit pin")
+@common_options
+def pin(home: Home, as_json: bool) -> None:
+    """Make the file that audit.pin of the configuration names, empty: the next start begins to keep the newest checkpoints in it."""
+    from cliproxy.audit.pin import create_pin, verify_place
+    from cliproxy.cli.output import emit
+    from cliproxy.config.load import load_settings
+
+    named = load_settings(home.config_file, allow_no_sandbox=True).settings.audit.pin
+    if not named:
+        raise ConfigError("is not set", cure="name a file on another disk, then run the command again", file=str(home.config_file), key="audit.pin")
+    verify_place(Path(named), str(home.path))
+    create_pin(Path(named))
+    emit({"pin": named, "created": True}, [f"made {named}; the next `cliproxy serve` begins to use it"], as_json=as_json)
+
+
+def _pinned_in(path: Path) -> bytes:
+    from cliproxy.audit.pin import read_pin
+
+    pinned = read_pin(path)
+    if not pinned.number:
+        raise ConfigError("nothing is pinned yet", cure="start the gateway with it as audit.pin", file=str(path))
+    return pinned.note
 
 
 def _whole_lines(file: BinaryIO, rest: bytes = b"") -> tuple[list[bytes], bytes]:

@@ -76,6 +76,8 @@ class Judge:
         settings = msgspec.structs.replace(settings, providers=providers, models=models)
         self._table(settings)
         self._sandbox(settings, may_be_off=sandbox_may_be_off)
+        if settings.audit.pin:
+            self._absolute(("audit", "pin"), settings.audit.pin)
         self._alerts(settings)
         return settings
 

@@ -217,11 +217,13 @@ class Routing(_Block, frozen=True):
 
 
 class AuditSettings(_Block, frozen=True):
-    """`audit`: how long a call may wait for the auditor before it is refused, and when a log segment is full."""
+    """`audit`: how long a call may wait for the auditor before it is refused, when a log segment is full, and the file outside the home that remembers
+    the newest checkpoints (empty: none)."""
 
     deadline_seconds: float = 5.0
     segment_bytes: int = 64 * 1024 * 1024
     unauthenticated_bytes_per_hour: int = 4 * 1024 * 1024
+    pin: str = ""
 
 
 class Sandbox(_Block, frozen=True):

@@ -169,9 +169,12 @@ EgressToVault = EgressHello | PolicyAck | LastUse | CooldownsChanged
 
 
 class LogKey(_Message, frozen=True):
-    """The log's signing key: an Ed25519 seed (32 bytes). The vault keeps it sealed."""
+    """The log's signing key: an Ed25519 seed (32 bytes). The vault keeps it sealed, and with it what it last heard of the log: a durable checkpoint of
+    `size` entries with `root` (0 and empty: nothing yet)."""
 
     secret: Secret
+    size: Number = 0
+    root: Root = b""
 
 
 class Anchor(_Message, frozen=True):

@@ -12,16 +12,18 @@ import os
 import select
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from cliproxy.audit.cycle import Cycle
-from cliproxy.audit.events import ChannelViolation, clip, timestamp
+from cliproxy.audit.events import AuditorEvent, ChannelViolation, LogRollbackAccepted, clip, timestamp
 from cliproxy.audit.intake import Intake, Source
 from cliproxy.audit.log import SEED_BYTES, LogSigner, LogWriter, verify_note
-from cliproxy.audit.recovery import Position, recover
+from cliproxy.audit.pin import PinFile, open_pin, verify_pinned
+from cliproxy.audit.recovery import Position, recover, verify_seen
 from cliproxy.audit.sync import Syncer
 from cliproxy.bounds import MAX_PENDING_AUDIT_BYTES
 from cliproxy.config.schema import AuditSettings, Settings, decode_settings
-from cliproxy.errors import AuditError, ChannelError
+from cliproxy.errors import AuditError, ChannelError, ConfigError, PinMismatch
 from cliproxy.ipc.messages import Anchor, LogKey
 from cliproxy.processes import child
 from cliproxy.processes.child import Boot, Control, Down, Up
@@ -38,6 +40,8 @@ class Prepared:
 
     position: Position
     syncer: Syncer
+    pin: PinFile | None
+    trouble: str  # what the pin says against the log, accepted by the operator; empty: nothing
 
 
 class Auditor:
@@ -46,6 +50,9 @@ class Auditor:
     def __init__(self, boot: Boot, prepared: Prepared, control: Control) -> None:
         self._settings: AuditSettings = decode_settings(boot.settings).audit
         self._position = prepared.position
+        self._pin = prepared.pin
+        self._trouble = prepared.trouble
+        self._accepts_rollback = boot.accept_rollback
         self._syncer = prepared.syncer
         self._control = control
         self._held: list[tuple[Source, bytes]] = []  # packets that came before the key
@@ -182,7 +189,8 @@ class Auditor:
             self._intake.own(ChannelViolation(peer=peer, reason=clip(reason)), time=timestamp(time.time()))
 
     def take_key(self, message: LogKey) -> Anchor:
-        """Open the log with the vault's key and return what it knows of the vault. Raises `CorruptLog` when the log is another key's."""
+        """Open the log with the vault's key and return what it knows of the vault. Raises `CorruptLog` when the log is another key's, `PinMismatch` when it
+        is not what vault or pin have seen."""
         anchor = self._begin(message).anchor
         return Anchor(epoch=anchor.epoch, root=anchor.root, pending_epoch=anchor.pending_epoch, pending_root=anchor.pending_root)
 
@@ -200,12 +208,38 @@ class Auditor:
             return self._log
         now, wall = time.monotonic(), time.time()
         segment, checkpoints = AuditorSlots.SEGMENT_FD, AuditorSlots.CHECKPOINTS_FD
-        self._log = LogWriter(self._position, signer, segment=segment, checkpoints=checkpoints, now=timestamp(wall))
+        because = self._verify_seen(message, signer)
+        self._log = LogWriter(self._position, signer, segment=segment, checkpoints=checkpoints, now=timestamp(wall), because=because)
         self._intake = Intake(self._log, unauthenticated_bytes_per_hour=self._settings.unauthenticated_bytes_per_hour, now=now)
-        self._cycle = Cycle(self._log, self._syncer, self, segment=segment, checkpoints=checkpoints, segment_bytes=self._settings.segment_bytes, now=now)
+        self._cycle = Cycle(
+            self._log,
+            self._syncer,
+            self,
+            segment=segment,
+            checkpoints=checkpoints,
+            segment_bytes=self._settings.segment_bytes,
+            now=now,
+            sync_notes=self._pin is not None,
+        )
         self._take_held(now=now, stamp=timestamp(wall))
         self._role.ready()
         return self._log
+
+    def _verify_seen(self, message: LogKey, signer: LogSigner) -> list[AuditorEvent]:
+        """Raise `PinMismatch` unless the log has what the vault and the pin have seen of it; what the operator accepts all the same is returned as an event."""
+        reasons = [self._trouble] if self._trouble else []
+        try:
+            verify_seen(self._position, size=message.size, root=message.root)
+        except PinMismatch as error:
+            reasons.append(str(error))
+        if self._pin is not None and self._pin.pinned.number and not self._trouble:
+            try:
+                verify_note(self._pin.pinned.note, public_key=signer.public_key)
+            except AuditError as error:
+                reasons.append(f"the pin was not signed with the log's key: {error}")
+        if reasons and not self._accepts_rollback:
+            raise PinMismatch("; ".join(reasons))
+        return [LogRollbackAccepted(entries=self._position.tree.size, reason=clip("; ".join(reasons)))] if reasons else []
 
     def _take_held(self, *, now: float, stamp: str) -> None:
         held, self._held, self._held_bytes = self._held, [], 0
@@ -241,6 +275,13 @@ class Auditor:
             self._drained_at = -1
             self._role.drained()
 
+    def noted(self) -> None:
+        """The last checkpoint is durable: pin it, and let the vault know."""
+        assert self._log is not None
+        if self._pin is not None and self._log.last_note:
+            self._pin.write(self._log.last_note)
+        self._senders.noted(self._log.covered, self._log.covered_root)
+
     def want_segment(self, number: int) -> None:
         """Ask the supervisor for the next segment."""
         self._control.send(Up.SEGMENT, number)
@@ -273,7 +314,9 @@ class Auditor:
             os.dup2(descriptor, AuditorSlots.SEGMENT_FD, inheritable=False)
 
     def check(self, settings: Settings) -> AuditSettings:
-        """Return the part that is the auditor's."""
+        """Return the part that is the auditor's. Raises `ConfigError` when it moves the pin: another file cannot be opened any more."""
+        if settings.audit.pin != self._settings.pin:
+            raise ConfigError("is changed by a restart only", cure="restart the gateway, or put the old value back", key="audit.pin")
         return settings.audit
 
     def adopt(self, checked: AuditSettings) -> None:
@@ -288,7 +331,26 @@ def prepare(boot: Boot) -> Prepared:
     """Find out where the log stands, cut what a crash left unfinished, and use the signing code once, so that nothing is loaded later."""
     signer = LogSigner(Secret(bytes(SEED_BYTES)))
     verify_note(signer.sign(b"warm\n"), public_key=signer.public_key)
-    return Prepared(recover(boot.home), Syncer())
+    position = recover(boot.home)
+    pin, trouble = _open_pin(boot, position)
+    return Prepared(position, Syncer(), pin, trouble)
+
+
+def _open_pin(boot: Boot, position: Position) -> tuple[PinFile | None, str]:
+    """Return the pin, and what it says against the log where the operator accepts that. Raises `ConfigError` or `PinMismatch`."""
+    named = decode_settings(boot.settings).audit.pin
+    if not named:
+        return None, ""
+    path = Path(named)
+    missing = not os.path.lexists(path)
+    pin = open_pin(path, boot.home, may_create=boot.accept_rollback)
+    try:
+        verify_pinned(boot.home, position, pin.pinned)
+    except PinMismatch as error:
+        if not boot.accept_rollback:
+            raise
+        return pin, str(error)
+    return pin, "the pin was missing" if missing else ""
 
 
 def body(boot: Boot, prepared: Prepared, control: Control) -> None:

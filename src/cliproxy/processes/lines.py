@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from cliproxy.errors import EXIT_CONFIG, CliproxyError, ConfigError, CorruptLog, NewerLog, SandboxError, VaultError
+from cliproxy.errors import EXIT_CONFIG, CliproxyError, ConfigError, CorruptLog, NewerLog, PinMismatch, SandboxError, VaultError
 from cliproxy.processes.topology import STDERR_FD
 
 EXIT_SOFTWARE: Final = 70  # sysexits.h EX_SOFTWARE
@@ -61,6 +61,8 @@ def describe(error: BaseException) -> str:
     """Return one line about `error` that holds no secret: our own errors and the kernel's say what they say, others their type and place."""
     if isinstance(error, CorruptLog):
         return f"the audit log: {error}; put logs/ back as it was (`cliproxy audit verify` tells more)"
+    if isinstance(error, PinMismatch):
+        return f"the audit log: {error}; put back the newest copy, or accept what is lost, once: `cliproxy serve --accept-rollback`"
     if isinstance(error, CliproxyError):
         return str(error)
     kind = type(error).__name__
@@ -90,4 +92,4 @@ def fault_reporter(name: str) -> Callable[[object, dict[str, Any]], None]:
 
 def exit_code(error: BaseException) -> int:
     """Return 78 for what the operator mends (configuration, kernel, sealed store, log), else 70."""
-    return EXIT_CONFIG if isinstance(error, ConfigError | SandboxError | VaultError | CorruptLog | NewerLog) else EXIT_SOFTWARE
+    return EXIT_CONFIG if isinstance(error, ConfigError | SandboxError | VaultError | CorruptLog | NewerLog | PinMismatch) else EXIT_SOFTWARE

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from cliproxy.audit.client import ACKNOWLEDGEMENT, DURABLE, FAILED
+from cliproxy.audit.client import ACKNOWLEDGEMENT, DURABLE, FAILED, NOTED
 from cliproxy.audit.events import timestamp
 from cliproxy.audit.intake import Source
 from cliproxy.bounds import MAX_CONTROL_MESSAGE_BYTES
@@ -170,6 +170,12 @@ class Senders:
             if one.handshake is None:
                 _tell(one.sock, FAILED if failing else DURABLE, one.source.acknowledged)
 
+    def noted(self, size: int, root: bytes) -> None:
+        """Tell the vault of a durable checkpoint. One that does not read hears of the next."""
+        vault = self._channels.get(AuditorSlots.VAULT_FD)
+        if vault is not None and vault.handshake is None:
+            _send(vault.sock, NOTED.pack(0, size, root))
+
     def _close(self, slot: int) -> None:
         """End the channel; the number stays occupied."""
         self._channels.pop(slot).sock.detach()
@@ -226,8 +232,12 @@ class Senders:
 
 def _tell(sock: socket.socket, state: int, batch: int) -> bool:
     """Send an acknowledgement; `False` when the sender does not read or is gone."""
+    return _send(sock, ACKNOWLEDGEMENT.pack(state, batch))
+
+
+def _send(sock: socket.socket, packet: bytes) -> bool:
     try:
-        sock.send(ACKNOWLEDGEMENT.pack(state, batch), socket.MSG_DONTWAIT)
+        sock.send(packet, socket.MSG_DONTWAIT)
     except OSError:
         return False
     return True

@@ -72,7 +72,7 @@ class Vault:
         self._role: Role[Settings]  # from `run` on
         self._store = store
         self._audit_sock = channel(VaultSlots.AUDIT_FD)
-        self._audit = AuditClient(self._audit_sock, deadline_seconds=settings.audit.deadline_seconds)
+        self._audit = AuditClient(self._audit_sock, deadline_seconds=settings.audit.deadline_seconds, on_noted=self._log_noted)
         self._anchor = LogAnchor(self._audit, deadline_seconds=settings.audit.deadline_seconds)
         self._greeting: PacketChannel[AuditorToVault] | None = None
         self._egress: Peer[EgressToVault] = Peer(
@@ -161,6 +161,7 @@ class Vault:
         if now >= self._flush_at:
             self._flush_at = now + LAST_USE_FLUSH_SECONDS
             self._flush(self._contents.flush_use)
+            self._flush(self._contents.flush_log)
         if now >= self._flush_cooldowns_at:
             self._flush_cooldowns_at = now + COOLDOWN_FLUSH_SECONDS
             self._flush(self._contents.cooldowns.flush)
@@ -217,7 +218,7 @@ class Vault:
         self._greeting = PacketChannel(self._audit_sock, incoming=AuditorToVault, peer="auditor", per_second=_HANDSHAKES_PER_SECOND, secrets=True)
         key = self._contents.log_key()
         try:
-            self._greeting.send(LogKey(secret=key))
+            self._greeting.send(LogKey(secret=key, size=self._contents.log_seen.size, root=self._contents.log_seen.root))
         except ChannelClosed:
             self._greeting = None  # the supervisor brings the next one
         finally:
@@ -278,6 +279,13 @@ class Vault:
     def _flush_all(self) -> None:
         self._flush(self._contents.flush_use)
         self._flush(self._contents.cooldowns.flush)
+        self._flush(self._contents.flush_log)
+
+    def _log_noted(self, size: int, root: bytes) -> None:
+        """The auditor has a durable checkpoint. One that is below what is sealed tells that the operator accepted a log from a copy."""
+        self._contents.note_log(size, root)
+        if size < self._contents.log_seen.size:
+            self._flush_at = 0.0
 
     def _flush(self, write: Callable[[], None]) -> None:
         try:
@@ -285,7 +293,7 @@ class Vault:
         except Unavailable:
             pass  # it stays noted and goes with the next; neither is a promise
         except VaultError as error:
-            child.say(f"cliproxy: {VAULT}: last-use times or cooldowns were not written: {error}")
+            child.say(f"cliproxy: {VAULT}: last-use times, cooldowns or what is known of the log were not written: {error}")
             if self._store.broken:
                 raise
 

@@ -32,11 +32,14 @@ from cliproxy.vault.records import (
     LOG_KEY,
     LOG_KEY_BYTES,
     LOG_KEY_ID,
+    LOG_SEEN,
+    LOG_SEEN_ID,
     POLICY,
     POLICY_ID,
     ClientKey,
     Credential,
     LastUses,
+    LogSeen,
     Policy,
     decode,
     encode,
@@ -48,6 +51,7 @@ from cliproxy.vault.records import (
 from cliproxy.vault.store import Anchor, Store, Write
 
 _KEY_ID = re.compile(r"key_[0-9a-f]{16}")
+_FEW_ENTRIES = 4  # what a writing of ours puts into the log, and room: so many more are not worth another
 _NETWORKS_PER_EVENT = 10  # 43 characters each: they fit one text field of an event
 T = TypeVar("T", KeyInfo, CredentialInfo)
 
@@ -78,6 +82,8 @@ class Contents:
             self._last_use.update(decode(store.read(bucket), LastUses).keys)
         self._used_since: set[str] = set()
         self.cooldowns = Cooldowns(store, anchor=anchor, clock=clock)
+        self._sealed_log = decode(store.read(LOG_SEEN_ID), LogSeen) if store.entry(LOG_SEEN_ID) is not None else LogSeen(size=0, root=b"")
+        self._log = self._sealed_log
         self._credential_ids = store.ids(CREDENTIAL)
         self._credentials = {id: self._info_of(id) for id in self._credential_ids}
 
@@ -130,6 +136,24 @@ class Contents:
     def log_key(self) -> Secret:
         """Return the seed of the log-signing key."""
         return self.store.read(LOG_KEY_ID)
+
+    # --- what is known of the log ------------------------------------------------------------------------------------
+
+    @property
+    def log_seen(self) -> LogSeen:
+        """What is sealed of the log: a log that is shorter was cut back, or written anew."""
+        return self._sealed_log
+
+    def note_log(self, size: int, root: bytes) -> None:
+        """The log has a durable checkpoint of `size` entries with `root`."""
+        self._log = LogSeen(size=size, root=root)
+
+    def flush_log(self) -> None:
+        """Seal what `note_log` told, if the log has grown by more than this itself makes it grow, or was put back and accepted so."""
+        if self._sealed_log.size <= self._log.size <= self._sealed_log.size + _FEW_ENTRIES:
+            return
+        self.store.change([Write(id=LOG_SEEN_ID, kind=LOG_SEEN, plaintext=encode(self._log))], (), anchor=self._anchor, because=())
+        self._sealed_log = self._log
 
     # --- client keys -------------------------------------------------------------------------------------------------
 

@@ -31,10 +31,12 @@ POLICY: Final = "policy"
 LAST_USE: Final = "last_use"
 LOG_KEY: Final = "log_key"
 COOLDOWNS: Final = "cooldowns"
+LOG_SEEN: Final = "log_seen"
 
 POLICY_ID: Final = "policy"
 LOG_KEY_ID: Final = "log-key"
 COOLDOWNS_ID: Final = "cooldowns"
+LOG_SEEN_ID: Final = "log-seen"
 LOG_KEY_BYTES: Final = 32  # an Ed25519 seed
 DIGEST_BYTES: Final = 32
 _MAX_COUNT: Final = 10**15
@@ -81,10 +83,17 @@ class KeptCooldowns(_Content, frozen=True):
     cooldowns: tuple[CooldownRecord, ...]
 
 
+class LogSeen(_Content, frozen=True):
+    """The newest checkpoint that the auditor said was durable: the log has at least `size` entries, and at `size` this root."""
+
+    size: int
+    root: bytes
+
+
 _encoder = msgspec.msgpack.Encoder()
 # Made at once and not when first needed: the vault's process may not import anything later.
 _decoders: Final[dict[type[_Content], msgspec.msgpack.Decoder[Any]]] = {
-    kind: msgspec.msgpack.Decoder(kind) for kind in (ClientKey, Credential, Policy, LastUses, KeptCooldowns)
+    kind: msgspec.msgpack.Decoder(kind) for kind in (ClientKey, Credential, Policy, LastUses, KeptCooldowns, LogSeen)
 }
 
 
