@@ -1,6 +1,6 @@
 # What a user types: `make serve`, `make test`. Both set up everything they need, in .venv, from hash-locked requirements.
 .DEFAULT_GOAL := help
-.PHONY: help serve lint fast test check bench lock clean
+.PHONY: help launcher serve lint fast test check bench lock clean
 SHELL := /bin/sh
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV := .venv
@@ -23,7 +23,14 @@ $(VENV)/runtime.stamp: requirements/runtime.txt requirements/build.txt pyproject
 	@$(PIP) install --require-hashes -r requirements/build.txt
 	@$(PIP) install --require-hashes -r requirements/runtime.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@$(PIP) uninstall --yes setuptools
+	@$(MAKE) --no-print-directory launcher
 	@touch $@
+
+# In place of the one that pip writes: isolated (-I) before Python reads PYTHONPATH or imports anything.
+launcher:
+	@printf '#!/bin/sh\nexec "%s" -I -m cliproxy.cli.main "$$@"\n' '$(abspath $(BIN))/python' > '$(BIN)/cliproxy'
+	@chmod 755 '$(BIN)/cliproxy'
 
 $(VENV)/dev.stamp: requirements/dev.txt $(VENV)/runtime.stamp
 	@echo "installing the locked development tools into $(VENV) (once) ..."

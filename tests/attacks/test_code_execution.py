@@ -146,7 +146,7 @@ ALLOWED = {
     "sandbox/calls.py": {"ctypes"},
     "sandbox/kernel.py": {"ctypes"},
     "sandbox/landlock.py": {"ctypes"},
-    "sandbox/ritual.py": {"ctypes"},
+    "sandbox/lockdown.py": {"ctypes"},
 }
 
 
@@ -197,7 +197,7 @@ CLONE_THREAD = 0x10000
 @pytest.mark.parametrize("role", sorted(PROFILES))
 def test_running_a_program_kills_every_process_but_the_supervisor(role: str, arch: Arch) -> None:
     """The profile table, for any arguments; tests/sandbox does it for real, process by process."""
-    policy = PROFILES[role].policy(ancillary=frozenset({3}), replaceable=frozenset(), process=4711)
+    policy = PROFILES[role].policy(ancillary=frozenset({3}), replaceable=frozenset(), listening=frozenset({8}), process=4711)
     numbers = {name: number for number, name in NAMES[arch].items()}
     for name in RUNNING:
         if name in numbers:
@@ -212,7 +212,7 @@ def test_running_a_program_kills_every_process_but_the_supervisor(role: str, arc
 @pytest.mark.parametrize("arch", list(Arch), ids=lambda arch: arch.name)
 @pytest.mark.parametrize("role", sorted(PROFILES))
 def test_no_memory_becomes_code(role: str, arch: Arch) -> None:
-    policy = PROFILES[role].policy(ancillary=frozenset({3}), replaceable=frozenset(), process=4711)
+    policy = PROFILES[role].policy(ancillary=frozenset({3}), replaceable=frozenset(), listening=frozenset({8}), process=4711)
     numbers = {name: number for number, name in NAMES[arch].items()}
     for protection in (PROT_EXEC, PROT_EXEC | 1, PROT_EXEC | 3, PROT_EXEC | 7):
         for call in ("mmap", "mprotect", "pkey_mprotect"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from cliproxy.errors import ConfigError
 from cliproxy.integrity.self_check import site_directories, verify_start_files
 
+HACK = {"_distutils_hack/__init__.py": b"def add_shim(): ...\n", "_distutils_hack/override.py": b""}
 SHIM = b"import os; enabled and __import__('_distutils_hack').add_shim(); "
 EDITABLE = "__editable__.cliproxy-0.1.0.pth"
 
@@ -20,7 +22,7 @@ EDITABLE = "__editable__.cliproxy-0.1.0.pth"
 def packages(tmp_path: Path) -> Path:
     """A directory of installed packages with what setuptools and our editable installation bring."""
     directory = tmp_path / "site-packages"
-    install(directory, "setuptools-84.2.1", {"distutils-precedence.pth": SHIM})
+    install(directory, "setuptools-84.2.1", {"distutils-precedence.pth": SHIM, **HACK})
     install(directory, "cliproxy-0.1.0", {EDITABLE: b"/srv/cliproxy/src\n"})
     return directory
 
@@ -31,6 +33,7 @@ def install(directory: Path, distribution: str, files: dict[str, bytes]) -> None
     info.mkdir(parents=True, exist_ok=True)
     lines = ["some/module.py,sha256=AAAA,1"]
     for name, content in files.items():
+        (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_bytes(content)
         digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
         lines.append(f"{name},sha256={digest},{len(content)}")
@@ -141,3 +144,32 @@ def test_the_file_of_a_tool_that_made_the_environment_is_known(packages: Path, m
         assert len(verify_start_files([packages], prefix=packages.parent)) == 3
     else:
         assert "_virtualenv.pth" in refusal(packages)
+
+
+def changed(packages: Path) -> None:
+    (packages / "_distutils_hack" / "__init__.py").write_bytes(b"import os; os.system('true')\n")
+
+
+def added(packages: Path) -> None:
+    (packages / "_distutils_hack" / "os.py").write_bytes(b"")
+
+
+def replaced(packages: Path) -> None:
+    (packages / "_distutils_hack").rename(packages / "gone")
+    (packages / "_distutils_hack.py").write_bytes(b"")
+
+
+@pytest.mark.parametrize("change", [changed, added, replaced])
+def test_what_a_known_start_file_imports_is_judged_with_it(packages: Path, change: Callable[[Path], None]) -> None:
+    change(packages)
+    message = refusal(packages)
+    assert message.startswith(f"{packages / 'distutils-precedence.pth'}: ") and "it imports _distutils_hack" in message
+
+
+@pytest.mark.parametrize("name", ["sitecustomize.py", "usercustomize.py", "sitecustomize"])
+def test_a_start_module_in_the_directory_of_an_editable_installation_is_found(packages: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "src").mkdir()
+    install(packages, "cliproxy-0.1.0", {EDITABLE: f"{tmp_path}/src\n".encode()})
+    verify_start_files([packages])
+    (tmp_path / "src" / name).touch()
+    assert f"{tmp_path}/src/{name}, which would run too" in refusal(packages)

@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).parent.parent / "sandbox"))
 
 PATIENCE_SECONDS = 20
+LISTENER = 8  # WorkerSlots.LISTEN_FDS[0], AdminSlots.LISTEN_FD
 FAR_END = 390  # where the other end of a probe's own channel is, beyond every slot
 WITHOUT_LOCKDOWN = "worker"  # in one role the attacks are tried without the lockdown, too
 # These are tried on the control channel, the others on a channel that a restarted peer's replaces.
-ON_CONTROL = {"pass a descriptor on the channel"}
+ON_CONTROL = {"pass a descriptor on the channel", "free the number over which descriptors travel"}
 
 
 def start(home: str) -> None:
@@ -146,7 +147,7 @@ def groups(role: str, kind: str, attacks: tuple[Attack, ...]) -> Iterator[tuple[
         return
     if kind == "supervisor":
         attacks = tuple(attack for attack in attacks if attack.name in AT_THE_SUPERVISOR)
-    together = tuple(attack for attack in attacks if attack.roles.get(role, attack.answer).startswith("E"))
+    together = tuple(attack for attack in attacks if attack.roles.get(role, attack.answer).startswith("E") and attack.name not in ON_CONTROL)
     yield together
     yield from ((attack,) for attack in attacks if attack not in together)
 
@@ -159,7 +160,7 @@ def in_fork(boot: Any, kind: str, group: tuple[Attack, ...], scene: Scene, write
 
     slot = CONTROL_FD if group[0].name in ON_CONTROL else min(CHANNELS[boot.role])
     take_slot(slot)
-    here = dataclasses.replace(scene, channel=(slot, FAR_END))
+    here = dataclasses.replace(scene, channel=(slot, FAR_END), listener=LISTENER)
     if kind == "unlocked" and os.geteuid() == 0:
         become_ordinary(boot.uid)
     attempts: dict[str, Callable[[], object]] = {}

@@ -16,6 +16,7 @@ import stat
 import sys
 import time
 
+PROGRAM = __file__  # or that of who borrows `start` and `supervise`
 ESCAPES = "\x1b]0;owned\x07 \x9b31m \u202e owned\n".encode() + b"\xff\xfe\n"
 
 
@@ -32,16 +33,16 @@ def start(home, *handed):
     memfd = seal(_encoder.encode(plan), name="plan")
     for number in (memfd, plan.master_key_fd):
         os.set_inheritable(number, True)
-    os.execv(sys.executable, [sys.executable, "-I", "-B", __file__, "supervise", str(memfd), *handed])
+    os.execv(sys.executable, [sys.executable, "-I", "-B", PROGRAM, "supervise", str(memfd), *handed])
 
 
 def supervise(plan, *handed):
     from cliproxy.processes import fleet, spawn, supervisor
 
     def program(role):
-        return spawn.program(role) if role == "config_loader" else [sys.executable, "-I", "-B", __file__, role, *handed]
+        return spawn.program(role) if role == "config_loader" else [sys.executable, "-I", "-B", PROGRAM, role, *handed]
 
-    if handed:
+    if "handed" in handed:
         fleet.spawn = lambda command, *, descriptors, output: spawn.spawn(command, descriptors=descriptors, output=2)
     sys.exit(supervisor.main([plan], program=program))
 

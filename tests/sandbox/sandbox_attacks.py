@@ -21,6 +21,8 @@ from typing import Any
 from cliproxy.sandbox.calls import system_call
 
 AT_FDCWD = -100
+LISTENER = 380  # of the probes; the real roles have theirs in the topology
+WHO_LISTENS = ("worker", "admin")
 _alive: list[Any] = []  # buffers whose addresses went to the kernel
 
 
@@ -36,6 +38,7 @@ class Scene:
     file: str
     scratch: str
     channel: tuple[int, int]
+    listener: int  # the number of a listening socket that other processes accept on, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,15 @@ def bound_socket(scene: Scene) -> int:
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     sock.bind(("127.0.0.1", 0))
     return sock.detach()
+
+
+def listening_socket(scene: Scene) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        os.dup2(sock.fileno(), scene.listener, inheritable=False)
+
+
+def on_listener(name: str, *arguments: int) -> Callable[[Scene, Any], object]:
+    return lambda scene, prepared: system_call(name, scene.listener, *arguments)
 
 
 def udp_socket(scene: Scene) -> int:
@@ -297,7 +309,7 @@ ATTACKS: tuple[Attack, ...] = (
         prepare=open_socket,
         roles=only("EACCES", "dialer"),
     ),
-    Attack("listen on a passed socket", "EPERM", lambda s, p: system_call("listen", p, 1), prepare=bound_socket, roles=only("done", "worker", "admin")),
+    Attack("listen on a passed socket", "EPERM", lambda s, p: system_call("listen", p, 1), prepare=bound_socket),
     Attack(
         "send to an address",
         "EPERM",
@@ -336,6 +348,46 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("dup3 onto another number", "EPERM", lambda s, p: system_call("dup3", s.channel[1], 2, 0)),
     Attack("dup2 onto the channel", "done", lambda s, p: system_call("dup2", 2, s.channel[0])),
     Attack("dup3 onto the channel", "done", lambda s, p: system_call("dup3", 2, s.channel[0], os.O_CLOEXEC)),
+    # on what other processes accept, too: one open file description
+    Attack("shut the listening socket down", "done", on_listener("shutdown", 2), prepare=listening_socket, roles=only("EPERM", *WHO_LISTENS)),
+    Attack(
+        "make the listening socket block",
+        "done",
+        lambda s, p: system_call("ioctl", s.listener, 0x5421, pointer(struct.pack("=i", 0))),
+        prepare=listening_socket,
+        roles=only("ENOTTY", *WHO_LISTENS),
+    ),
+    Attack(
+        "make the listening socket block by its flags",
+        "done",
+        on_listener("fcntl", 4, 0),
+        prepare=listening_socket,
+        roles=only("EPERM", *WHO_LISTENS, "auditor"),
+    ),
+    Attack(
+        "make accepted connections end with a reset",
+        "done",
+        lambda s, p: system_call("setsockopt", s.listener, 1, 13, pointer(struct.pack("=ii", 1, 0)), 8),
+        prepare=listening_socket,
+        roles=only("EPERM", *WHO_LISTENS),
+    ),
+    Attack("shorten the queue of the listening socket", "EPERM", on_listener("listen", 0), prepare=listening_socket),
+    Attack("copy the listening socket", "EPERM", on_listener("fcntl", 1030, 0), prepare=listening_socket, roles=only("done", "egress")),
+    Attack(
+        "copy the listening socket onto the channel",
+        "done",
+        lambda s, p: system_call("dup3", s.listener, s.channel[0], os.O_CLOEXEC),
+        prepare=listening_socket,
+        roles=only("EPERM", *WHO_LISTENS),
+    ),
+    Attack(
+        "copy the listening socket onto the channel the old way",
+        "done",
+        lambda s, p: system_call("dup2", s.listener, s.channel[0]),
+        prepare=listening_socket,
+        roles=only("EPERM", *WHO_LISTENS),
+    ),
+    Attack("free the number over which descriptors travel", "EPERM", lambda s, p: system_call("close", s.channel[0])),
     Attack("memfd", "EPERM", lambda s, p: system_call("memfd_create", path("x"), 0)),
     Attack("pipe", "EPERM", lambda s, p: system_call("pipe2", pointer(b""), 0)),
     # memory
@@ -414,9 +466,18 @@ def raw(number: int) -> int:
     return result
 
 
-X86_ONLY = {"open a file the old way", "creat", "fork", "vfork", "dup2 onto another number", "dup2 onto the channel", "iopl", "ioperm", "modify_ldt"} | {
-    "a call through the x32 door"
-}
+X86_ONLY = {
+    "open a file the old way",
+    "creat",
+    "fork",
+    "vfork",
+    "dup2 onto another number",
+    "dup2 onto the channel",
+    "copy the listening socket onto the channel the old way",
+    "iopl",
+    "ioperm",
+    "modify_ldt",
+} | {"a call through the x32 door"}
 
 
 def attacks_here() -> tuple[Attack, ...]:

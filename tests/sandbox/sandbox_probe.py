@@ -22,11 +22,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from sandbox_attacks import Scene, attacks_here
+from sandbox_attacks import LISTENER, WHO_LISTENS, Scene, attacks_here
 from sandbox_jobs import Workplace, jobs_of, make_workplace
 
 from cliproxy.sandbox.calls import prctl
-from cliproxy.sandbox.ritual import lock_down
+from cliproxy.sandbox.lockdown import lock_down
 from cliproxy.sandbox.roles import PROFILES
 
 ROLE_UID = 61001
@@ -79,6 +79,7 @@ def start_victim(uid: int, scratch: str) -> tuple[Scene, list[int]]:
         file=scratch + "/log",
         scratch=scratch,
         channel=(left.detach(), right.detach()),
+        listener=LISTENER,
     )
     Path(scene.file).write_bytes(b"x" * 8192)
     os.chmod(scene.file, 0o666)
@@ -109,8 +110,18 @@ def in_a_process(role: str, uid: int, prepare: Callable[[], Any], act: Callable[
         try:
             prepared = prepare()
             if role != "unlocked":
+                listening = frozenset({LISTENER}) if role in WHO_LISTENS else frozenset()
                 keep = frozenset(int(name) for name in os.listdir("/proc/self/fd"))
-                lock_down(PROFILES[role], keep=keep, ancillary=frozenset(channel), replaceable=frozenset(channel[:1]), uid=uid, gid=uid, parent_pid=parent)
+                lock_down(
+                    PROFILES[role],
+                    keep=keep,
+                    ancillary=frozenset(channel),
+                    replaceable=frozenset(channel[:1]),
+                    listening=listening,
+                    uid=uid,
+                    gid=uid,
+                    parent_pid=parent,
+                )
             found = outcome_of(lambda: act(prepared))
         except BaseException as error:
             found = f"before: {type(error).__name__}: {error}"

@@ -68,7 +68,7 @@ def test_a_program_decides_as_its_policy_says(policy: Policy, arch: Arch, data: 
 @pytest.mark.parametrize("arch", list(Arch))
 @pytest.mark.parametrize("role", sorted(PROFILES))
 def test_each_roles_program_decides_as_its_profile_says_for_every_call(role: str, arch: Arch) -> None:
-    policy = PROFILES[role].policy(ancillary=frozenset({3, 6, 7}), replaceable=frozenset({6}), process=4242)
+    policy = PROFILES[role].policy(ancillary=frozenset({3, 6, 7}), replaceable=frozenset({6}), listening=frozenset({8, 9}), process=4242)
     program = load_program(assemble(policy, arch))
     vectors = [NOTHING, (LONG,) * 6, (INT,) * 6]
     values = interesting_values(policy)
@@ -82,7 +82,7 @@ def test_each_roles_program_decides_as_its_profile_says_for_every_call(role: str
 
 @pytest.mark.parametrize("role", sorted(PROFILES))
 def test_another_architecture_and_x32_kill_whatever_the_call(role: str) -> None:
-    policy = PROFILES[role].policy(ancillary=frozenset(), replaceable=frozenset(), process=1)
+    policy = PROFILES[role].policy(ancillary=frozenset(), replaceable=frozenset(), listening=frozenset({8}), process=1)
     for arch in Arch:
         program = load_program(assemble(policy, arch))
         for number in (0, 1, 59, 231, 500, INT):
@@ -126,7 +126,7 @@ def test_a_policy_too_long_for_the_kernel_is_refused() -> None:
 @pytest.mark.parametrize("role", sorted(PROFILES))
 def test_a_hot_call_is_decided_within_fourteen_instructions(role: str) -> None:
     profile = PROFILES[role]
-    program = load_program(assemble(profile.policy(ancillary=frozenset({3}), replaceable=frozenset(), process=1), Arch.X86_64))
+    program = load_program(assemble(profile.policy(ancillary=frozenset({3}), replaceable=frozenset(), listening=frozenset({8}), process=1), Arch.X86_64))
     for name in profile.hot:
         _, steps = run(program, audit_arch=Arch.X86_64.value, number=NUMBERS[Arch.X86_64][name], arguments=NOTHING)
         assert steps <= 14, name

@@ -141,6 +141,13 @@ class ChannelViolation(_Event, frozen=True, tag="channel_violation"):
     reason: Text
 
 
+class ListenerReopened(_Event, frozen=True, tag="listener_reopened"):
+    """The socket on `address` did not accept any more, for `reason`, and was made to listen again: a process that accepts on it may have fallen."""
+
+    address: Text
+    reason: Text
+
+
 class VaultIntent(_Event, frozen=True, tag="vault_intent"):
     """The vault is about to commit `epoch` with Merkle root `root` (hex)."""
 
@@ -190,7 +197,7 @@ WorkerEvent = Authentication | AddressDenied | ChannelViolation
 EgressEvent = ProviderRequest | ProviderOutcome | ChannelViolation
 DialerEvent = AddressDenied | ChannelViolation
 VaultEvent = CredentialAccess | CredentialChange | KeyChange | PolicyChange | VaultIntent | VaultCommit | ChannelViolation
-SupervisorEvent = Process | ConfigurationChange | ChannelViolation
+SupervisorEvent = Process | ConfigurationChange | ChannelViolation | ListenerReopened
 AdminEvent = Authentication | ConfigurationChange | ChannelViolation
 AuditorEvent = LogOpened | LogRecovered | LogRollbackAccepted | EventsSuppressed | ChannelViolation
 Event = (
@@ -205,6 +212,7 @@ Event = (
     | PolicyChange
     | Process
     | ChannelViolation
+    | ListenerReopened
     | VaultIntent
     | VaultCommit
     | LogOpened

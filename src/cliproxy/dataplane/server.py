@@ -114,7 +114,8 @@ class Server:
         """Accept on `sockets`, which listen already, and begin to sweep. The server owns them from now on."""
         self._sweep()
         for sock in sockets:
-            sock.setblocking(False)
+            if sock.getblocking():  # a locked process may not ask even what changes nothing: the flag is everybody's
+                sock.setblocking(False)
             self._listeners.append(sock)
             self._loop.add_reader(sock, self._accept, sock)
 

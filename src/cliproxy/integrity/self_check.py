@@ -26,6 +26,8 @@ _KNOWN: Final = (
     (re.compile(r"distutils-precedence\.pth"), "setuptools"),
     (re.compile(r"__editable__\.cliproxy-[0-9A-Za-z.+]+\.pth"), "cliproxy"),
 )
+# What a known start file imports: judged with it, file by file. A start file that only adds a directory imports nothing itself.
+_IMPORTED: Final = {"distutils-precedence.pth": "_distutils_hack"}
 # What `uv venv` and `virtualenv` write into an environment when they make it. It belongs to no package: one that is listed as a package's is that package's.
 _ENVIRONMENT_HOOK: Final = "_virtualenv.pth"
 _ENVIRONMENT_HOOK_TEXT: Final = b"import _virtualenv"
@@ -76,16 +78,54 @@ def _complaint_about(file: Path, environment: Path) -> str:
     if content is None:
         return "it cannot be read"
     if file.name == _ENVIRONMENT_HOOK:
-        known = content.strip() == _ENVIRONMENT_HOOK_TEXT and _is_made_by_a_known_tool(environment) and not any(_records_of(file, owner=None))
+        known = content.strip() == _ENVIRONMENT_HOOK_TEXT and _is_made_by_a_known_tool(environment) and not any(_records_of(file.parent, file.name, owner=None))
         return "" if known else "it is not the one that uv or virtualenv writes"
     owner = next((owner for pattern, owner in _KNOWN if pattern.fullmatch(file.name)), None)
     if owner is None:
         return "no part of the gateway brings it"
+    complaint = _complaint_about_owned(content, file.parent, file.name, owner)
+    if not complaint and file.name in _IMPORTED:
+        return _complaint_about_import(file.parent, _IMPORTED[file.name], owner)
+    return complaint or _complaint_about_added(content, file.parent)
+
+
+def _complaint_about_owned(content: bytes, directory: Path, name: str, owner: str) -> str:
+    """Say why what is in `directory`/`name` is not what distribution `owner` installed there, or nothing."""
     digest = b"sha256=" + urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=")
-    recorded = list(_records_of(file, owner=owner))
+    recorded = list(_records_of(directory, name, owner=owner))
     if not recorded:
         return f"no installed {owner} lists it"
     return "" if digest in recorded else f"it is not the one that {owner} installed"
+
+
+def _complaint_about_import(directory: Path, package: str, owner: str) -> str:
+    """Say why `package`, which a start file of distribution `owner` imports, is not to run, or nothing. Compiled files are not judged: who can write those
+    can write the package that they come from.
+    """
+    try:
+        found = sorted(os.listdir(directory / package))  # noqa: PTH208 - names only
+    except OSError:
+        found = []
+    if "__init__.py" not in found:  # then a module of that name from elsewhere would be imported
+        return f"it imports {package}, which is not there"
+    for name in found:
+        if name != "__pycache__":
+            content = _read(directory / package / name, MAX_START_HOOK_BYTES)
+            complaint = "it cannot be read" if content is None else _complaint_about_owned(content, directory, f"{package}/{name}", owner)
+            if complaint:
+                return f"it imports {package}, of whose file {name} is to say: {complaint}"
+    return ""
+
+
+def _complaint_about_added(content: bytes, directory: Path) -> str:
+    """Say which start module lies in a directory that a start file adds (an editable installation's), or nothing: Python looks for one there, too."""
+    for line in content.decode("utf-8", "surrogateescape").splitlines():
+        added = directory / line.strip()
+        if line.strip() and added.is_dir():
+            for name in sorted(os.listdir(added)):  # noqa: PTH208 - names only
+                if name.partition(".")[0] in _CUSTOMIZE:
+                    return f"it leads to {added / name}, which would run too"
+    return ""
 
 
 def _is_made_by_a_known_tool(environment: Path) -> bool:
@@ -94,12 +134,12 @@ def _is_made_by_a_known_tool(environment: Path) -> bool:
     return any(maker in keys for maker in _ENVIRONMENT_MAKERS)
 
 
-def _records_of(file: Path, *, owner: str | None) -> Iterator[bytes]:
-    """Yield the hash that each RECORD beside `file` (of the distribution `owner`; None: of any) states for it."""
-    line = re.compile(rb"^" + re.escape(os.fsencode(file.name)) + rb",([^,\r\n]*),", re.MULTILINE)
-    for directory in file.parent.glob("*.dist-info"):
-        if owner is None or directory.name.partition("-")[0].lower() == owner:
-            yield from line.findall(_read(directory / "RECORD", MAX_PACKAGE_RECORD_BYTES) or b"")
+def _records_of(directory: Path, name: str, *, owner: str | None) -> Iterator[bytes]:
+    """Yield the hash that each RECORD in `directory` (of the distribution `owner`; None: of any) states for its file `name`."""
+    line = re.compile(rb"^" + re.escape(os.fsencode(name)) + rb",([^,\r\n]*),", re.MULTILINE)
+    for info in directory.glob("*.dist-info"):
+        if owner is None or info.name.partition("-")[0].lower() == owner:
+            yield from line.findall(_read(info / "RECORD", MAX_PACKAGE_RECORD_BYTES) or b"")
 
 
 def _read(file: Path, limit: int) -> bytes | None:

@@ -5,7 +5,7 @@
     3. descriptors that were not handed over are closed, empty slots occupied
     4. `prepare(boot)`: every module imported, database and files opened
     5. no descriptor is a terminal or another device: what it fell into could read what is typed there
-    6. the lockdown of the role (`sandbox.ritual`), after which an import raises
+    6. the lockdown of the role (`sandbox.lockdown`), after which an import raises
     7. `body(boot, prepared, control)`
 
 A child never returns from here and never runs interpreter shutdown: it leaves with `os._exit` (uvloop would call `socketpair`, and a locked
@@ -31,7 +31,7 @@ from cliproxy.processes.lines import EXIT_OTHER_BUILD, EXIT_SOFTWARE, describe, 
 from cliproxy.processes.slots import is_open, vacate, verify_no_device
 from cliproxy.processes.spawn import build_id
 from cliproxy.processes.topology import BOOT_FD, CONTROL_FD, NULL_FD, STDERR_FD, STDOUT_FD
-from cliproxy.sandbox import ritual
+from cliproxy.sandbox import lockdown
 from cliproxy.sandbox.roles import PROFILES
 
 __all__ = ["EXIT_SOFTWARE", "Boot", "Control", "Down", "Order", "Up", "end", "main", "read_boot", "run_locked", "say"]
@@ -119,7 +119,7 @@ def _occupy_slots(role: str) -> frozenset[int]:
         if number > STDERR_FD and number not in expected:
             os.close(number)
     os.set_inheritable(CONTROL_FD, False)
-    for slot in topology.CHANNELS[role]:
+    for slot in sorted({*topology.CHANNELS[role], *topology.listening(role)}):
         if is_open(slot):
             os.set_inheritable(slot, False)
         else:
@@ -137,11 +137,12 @@ def _lock_down(boot: Boot, handed: frozenset[int]) -> None:
     if boot.sandbox:
         # What prepare opened (database, event loop, trust store) stays too: it is the role's own code, and step 3 closed all that was inherited.
         keep = frozenset(_open_descriptors()) | handed
-        ritual.lock_down(
+        lockdown.lock_down(
             PROFILES[boot.role],
             keep=keep,
             ancillary=topology.ancillary(boot.role),
             replaceable=topology.replaceable(boot.role),
+            listening=topology.listening(boot.role),
             uid=boot.uid,
             gid=boot.gid,
             parent_pid=boot.supervisor_pid,

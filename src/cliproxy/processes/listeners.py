@@ -36,6 +36,13 @@ class Listeners:
         """The URLs, in the order of `server.listen`."""
         return [f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{_port_of(number)}" for (host, _), number in self.sockets.items()]
 
+    def reopen(self) -> list[tuple[str, str]]:
+        """Make every socket listen again that does not accept; return the addresses with what was wrong.
+
+        All who accept on a socket share one open file description, so what one of them did to it is done to all, and undone for all.
+        """
+        return [(f"{host}:{port}", fault) for (host, port), number in self.sockets.items() if (fault := _put_right(number))]
+
     def close_except(self, kept: Listeners | None) -> None:
         """Close the sockets that `kept` does not share."""
         shared = set() if kept is None else set(kept.sockets.values())
@@ -95,8 +102,30 @@ def inherited_listeners(server: Server, environment: Mapping[str, str]) -> Liste
                 port = _port_of(number)
         except OSError as error:
             raise ConfigError(f"descriptor {number} from the service manager: {error.strerror}", cure="use ListenStream= in the socket unit") from error
+        os.set_blocking(number, False)  # a locked worker may not
         sockets[(host, port)] = lift(number)
     return Listeners(sockets, scheme="https" if server.tls.enabled else "http", inherited=True)
+
+
+def _put_right(number: int) -> str:
+    """Return what was wrong with a listening socket, empty if nothing was, and mend it."""
+    sock = socket.socket(fileno=number)
+    try:
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            name = sock.getsockname()
+            try:
+                sock.listen(LISTEN_BACKLOG)
+                lost = sock.getsockname() != name  # a port that the system chose is free again after a shutdown
+            except OSError:
+                lost = True
+            os.set_blocking(number, False)
+            return "it is shut down for good: restart the gateway" if lost else "it was shut down"
+        if os.get_blocking(number):
+            os.set_blocking(number, False)
+            return "it was made to block"
+        return ""
+    finally:
+        sock.detach()
 
 
 def _may_be_missing(host: str, server: Server, error: ConfigError, sockets: Mapping[Address, int]) -> bool:

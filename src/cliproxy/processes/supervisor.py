@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Final
 
 from cliproxy import __version__
-from cliproxy.audit.events import ChannelViolation, ConfigurationChange, Process
+from cliproxy.audit.events import ChannelViolation, ConfigurationChange, ListenerReopened, Process
 from cliproxy.bounds import (
     DRAIN_GRACE_SECONDS,
     MAX_DESCRIPTORS,
@@ -65,6 +65,7 @@ from cliproxy.processes.wiring import Member
 
 _SIGNALS: Final = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _STOP_ORDER: Final = (WORKER, EGRESS, DIALER, VAULT, ADMIN, AUDITOR)
+LISTENER_CHECK_SECONDS: Final = 5.0  # how long a socket that a fallen worker shut down stays so: two questions to the kernel for each address
 LAST_WORDS_SECONDS: Final = 1.0  # for what a stopped terminal or a full pipe has not taken when the run is over
 
 
@@ -88,6 +89,7 @@ class Supervisor:
         self._journal = Journal(self._poll, deadline_seconds=settings.audit.deadline_seconds)
         self._controls: dict[int, Child] = {}
         self._announced = False
+        self._check_listeners_at = 0.0
         self._start_deaths = 0
         self._phases: list[str] | None = None  # roles that are still to stop; None: running
         self._hurry = False  # stop at once
@@ -200,7 +202,13 @@ class Supervisor:
 
     def _turn(self) -> None:
         now = time.monotonic()
-        wake = min(self._fleet.next_time(), self._reload.next_time(), self._relay.next_time(), now + (self._service.watchdog_seconds or 3600.0))
+        wake = min(
+            self._fleet.next_time(),
+            self._reload.next_time(),
+            self._relay.next_time(),
+            self._check_listeners_at,
+            now + (self._service.watchdog_seconds or 3600.0),
+        )
         if self._journal.waits:
             wake = min(wake, now + 0.1)  # the auditor was not there to take them
         ready = self._poll.poll(max(0, min(int((wake - now) * 1000) + 1, 3_600_000)))
@@ -222,11 +230,24 @@ class Supervisor:
                 self._on_outlet(number)
         now = time.monotonic()
         self._relay.tick(now)
+        self._check_listeners(now)
         self._fleet.kill_overdue(now)
         self._reload.tick(now)
         if self._phases is None:
             self._start_due(now)
         self._journal.flush()
+
+    def _check_listeners(self, now: float) -> None:
+        """Look now and then whether the listening sockets still accept."""
+        if now < self._check_listeners_at:
+            return
+        if self.in_force.listeners is None or self._phases is not None:
+            self._check_listeners_at = float("inf")  # no gateway, or it ends
+            return
+        self._check_listeners_at = now + LISTENER_CHECK_SECONDS
+        for address, fault in self.in_force.listeners.reopen():
+            self._journal.record(ListenerReopened(address=address, reason=fault))
+            self.say(f"cliproxy: {address} accepted nobody ({fault}); listening again, but a worker may have fallen: see the audit log, and restart")
 
     def _on_outlet(self, number: int) -> None:
         for outlet in (self._stdout, self._stderr):

@@ -180,6 +180,11 @@ def ancillary(role: str) -> frozenset[int]:
     return frozenset({CONTROL_FD, *(slot for slot, edge in CHANNELS[role].items() if edge.carries)})
 
 
+def listening(role: str) -> frozenset[int]:
+    """Return the numbers of `role` on which listening sockets lie: their one open file description is everybody's who accepts on them."""
+    return {WORKER: frozenset(WorkerSlots.LISTEN_FDS), ADMIN: frozenset({AdminSlots.LISTEN_FD})}.get(role, frozenset())
+
+
 def replaceable(role: str) -> frozenset[int]:
     """Return the numbers that `dup2` may target after the lockdown: the channels and, in the auditor, the log segment."""
     return frozenset({*CHANNELS[role], *((AuditorSlots.SEGMENT_FD,) if role == AUDITOR else ())})

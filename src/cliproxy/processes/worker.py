@@ -65,6 +65,8 @@ class Worker:
             denied=self.tally.denied,
         )
         self.listening = [socket.socket(fileno=number) for number in WorkerSlots.LISTEN_FDS if is_socket(number)]
+        for sock in self.listening:
+            sock.setblocking(False)  # before the lockdown
         self.role: Role[None]  # from `run` on
 
     # --- body ---

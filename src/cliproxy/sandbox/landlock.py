@@ -1,7 +1,7 @@
 """Landlock: from here on this process reaches no file but the few it may read, no TCP port, and no process outside.
 
 `restrict` denies every right that the running kernel can deny; rights that a newer kernel adds and this module has never heard of stay out (the system call
-filter covers the calls behind them). The ruleset holds for the calling thread and what it starts, hence the ritual refuses a process that already has threads.
+filter covers the calls behind them). The ruleset holds for the calling thread and what it starts, so the lockdown refuses a process with threads.
 Source: `include/uapi/linux/landlock.h` up to ABI 7 (Linux 6.15).
 """
 

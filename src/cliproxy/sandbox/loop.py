@@ -11,7 +11,7 @@ import socket
 
 import uvloop
 
-from cliproxy.sandbox.ritual import refuse_io_uring
+from cliproxy.sandbox.lockdown import refuse_io_uring
 
 
 def make_event_loop() -> asyncio.AbstractEventLoop:

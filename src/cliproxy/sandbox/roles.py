@@ -24,6 +24,7 @@ class Later(Enum):
 
     ANCILLARY = "descriptors that may pass descriptors"
     REPLACEABLE = "descriptors that a restarted peer's channel may replace"
+    LISTENING = "listening sockets, which other processes accept on too"
     SELF = "the process's own id"
 
 
@@ -80,7 +81,7 @@ _ABSENT = (*IO_URING_CALLS, "clone3", "statx", "openat2", "faccessat2", "fchmoda
 
 # --- what every process needs: CPython, its allocator, glibc or musl -------------------------------------------------
 _ANY = _names("""
-read write readv writev close poll ppoll select pselect6 epoll_wait epoll_pwait epoll_ctl epoll_create1
+read write readv writev poll ppoll select pselect6 epoll_wait epoll_pwait epoll_ctl epoll_create1
 brk munmap mremap madvise futex set_robust_list set_tid_address rseq membarrier sched_yield sched_getaffinity getcpu
 nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday time times getrusage
 rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack restart_syscall
@@ -100,8 +101,22 @@ _SOL_SOCKET, _IPPROTO_IP, _IPPROTO_TCP, _IPPROTO_IPV6 = 1, 0, 6, 41
 _SOCKET_OPTIONS = (2, 7, 8, 9, 13)  # SO_REUSEADDR, SO_SNDBUF, SO_RCVBUF, SO_KEEPALIVE, SO_LINGER
 _TCP_OPTIONS = (1, 3, 4, 5, 6, 9, 12, 18)  # NODELAY, CORK, KEEPIDLE, KEEPINTVL, KEEPCNT, DEFER_ACCEPT, QUICKACK, USER_TIMEOUT
 
+# One open file description is shared by all who accept on a listening socket, the next process of the role included: what changes it would stop them all, or
+# change what they accept (buffers and lingering are inherited). A copy of the descriptor would have a number that no condition knows.
+_ON_LISTENING = When(0, Later.LISTENING, INT)
+_LISTENERS = (
+    # libuv makes a descriptor non-blocking before it polls it. Told ENOTTY it looks at the flags instead, finds it done, and is content
+    Call("ioctl", (_ON_LISTENING,), errno_action(errno.ENOTTY)),
+    Call("fcntl", (_ON_LISTENING, _equals(1, F_GETFD, F_GETFL))),
+    *(Call(name, (_ON_LISTENING,), EPERM) for name in ("fcntl", "shutdown", "setsockopt", "dup2", "dup3")),
+)
+
 _BASE: tuple[Call, ...] = (
+    *_LISTENERS,
     *(Call(name) for name in _ANY),
+    # The numbers over which descriptors may travel stay what the supervisor put there: closed, the next socket would take the number and the right
+    Call("close", (When(0, Later.ANCILLARY, INT),), EPERM),
+    Call("close"),
     Call("mmap", (_lacks(2, PROT_EXEC), When(3, frozenset({MAP_ANONYMOUS}), MAP_ANONYMOUS))),
     Call("mprotect", (_lacks(2, PROT_EXEC),)),
     Call("fcntl", (_equals(1, F_GETFD, F_SETFD, F_GETFL),)),
@@ -150,9 +165,14 @@ class Profile:
     threads: bool = False
     hot: tuple[str, ...] = field(default=("sendto", "mmap"))
 
-    def policy(self, *, ancillary: frozenset[int], replaceable: frozenset[int], process: int) -> Policy:
+    def policy(self, *, ancillary: frozenset[int], replaceable: frozenset[int], listening: frozenset[int], process: int) -> Policy:
         """Return the filter's meaning for one process: `process` is its own id."""
-        later: Mapping[Later, frozenset[int]] = {Later.ANCILLARY: ancillary, Later.REPLACEABLE: replaceable, Later.SELF: frozenset({process})}
+        later: Mapping[Later, frozenset[int]] = {
+            Later.ANCILLARY: ancillary,
+            Later.REPLACEABLE: replaceable,
+            Later.LISTENING: listening,
+            Later.SELF: frozenset({process}),
+        }
         clauses: dict[str, list[Clause]] = {}
         otherwise: dict[str, Action] = {}
         for call in self.calls:
@@ -173,7 +193,7 @@ def _calls(text: str) -> tuple[Call, ...]:
 
 _CLOSED = (*_KILLED, *_OPENING, *_CONNECTING)  # neither files nor sockets
 
-WORKER = Profile(role="worker", calls=(*_BASE, *_NO_THREADS, *_EVENT_LOOP, *_calls("accept4 listen")), kills=_CLOSED)
+WORKER = Profile(role="worker", calls=(*_BASE, *_NO_THREADS, *_EVENT_LOOP, *_calls("accept4")), kills=_CLOSED)
 
 # pread64: the settings of a PREPARE lie in one memfd that all read, so nobody may move its offset
 EGRESS = Profile(role="egress", calls=(*_BASE, *_NO_THREADS, *_EVENT_LOOP, *_calls("mlock munlock pread64")), kills=_CLOSED)
@@ -236,7 +256,7 @@ AUDITOR = Profile(
     threads=True,
 )
 
-ADMIN = Profile(role="admin", calls=(*_BASE, *_NO_THREADS, *_SET_STATUS_FLAGS, *_FSTAT, *_calls("accept4 listen eventfd2 pread64")), kills=_CLOSED)
+ADMIN = Profile(role="admin", calls=(*_BASE, *_NO_THREADS, *_SET_STATUS_FLAGS, *_FSTAT, *_calls("accept4 eventfd2 pread64")), kills=_CLOSED)
 
 PROFILES: dict[str, Profile] = {profile.role: profile for profile in (WORKER, EGRESS, DIALER, VAULT, AUDITOR, ADMIN)}
 

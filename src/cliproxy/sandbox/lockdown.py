@@ -1,6 +1,6 @@
 """The lockdown: after it this process has its descriptors, its memory and the calls of its profile, and no way back.
 
-`lock_down` is one ritual for every role, in one order; a step that cannot be taken, or that does not read back as taken, raises `SandboxError` and the caller
+`lock_down` is the same for every role, in one order; a step that cannot be taken, or that does not read back as taken, raises `SandboxError` and the caller
 must end the process. Nothing here can be undone, so the tests run it in processes of their own.
 """
 
@@ -49,6 +49,7 @@ def lock_down(
     keep: frozenset[int],
     ancillary: frozenset[int],
     replaceable: frozenset[int],
+    listening: frozenset[int],
     uid: int,
     gid: int,
     parent_pid: int,
@@ -57,7 +58,8 @@ def lock_down(
     """Lock the calling process into `profile`, for good. Raises `SandboxError`, after which the process must end.
 
     `keep`: the descriptors that stay open; 0, 1 and 2 become /dev/null unless they are among them, since a number left free would be the next connection's.
-    `ancillary`: descriptors on which sendmsg and recvmsg are allowed; `replaceable`: numbers that dup2 and dup3 may target. `uid`, `gid`: who to become.
+    `ancillary`: descriptors on which sendmsg and recvmsg are allowed; `replaceable`: numbers that dup2 and dup3 may target;
+    `listening`: shared listening sockets, on which nothing is changed and which are never copied. `uid`, `gid`: who to become.
     `read_paths`: more files to read than the profile's. The process must have a single thread (capabilities, no_new_privs and Landlock belong to a thread);
     a role with threads starts them afterwards. Exits when `parent_pid` is no longer its parent.
 
@@ -85,7 +87,7 @@ def lock_down(
         _set_no_new_privs()  # 8
         restrict(read_paths=(*resolver, *read_paths), may_connect=profile.may_connect)  # 9
         _verify_files_closed()
-        _install(profile.policy(ancillary=ancillary, replaceable=replaceable, process=os.getpid()))  # 10
+        _install(profile.policy(ancillary=ancillary, replaceable=replaceable, listening=listening, process=os.getpid()))  # 10
         _verify_filtered()
         close_interpreter()  # 11
     except OSError as error:  # a call that no kernel of ours refuses: a container's own filter does

@@ -1,4 +1,4 @@
-"""The ritual's steps one by one, and what happens when one cannot be taken. What the steps add up to: `test_sandbox_lockdown.py`."""
+"""The lockdown's steps one by one, and what happens when one cannot be taken. What the steps add up to: `test_sandbox_lockdown.py`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PRELUDE = """
 import os, sys, socket, threading, time, signal
 from cliproxy.errors import SandboxError
 from cliproxy.sandbox.calls import system_call, prctl
-from cliproxy.sandbox.ritual import lock_down, refuse_io_uring
+from cliproxy.sandbox.lockdown import lock_down, refuse_io_uring
 from cliproxy.sandbox.roles import PROFILES
 ROLE_UID = 61002 if os.geteuid() == 0 else os.geteuid()
 ROLE_GID = 61002 if os.geteuid() == 0 else os.getegid()
 def lock(role="vault", **changes):
-    settings = dict(keep=frozenset({0, 1, 2}), ancillary=frozenset(), replaceable=frozenset(), uid=ROLE_UID, gid=ROLE_GID,
+    settings = dict(keep=frozenset({0, 1, 2}), ancillary=frozenset(), replaceable=frozenset(), listening=frozenset(), uid=ROLE_UID, gid=ROLE_GID,
                     parent_pid=os.getppid())
     lock_down(PROFILES[role], **(settings | changes))
 def say(text):
@@ -304,10 +304,10 @@ def test_a_step_that_a_containers_filter_refuses_is_named() -> None:
     """The container's own filter stands in for its runtime's."""
     found = said(
         """
-        from cliproxy.sandbox import ritual
+        from cliproxy.sandbox import lockdown
         from cliproxy.sandbox.bpf import ALLOW, Policy, Rule, errno_action
         prctl(38, 1)
-        ritual._install(Policy({"capset": Rule((), errno_action(1))}, known=ALLOW, unknown=ALLOW))
+        lockdown._install(Policy({"capset": Rule((), errno_action(1))}, known=ALLOW, unknown=ALLOW))
         try:
             lock()
         except SandboxError as error:
@@ -321,10 +321,10 @@ def test_a_step_that_a_containers_filter_refuses_is_named() -> None:
 def test_a_lockdown_never_goes_on_without_a_step(call: str) -> None:
     found = said(
         """
-        from cliproxy.sandbox import ritual
+        from cliproxy.sandbox import lockdown
         from cliproxy.sandbox.bpf import ALLOW, Policy, Rule, errno_action
         prctl(38, 1)
-        ritual._install(Policy({sys.argv[1]: Rule((), errno_action(1))}, known=ALLOW, unknown=ALLOW))
+        lockdown._install(Policy({sys.argv[1]: Rule((), errno_action(1))}, known=ALLOW, unknown=ALLOW))
         try:
             lock()
             say("locked")
@@ -341,10 +341,10 @@ def test_a_kernel_that_only_pretends_is_found_out() -> None:
     for call in ("seccomp", "landlock_restrict_self", "setresuid" if AS_ROOT else "seccomp", "prctl"):
         found = said(
             """
-            from cliproxy.sandbox import ritual
+            from cliproxy.sandbox import lockdown
             from cliproxy.sandbox.bpf import ALLOW, Action, Policy, Rule, Verdict
             prctl(38, 1)
-            ritual._install(Policy({sys.argv[1]: Rule((), Action(Verdict.ERRNO, 0))}, known=ALLOW, unknown=ALLOW))
+            lockdown._install(Policy({sys.argv[1]: Rule((), Action(Verdict.ERRNO, 0))}, known=ALLOW, unknown=ALLOW))
             try:
                 lock()
                 say("locked")

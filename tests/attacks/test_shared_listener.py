@@ -1,0 +1,76 @@
+"""A worker that fell, and the listening socket that it shares with the others: one open file description."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.gateway import Gateway
+
+PROGRAM = str(Path(__file__).parents[1] / "processes" / "breaker_role.py")
+CALL = {"model": "echo", "messages": [{"role": "user", "content": "still there"}]}
+SECONDS = 60.0
+
+
+class Broken(Gateway):
+    """Two workers, of which the first fell."""
+
+    def __init__(self, *how: str) -> None:
+        super().__init__({"server": {"workers": 2}})
+        self._how = how
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-I", "-B", PROGRAM, "start", str(self.home), *self._how] if arguments == ("serve",) else super().command(*arguments)
+
+    def tried(self) -> dict[str, str]:
+        """What worker 0 tried, and what the kernel said."""
+        self.wait_for(lambda: (self.home / "broken").exists() and (self.home / "broken").read_text())
+        found: dict[str, str] = json.loads((self.home / "broken").read_text())
+        return found
+
+    def wait_for(self, question: Callable[[], Any]) -> None:
+        until = time.monotonic() + SECONDS
+        while not question():
+            assert time.monotonic() < until, self.messages()
+            time.sleep(0.05)
+
+    def is_served(self) -> bool:
+        try:
+            status, _, body = self.post("/v1/chat/completions", CALL)
+        except OSError:
+            return False
+        return status == 200 and b"still there" in body
+
+
+def test_a_fallen_worker_changes_nothing_about_the_socket_that_all_accept_on() -> None:
+    with Broken() as gateway:
+        assert gateway.tried() == {name: "ENOTTY" if name == "block" else "EPERM" for name in gateway.tried()} and len(gateway.tried()) == 8
+        for _ in range(20):
+            assert gateway.is_served()
+        assert "listening again" not in gateway.messages()
+
+
+@pytest.mark.parametrize("attack", ["shutdown", "block"])
+def test_a_socket_that_does_not_accept_is_noticed_and_listens_again(attack: str) -> None:
+    """And without the filter the attack works, or the test above would prove nothing."""
+    gateway = Broken("unguarded", attack)
+    try:
+        made = json.loads(gateway.run("init", "--json"))
+        gateway.key, gateway.log_public_key = made["key"], made["log_public_key"]
+        gateway.configure(gateway.settings)
+        gateway.wait_ready = lambda seconds=0.0: None  # type: ignore[method-assign]
+        gateway.start()
+        assert gateway.tried() == {attack: "done"}
+        gateway.wait_for(lambda: "listening again, but a worker may have fallen" in gateway.messages())
+        gateway.wait_for(gateway.is_served)
+        gateway.wait_for(lambda: any(line["event"] == "listener_reopened" for line in gateway.audit_lines()))
+        (line,) = [line for line in gateway.audit_lines() if line["event"] == "listener_reopened"]
+        assert line["source"] == "supervisor" and line["address"] == f"127.0.0.1:{gateway.port}"
+    finally:
+        gateway.__exit__()
