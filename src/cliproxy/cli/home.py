@@ -16,9 +16,9 @@ class Home:
     path: Path
 
     @classmethod
-    def at(cls, given: str | None) -> Home:
-        """Return the home `given`, else `$CLIPROXY_HOME`, else `~/.cliproxy`."""
-        text = given or os.environ.get("CLIPROXY_HOME") or "~/.cliproxy"
+    def at(cls, named: str | None) -> Home:
+        """Return the home `named`, else `$CLIPROXY_HOME`, else `~/.cliproxy`."""
+        text = named or os.environ.get("CLIPROXY_HOME") or "~/.cliproxy"
         try:
             path = Path(text).expanduser()
         except RuntimeError:

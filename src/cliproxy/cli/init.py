@@ -18,7 +18,7 @@ server:
   port: 8317
 
 providers:
-  # Answers by itself, with usage figures and streams: for trying out.
+  # Answers by itself, with token counts and streams: for trying out.
   echo:
     models: [echo]
 

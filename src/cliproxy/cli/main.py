@@ -66,10 +66,10 @@ def cli(ctx: click.Context, home: str | None) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit. Never shows a traceback for what the operator can mend."""
-    given = sys.argv[1:] if arguments is None else arguments
+    words = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: a terminal without our characters is no reason to fail
-    sys.exit(_run(given))
+    sys.exit(_run(words))
 
 
 def _run(arguments: list[str]) -> int:

@@ -51,9 +51,9 @@ def complete_providers(ctx: click.Context, parameter: click.Parameter, incomplet
 def _settings(ctx: click.Context) -> Settings | None:
     from cliproxy.config.load import load_settings
 
-    given = ctx.params.get("home") or ctx.find_root().params.get("home")
+    home_option = ctx.params.get("home") or ctx.find_root().params.get("home")
     try:
-        home = given if isinstance(given, Home) else Home.at(given)
+        home = home_option if isinstance(home_option, Home) else Home.at(home_option)
         return load_settings(home.config_file, allow_no_sandbox=True).settings
     except (CliproxyError, OSError):  # a shell waits: no place for an error
         return None

@@ -20,7 +20,7 @@ import msgspec
 
 from cliproxy.bounds import MAX_CHECKPOINT_BYTES, MAX_COMMAND_LINE_BYTES, MAX_CREDENTIAL_SECRET_BYTES, MAX_REPLY_LINE_BYTES
 from cliproxy.errors import ChannelError
-from cliproxy.ipc.fields import BlockedNetworks, Count, Digest, Given, Label, Models, Network, Networks, Number, Origin
+from cliproxy.ipc.fields import BlockedNetworks, Count, Digest, Label, Models, Name, Network, Networks, Number, Origin
 from cliproxy.ipc.messages import CooldownRecord, PolicyRules
 
 LIST_ITEMS_PER_PAGE = 64  # keys, credentials or cooldowns in one answer
@@ -200,7 +200,7 @@ class CreateKey(Command[KeyCreated], frozen=True, tag="keys.create"):
     """Store a client key by its digest; who shows the key made it. `expires_at` in seconds since the epoch, 0 for never; limits of 0 mean none."""
 
     digest: Digest
-    name: Given
+    name: Name
     models: Models
     networks: Networks = ()
     expires_at: Count = 0
@@ -212,7 +212,7 @@ class CreateKey(Command[KeyCreated], frozen=True, tag="keys.create"):
 class RevokeKey(Command[KeyRevoked], frozen=True, tag="keys.revoke"):
     """Revoke by id or name."""
 
-    key: Given
+    key: Name
 
 
 class ListKeys(Command[KeyPage], frozen=True, tag="keys.list"):
@@ -224,15 +224,15 @@ class ListKeys(Command[KeyPage], frozen=True, tag="keys.list"):
 class AddCredential(Command[CredentialAdded], frozen=True, tag="credentials.add"):
     """`sealed` is a box for the vault's public key (`vault.crypto.seal_to`); the origin comes from the vault's own settings."""
 
-    provider: Given
-    label: Given
+    provider: Name
+    label: Name
     sealed: _Sealed
 
 
 class RemoveCredential(Command[Done], frozen=True, tag="credentials.remove"):
     """Remove by id."""
 
-    id: Given
+    id: Name
 
 
 class ListCredentials(Command[CredentialPage], frozen=True, tag="credentials.list"):
@@ -311,7 +311,7 @@ class Asked(msgspec.Struct, Generic[C], frozen=True, forbid_unknown_fields=True,
     """A command on its way from admin. `request` pairs it with its answer; `operator` names who asked (`uid:1000`), for the audit log."""
 
     request: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
-    operator: Given
+    operator: Name
     command: C
 
 
