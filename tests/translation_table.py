@@ -21,7 +21,7 @@ from cliproxy.errors import ClientError, UnsupportedFeature, UpstreamError
 from cliproxy.translators.policy import Action, Field, Losses
 from cliproxy.translators.policy_clients import FROM
 from cliproxy.translators.policy_targets import TO
-from cliproxy.translators.table import CLIENTS, TARGETS, ClientRow, Given, TargetRow
+from cliproxy.translators.table import CLIENTS, TARGETS, ClientRow, DecodeOptions, TargetRow
 
 ROOT = Path(__file__).parent.parent
 VECTORS = ROOT / "tests" / "vectors"
@@ -137,7 +137,7 @@ def decoded(vector: Vector) -> Any:
     """Return the request of a vector as its dialect decodes it."""
     model = "" if vector.dialect is not Dialect.GEMINI_GENERATE else vector.path.get("model", "gemini-2.5-flash")
     stream = None if vector.dialect is not Dialect.GEMINI_GENERATE else vector.path.get("stream", False)
-    given = Given(max_tokens=65536, on_excess="clamp", model=model, stream=stream)
+    given = DecodeOptions(max_tokens=65536, on_excess="clamp", model=model, stream=stream)
     return client_row(vector.dialect).decode(json.dumps(vector.body).encode(), given, b"application/json")
 
 

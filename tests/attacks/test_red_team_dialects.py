@@ -16,7 +16,7 @@ from cliproxy.errors import ClientError, SchemaError, UpstreamError
 from cliproxy.formats.form import BOUNDARY, Part, encode_form
 from cliproxy.metering.openai_media import reread_form
 from cliproxy.metering.table import METERS
-from cliproxy.translators.table import CLIENTS, Given
+from cliproxy.translators.table import CLIENTS, DecodeOptions
 
 JSON_BODIES: dict[Endpoint, dict[str, Any]] = {
     Endpoint.CHAT_COMPLETIONS: {"model": "m", "messages": [{"role": "user", "content": "x"}]},
@@ -39,10 +39,10 @@ COUNTED: dict[str, tuple[Any, ...]] = {
     "partial_images": (0, 2),
     "generationConfig": ({}, {"maxOutputTokens": 3}, {"candidateCount": 2}, {"max_output_tokens": 3}),
 }
-PUBLIC = Given(4096, "reject", False, "m", False)
+PUBLIC = DecodeOptions(4096, "reject", False, "m", False)
 
 
-def decoded(endpoint: Endpoint, body: dict[str, Any], given: Given = PUBLIC) -> Any:
+def decoded(endpoint: Endpoint, body: dict[str, Any], given: DecodeOptions = PUBLIC) -> Any:
     operation, dialect = ENDPOINTS[endpoint]
     return CLIENTS[dialect, operation].decode(json.dumps(body).encode(), given, None)
 
@@ -64,7 +64,7 @@ def test_no_field_of_a_clients_makes_a_body_that_egress_reads_otherwise_than_its
     """Egress takes that for a fallen worker and closes its channel. `n` or `stream` in a request for speech did it, and two different caps in a chat."""
     fields = [{name: value} for name, values in COUNTED.items() for value in values]
     operation, dialect = ENDPOINTS[endpoint]
-    figures_of = CLIENTS[dialect, operation].figures
+    facts_of = CLIENTS[dialect, operation].facts_of
     meter = METERS[endpoint]
     for more in [first | second for first in fields for second in fields]:
         try:
@@ -72,9 +72,9 @@ def test_no_field_of_a_clients_makes_a_body_that_egress_reads_otherwise_than_its
             asked = meter.asked_for(final(endpoint, request, quirks))
         except ClientError:
             continue
-        figures = figures_of(request) if figures_of is not None else request
-        assert (asked.max_tokens, asked.n) == (figures.max_tokens, figures.n), more
-        assert asked.stream == figures.stream or (asked.stream is None and not meter.says_stream), more
+        facts = facts_of(request) if facts_of is not None else request
+        assert (asked.max_tokens, asked.n) == (facts.max_tokens, facts.n), more
+        assert asked.stream == facts.stream or (asked.stream is None and not meter.says_stream), more
 
 
 # --- a client that reads what others stored ----------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def test_what_a_provider_keeps_for_the_account_that_all_share_is_named_in_no_dia
     with pytest.raises(SchemaError) as raised:
         decoded(endpoint, JSON_BODIES[endpoint] | change)
     assert (raised.value.param, raised.value.code) == (param, "forbidden_field")
-    decoded(endpoint, JSON_BODIES[endpoint] | change, Given(4096, "reject", True, "m", False))  # `requests.provider_state`
+    decoded(endpoint, JSON_BODIES[endpoint] | change, DecodeOptions(4096, "reject", True, "m", False))  # `requests.provider_state`
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from cliproxy.translators.anthropic_messages.answer import decode_answer
 from cliproxy.translators.anthropic_messages.decode import decode_messages
 from cliproxy.translators.anthropic_messages.read_stream import Reader
 from cliproxy.translators.anthropic_messages.request import MessagesRequest
-from cliproxy.translators.anthropic_messages.write_stream import KEEP_ALIVE, Pass, Writer, error_event
+from cliproxy.translators.anthropic_messages.write_stream import KEEP_ALIVE, Passthrough, Writer, error_event
 from cliproxy.translators.conversation import (
     ArgumentsDelta,
     Choice,
@@ -435,7 +435,7 @@ def test_an_image_is_more_than_a_message_can_hold() -> None:
 
 
 def test_the_same_dialect_passes_as_it_is() -> None:
-    assert Pass(client()).feed(WHOLE) == WHOLE
+    assert Passthrough(client()).feed(WHOLE) == WHOLE
 
 
 # --- endings, as the SDK sees them -----------------------------------------------------------------------------------

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from cliproxy.dialects import ENDPOINTS, Dialect, Endpoint, Operation, Quirks
 from cliproxy.errors import ClientError, UpstreamError
-from cliproxy.translators.table import CLIENTS, TARGETS, Given
+from cliproxy.translators.table import CLIENTS, TARGETS, DecodeOptions
 
 ROOT = Path(__file__).parents[2]
 TRANSLATORS = ROOT / "src" / "cliproxy" / "translators"
 ANATOMY = ROOT / "docs" / "adr" / "0139-every-dialect-has-the-same-files.md"
-GIVEN = Given(max_tokens=4096, on_excess="reject", model="m", stream=True)
+GIVEN = DecodeOptions(max_tokens=4096, on_excess="reject", model="m", stream=True)
 ROWS = sorted(CLIENTS, key=str)
 _NAMES = """
     model messages content role user assistant tool system text type input output contents parts candidates choices message delta index id object usage error
@@ -56,7 +56,7 @@ def test_a_row_has_what_its_operation_needs(key: tuple[Dialect, Operation]) -> N
         assert all((TARGETS[endpoint].reader is not None) is (row.writer is not None) for endpoint in targets - spoken)
     if row.operation is Operation.GENERATE:
         assert row.writer is not None and row.error_event is not None
-        assert (row.passing is not None) is bool(row.marks) is (row.same is not None)
+        assert (row.passthrough is not None) is bool(row.first_event_has) is (row.same is not None)
     if row.operation is Operation.COUNT_TOKENS:
         assert row.encode_answer is not None  # for the worker's own guess
 

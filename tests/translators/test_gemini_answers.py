@@ -21,7 +21,7 @@ from cliproxy.translators.gemini_generate.answer import decode_answer, encode_an
 from cliproxy.translators.gemini_generate.count import decode_count, decode_count_answer, encode_count_same
 from cliproxy.translators.gemini_generate.decode import decode_gemini
 from cliproxy.translators.gemini_generate.encode import FOREIGN_SIGNATURE, encode_same
-from cliproxy.translators.gemini_generate.signatures import MARK
+from cliproxy.translators.gemini_generate.signatures import TAG
 from cliproxy.translators.gemini_generate.to_hub import conversation_of
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "gemini_generate"
@@ -303,7 +303,7 @@ def test_what_another_vendor_signed_comes_back_to_that_vendor_and_never_to_googl
     assert same.dropped == ("thinking",)
     assert json.loads(same.prefix)["contents"][1]["parts"] == [{"functionCall": {"id": "a", "name": "f", "args": {}}, "thoughtSignature": FOREIGN_SIGNATURE}]
     count = encode_count_same(decode_count(json.dumps({"contents": body["contents"]}).encode(), model="m"), Quirks.NONE)
-    assert b"cliproxy" not in count.prefix and MARK.encode() not in count.prefix
+    assert b"cliproxy" not in count.prefix and TAG.encode() not in count.prefix
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_what_another_vendor_signed_comes_back_to_that_vendor_and_never_to_googl
     ],
 )
 def test_a_mark_that_was_altered_is_refused(said: str) -> None:
-    body = {"contents": [{"role": "model", "parts": [{"text": "", "thoughtSignature": MARK + said}]}]}
+    body = {"contents": [{"role": "model", "parts": [{"text": "", "thoughtSignature": TAG + said}]}]}
     request = decode_gemini(json.dumps(body, ensure_ascii=False).encode(), model="m", stream=False, max_tokens_cap=10, on_excess="reject")
     with pytest.raises(SchemaError) as caught:
         conversation_of(request)

@@ -36,7 +36,7 @@ from cliproxy.translators.gemini_generate.count import decode_count, decode_coun
 from cliproxy.translators.gemini_generate.decode import decode_gemini
 from cliproxy.translators.gemini_generate.encode import FOREIGN_SIGNATURE, encode_conversation, encode_same
 from cliproxy.translators.gemini_generate.request import GeminiRequest
-from cliproxy.translators.gemini_generate.signatures import mark_of
+from cliproxy.translators.gemini_generate.signatures import tag_of
 from cliproxy.translators.gemini_generate.to_hub import FIELD_NAMES, conversation_of
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "gemini_generate"
@@ -169,10 +169,10 @@ def test_what_clients_make_up_keeps_its_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [{"contents": {"parts": {"text": "Hello"}}}, {"contents": [{"parts": {"text": "Hello"}}], "system_instruction": {"parts": {"text": "s"}}}]
+    "spelling", [{"contents": {"parts": {"text": "Hello"}}}, {"contents": [{"parts": {"text": "Hello"}}], "system_instruction": {"parts": {"text": "s"}}}]
 )
-def test_an_object_where_a_list_belongs_is_a_list_of_one(shape: dict[str, Any]) -> None:
-    left = final(decode(shape))
+def test_an_object_where_a_list_belongs_is_a_list_of_one(spelling: dict[str, Any]) -> None:
+    left = final(decode(spelling))
     assert left["contents"] == [{"parts": [{"text": "Hello"}]}]
     assert left.get("systemInstruction") in (None, {"parts": [{"text": "s"}]})
 
@@ -774,7 +774,7 @@ def test_a_count_is_read_and_written() -> None:
 
 
 def test_a_mark_that_is_spelt_with_escapes_never_reaches_google_either() -> None:
-    mark = mark_of(Reasoning("Hm.", "c2ln", signer=Dialect.ANTHROPIC_MESSAGES))
+    mark = tag_of(Reasoning("Hm.", "c2ln", signer=Dialect.ANTHROPIC_MESSAGES))
     parts = [{"text": "Hm.", "thought": True}, {"text": "", "thoughtSignature": mark}, {"text": "Yes."}]
     turns = [{"role": "user", "parts": [{"text": "Hi"}]}, {"role": "model", "parts": parts}, {"role": "user", "parts": [{"text": "Go on."}]}]
     body = json.dumps({"contents": turns}).encode().replace(mark[:4].encode(), "".join(f"\\u{ord(letter):04x}" for letter in mark[:4]).encode())

@@ -41,9 +41,9 @@ from cliproxy.translators.conversation import (
 from cliproxy.translators.gemini_generate.decode import decode_gemini
 from cliproxy.translators.gemini_generate.encode import encode_same
 from cliproxy.translators.gemini_generate.read_stream import Reader
-from cliproxy.translators.gemini_generate.signatures import mark_of
+from cliproxy.translators.gemini_generate.signatures import tag_of
 from cliproxy.translators.gemini_generate.to_hub import conversation_of
-from cliproxy.translators.gemini_generate.write_stream import KEEP_ALIVE, Pass, Writer, error_event
+from cliproxy.translators.gemini_generate.write_stream import KEEP_ALIVE, Passthrough, Writer, error_event
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "gemini_generate"
 STREAMS = {path.stem: path.read_bytes() for path in sorted(VECTORS.glob("*.sse"))}
@@ -276,7 +276,7 @@ def test_thoughts_are_shown_only_to_who_asked_but_googles_signatures_stay() -> N
     for index, signer in enumerate((G, Dialect.ANTHROPIC_MESSAGES)):
         events += [PartStarted(0, index, Reasoning(signer=signer)), TextDelta(0, index, "Hm."), SignatureDelta(0, index, "c2ln", signer), PartEnded(0, index)]
     foreign = Reasoning("Hm.", "c2ln", signer=Dialect.ANTHROPIC_MESSAGES)
-    thought, proof, mark = {"thought": True, "text": "Hm."}, {"text": "", "thoughtSignature": "c2ln"}, {"text": "", "thoughtSignature": mark_of(foreign)}
+    thought, proof, mark = {"thought": True, "text": "Hm."}, {"text": "", "thoughtSignature": "c2ln"}, {"text": "", "thoughtSignature": tag_of(foreign)}
     shown = [piece["candidates"][0]["content"]["parts"][0] for piece in elements(write(events, thoughts=True))]
     assert shown == [thought, proof, thought, mark]
     hidden = [piece["candidates"][0]["content"]["parts"][0] for piece in elements(write(events, thoughts=False))]
@@ -290,7 +290,7 @@ def test_thoughts_are_shown_only_to_who_asked_but_googles_signatures_stay() -> N
         assert b"Y2xpcHJveHk6" not in encode_same(request, Quirks.NONE).prefix
     redacted = Reasoning(redacted="cipher", signer=Dialect.ANTHROPIC_MESSAGES)
     (piece,) = elements(write([Started("a", "m"), PartStarted(0, 0, redacted), PartEnded(0, 0)]))
-    assert piece["candidates"][0]["content"]["parts"] == [{"text": "", "thoughtSignature": mark_of(redacted)}]
+    assert piece["candidates"][0]["content"]["parts"] == [{"text": "", "thoughtSignature": tag_of(redacted)}]
 
 
 def test_a_signed_thought_that_never_ends_is_not_held_for_ever() -> None:
@@ -338,14 +338,14 @@ def test_a_stream_passes_through_egress_and_worker_unchanged(name: str) -> None:
     data = STREAMS[name]
     whole = data.replace(b"\r\n", b"\n")
     for pieces in ([data], [data[at : at + 1] for at in range(len(data))]):
-        counter, passing, array = GenerateStreamMeter(), Pass(), Pass(sse=False)
+        counter, passthrough, array = GenerateStreamMeter(), Passthrough(), Passthrough(sse=False)
         passed = listed = b""
         for piece in pieces:
             events = counter.feed(piece)
-            passed += passing.feed(events)
+            passed += passthrough.feed(events)
             listed += array.feed(events)
         assert counter.finish() == b""
-        assert passed + passing.finish() == whole
+        assert passed + passthrough.finish() == whole
         assert json.loads(listed + array.finish()) == elements(whole)
     splitter = EventSplitter()
     assert splitter.feed(data) == whole
@@ -387,7 +387,7 @@ def test_a_text_about_errors_and_reasons_is_a_text() -> None:
 
 def test_an_element_that_is_no_json_breaks_no_array() -> None:
     with pytest.raises(UpstreamError):
-        Pass(sse=False).feed(b"data: 1],[2\n\n")
+        Passthrough(sse=False).feed(b"data: 1],[2\n\n")
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -400,12 +400,12 @@ def test_a_broken_stream_ends_with_googles_error_in_its_form() -> None:
     first = chunk({"text": "Hi"})
     for sse in (True, False):
         for written in (0, 3):
-            writer, passing = Writer(request=None, id="", model="", created=0, sse=sse), Pass(sse=sse)
+            writer, passthrough = Writer(request=None, id="", model="", created=0, sse=sse), Passthrough(sse=sse)
             for body in (
                 writer.write(PLAIN[:written]) + writer.error_event("Too slow.", **given),
-                passing.feed(first if written else b"") + passing.error_event("Too slow.", **given),
+                passthrough.feed(first if written else b"") + passthrough.error_event("Too slow.", **given),
             ):
                 told = elements(body) if sse else json.loads(body)
                 assert told[-1] == error
                 assert len(told) == (2 if written else 1)
-    assert json.loads(Pass(sse=False).finish()) == []
+    assert json.loads(Passthrough(sse=False).finish()) == []

@@ -54,7 +54,7 @@ from cliproxy.translators.openai_chat.encode import encode_conversation, encode_
 from cliproxy.translators.openai_chat.read_stream import Reader
 from cliproxy.translators.openai_chat.request import ChatRequest
 from cliproxy.translators.openai_chat.to_hub import FIELD_NAMES, conversation_of
-from cliproxy.translators.openai_chat.write_stream import Pass, Writer
+from cliproxy.translators.openai_chat.write_stream import Passthrough, Writer
 
 CAP = 4096
 REQUEST_FEATURES = frozenset({"system", "tools", "images_base64", "images_url", "documents_base64", "audio"})
@@ -613,5 +613,5 @@ def test_choices_interleave_by_their_index_and_each_says_its_role() -> None:
 
 def test_pass_is_the_filter_of_its_request() -> None:
     usage = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\n'
-    assert Pass(chat(stream=True)).feed(usage) == b""
-    assert Pass(chat(stream=True, stream_options={"include_usage": True})).feed(usage) == usage
+    assert Passthrough(chat(stream=True)).feed(usage) == b""
+    assert Passthrough(chat(stream=True, stream_options={"include_usage": True})).feed(usage) == usage

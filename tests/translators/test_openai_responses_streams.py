@@ -43,7 +43,7 @@ from cliproxy.translators.conversation import (
 from cliproxy.translators.openai_responses.answer import decode_answer
 from cliproxy.translators.openai_responses.decode import decode_responses
 from cliproxy.translators.openai_responses.read_stream import Reader
-from cliproxy.translators.openai_responses.write_stream import Pass, Writer, error_event
+from cliproxy.translators.openai_responses.write_stream import Passthrough, Writer, error_event
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_responses"
 STREAMS = {path.stem.removeprefix("stream_"): path.read_bytes() for path in sorted(VECTORS.glob("stream_*.sse"))}
@@ -170,7 +170,7 @@ def test_a_stream_written_again_tells_the_same(name: str) -> None:
 def test_the_same_dialect_passes_as_it_came(name: str) -> None:
     data = STREAMS[name]
     request = decode_responses(b'{"model":"m","input":"x","stream":true}', max_tokens_cap=9, on_excess="reject", allow_provider_state=False)
-    whole, cut = Pass(request), Pass(request)
+    whole, cut = Passthrough(request), Passthrough(request)
     assert whole.feed(data) == data
     assert b"".join(cut.feed(data[n : n + 7]) for n in range(0, len(data), 7)) == data
 
@@ -288,7 +288,7 @@ def test_what_is_no_responses_stream_is_the_providers_fault(data: bytes) -> None
 
 
 def test_an_event_larger_than_the_bound_is_refused() -> None:
-    for feed in (Reader().feed, ResponsesStreamMeter().feed, Pass(None).feed):  # type: ignore[arg-type]
+    for feed in (Reader().feed, ResponsesStreamMeter().feed, Passthrough(None).feed):  # type: ignore[arg-type]
         with pytest.raises(UpstreamError):
             for _ in range(MAX_RESPONSES_EVENT_BYTES // 2**20 + 1):
                 feed(b"data: " + b"a" * 2**20)

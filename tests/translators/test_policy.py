@@ -15,7 +15,7 @@ from cliproxy.errors import UnsupportedFeature
 from cliproxy.translators.policy import Action, Field, Losses, drop
 from cliproxy.translators.policy_clients import FROM, EmbedField
 from cliproxy.translators.policy_targets import TO
-from cliproxy.translators.table import CLIENTS, TARGETS, Given
+from cliproxy.translators.table import CLIENTS, TARGETS, DecodeOptions
 from translators.policy_cases import EMBEDDINGS, QUIRKS, TOWARDS, body_of
 
 TRANSLATORS = Path(__file__).parents[2] / "src" / "cliproxy" / "translators"
@@ -62,7 +62,7 @@ def hub_of(dialect: Dialect, field: Field) -> Any:
     """Return the hub's request for what a client of `dialect` says."""
     row = CLIENTS[dialect, Operation.EMBED if dialect in EMBEDS else Operation.GENERATE]
     batch = field is EmbedField.SETTINGS
-    given = Given(max_tokens=4096, on_excess="reject", provider_state=True, model="m", stream=False, batch=batch)
+    given = DecodeOptions(max_tokens=4096, on_excess="reject", provider_state=True, model="m", stream=False, batch=batch)
     assert row.hub_of is not None
     return row.hub_of(row.decode(body_of(dialect, field), given, b"application/json"))
 

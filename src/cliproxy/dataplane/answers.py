@@ -16,7 +16,7 @@ from cliproxy.errors import UpstreamError
 from cliproxy.formats.sse import EventSplitter
 from cliproxy.ipc.mux import Answer
 from cliproxy.translators.conversation import Ended, StreamEvent
-from cliproxy.translators.table import ArrayPass, ArrayWriter, ClientRow, Pass, Reader, TargetRow, Writer
+from cliproxy.translators.table import ArrayPassthrough, ArrayWriter, ClientRow, Passthrough, Reader, TargetRow, Writer
 
 JSON_HEADERS: Final = b"Content-Type: application/json\r\n"
 SSE_HEADERS: Final = b"Content-Type: text/event-stream; charset=utf-8\r\nX-Accel-Buffering: no\r\n"
@@ -43,11 +43,11 @@ class Stream(Protocol):
 class SameStream:
     """A stream that stays in its dialect. What begins as another dialect's is refused; beyond that egress has judged it."""
 
-    __slots__ = ("_pass", "_row", "_splitter", "feed", "headers", "keep_alive")
+    __slots__ = ("_passthrough", "_row", "_splitter", "feed", "headers", "keep_alive")
 
-    def __init__(self, row: ClientRow, passing: Pass) -> None:
+    def __init__(self, row: ClientRow, passthrough: Passthrough) -> None:
         self._row = row
-        self._pass = passing
+        self._passthrough = passthrough
         # Egress sends whole events, in frames that may cut long ones; it holds each dialect to its own bound, of which this is the largest.
         self._splitter = None if row.splits else EventSplitter(MAX_RESPONSES_EVENT_BYTES)
         self.feed: Callable[[bytes], bytes] = self._feed_first
@@ -57,27 +57,27 @@ class SameStream:
     def _feed_first(self, data: bytes) -> bytes:
         """Until there is an event to judge. Comments, with which some providers begin, pass."""
         if self._splitter is None:
-            passed = self._pass.feed(data)
+            passed = self._passthrough.feed(data)
             if self._is_begun(passed):
-                self.feed = self._pass.feed
+                self.feed = self._passthrough.feed
             return passed
         events = self._splitter.feed(data)
         if self._is_begun(events):
             self.feed = self._feed_next
-        return self._pass.feed(events) if events else b""
+        return self._passthrough.feed(events) if events else b""
 
     def _feed_next(self, data: bytes) -> bytes:
         assert self._splitter is not None
         events = self._splitter.feed(data)
-        return self._pass.feed(events) if events else b""
+        return self._passthrough.feed(events) if events else b""
 
     def _is_begun(self, events: bytes) -> bool:
         start = 0 if events.startswith(b"data:") else events.find(b"\ndata:")  # a comment may say it too
         if start < 0:
             return False
         first = events[start : events.index(b"\n\n", start)]
-        for mark in self._row.marks:
-            if mark in first:
+        for text in self._row.first_event_has:
+            if text in first:
                 return True
         raise UpstreamError("The provider answered in a form that was not asked for.", code="bad_upstream_answer")
 
@@ -132,18 +132,18 @@ class SameArray(SameStream):
 
     __slots__ = ()
 
-    _pass: ArrayPass
+    _passthrough: ArrayPassthrough
 
-    def __init__(self, row: ClientRow, passing: ArrayPass) -> None:
-        super().__init__(row, passing)
+    def __init__(self, row: ClientRow, passthrough: ArrayPassthrough) -> None:
+        super().__init__(row, passthrough)
         self.headers = ARRAY_HEADERS
 
     def finish(self) -> bytes:
         self._verify_begun()
-        return self._pass.finish()
+        return self._passthrough.finish()
 
     def broken(self, problem: Problem) -> bytes:
-        return self._pass.error_event(problem.message, kind=problem.kind, code=problem.code, status=problem.status)
+        return self._passthrough.error_event(problem.message, kind=problem.kind, code=problem.code, status=problem.status)
 
 
 class TranslatedArray(TranslatedStream):
@@ -198,8 +198,8 @@ class WholeAnswer:
 def same_stream(row: ClientRow, request: Any, *, array: bool) -> Stream | None:
     """Return how the stream of an answer to `request` goes to the client unchanged; `None`: the dialect has no streams for this."""
     if array:
-        return None if row.array_passing is None else SameArray(row, row.array_passing(request))
-    return None if row.passing is None else SameStream(row, row.passing(request))
+        return None if row.array_passthrough is None else SameArray(row, row.array_passthrough(request))
+    return None if row.passthrough is None else SameStream(row, row.passthrough(request))
 
 
 def translated_stream(row: ClientRow, target: TargetRow, request: Any, *, array: bool, id: str, model: str, created: int) -> Stream | None:

@@ -112,7 +112,7 @@ class PendingCall:
         admitted = outbound.admitted
         decoded = admitted.decoded
         self._row: ClientRow = decoded.row
-        self._streams: bool = decoded.figures.stream
+        self._streams: bool = decoded.facts.stream
         self._dropped = outbound.dropped
         self._stream: Stream | None = None
         self._whole: WholeAnswer | None = None
@@ -123,14 +123,14 @@ class PendingCall:
         elif self._streams:
             self._stream = same_stream(decoded.row, decoded.body, array=self._array)
         elif decoded.row.same_answer is not None:
-            self._whole = WholeAnswer(decoded.row, None, decoded.body, id=self.request_id, model=decoded.figures.model)
+            self._whole = WholeAnswer(decoded.row, None, decoded.body, id=self.request_id, model=decoded.facts.model)
         if self.kept is not None or self._whole is not None or self._waiting is not None:
             self._keep(decoded.size)
 
     def _expect_another_dialect(self, outbound: OutboundRequest) -> None:
         decoded = outbound.admitted.decoded
         target = TARGETS[outbound.profile.endpoint]
-        model = decoded.figures.model
+        model = decoded.facts.model
         if self._streams:
             self._waiting = deque()
             self._stream = translated_stream(decoded.row, target, decoded.body, array=self._array, id=self.request_id, model=model, created=int(time.time()))
@@ -358,7 +358,7 @@ class PendingCall:
 def frame_of(outbound: OutboundRequest, call: PendingCall, session: str, tried: tuple[str, ...]) -> CallHead:
     """Return the frame that asks egress for `outbound`. `tried`: targets that failed before."""
     decoded = outbound.admitted.decoded
-    figures = decoded.figures
+    facts = decoded.facts
     endpoint, quirks = outbound.profile
     body = outbound.body
     size = len(body)
@@ -368,11 +368,11 @@ def frame_of(outbound: OutboundRequest, call: PendingCall, session: str, tried: 
         decoded.proof,
         call.request_id,
         call.connection.address,
-        figures.model,
-        figures.max_tokens,
-        figures.n,
-        figures.stream,
-        figures.estimate,
+        facts.model,
+        facts.max_tokens,
+        facts.n,
+        facts.stream,
+        facts.estimate,
         outbound.hole,
         size,
         body if size <= MAX_DATA_FRAME_BYTES else b"",

@@ -39,7 +39,7 @@ from cliproxy.dataplane.unauthenticated import AuthenticationTally
 from cliproxy.errors import ClientError, CliproxyError, NotAuthenticated, NotFound, RateLimited, Unavailable, UnsupportedFeature
 from cliproxy.ingress.rules.address_rate import AddressRate
 from cliproxy.ipc.mux import Answer, Reroute
-from cliproxy.translators.table import ClientRow, Given
+from cliproxy.translators.table import ClientRow, DecodeOptions
 
 HEALTHY = b'{"status":"ok","version":"%s"}' % __version__.encode()
 _OPEN_PAGES = frozenset({Page.HEALTH, Page.READY})  # no key is asked for
@@ -52,7 +52,7 @@ class Exchange:
     def __init__(self, settings: Settings, link: EgressLink, tally: AuthenticationTally, *, address_limit: AddressRate, draining: Callable[[], bool]) -> None:
         requests = settings.requests
         self._requests = requests
-        self._given = Given(requests.max_tokens, requests.on_excess, requests.provider_state)
+        self._options = DecodeOptions(requests.max_tokens, requests.on_excess, requests.provider_state)
         self._table = RouteTable(settings)
         self._models = ModelPages(self._table, max_tokens=requests.max_tokens)
         self._link = link
@@ -216,10 +216,10 @@ class Exchange:
 
     def _call(self, connection: Connection, request: RawRequest, request_id: str, route: ClientRoute, row: ClientRow, now: float) -> None:
         identified = self._identify(connection, request, now)
-        given = self._given
+        options = self._options
         if route.model:
-            given = Given(given.max_tokens, given.on_excess, given.provider_state, route.model, route.stream, route.batch)
-        admitted = admit(decode(identified, row, given), self._table)
+            options = DecodeOptions(options.max_tokens, options.on_excess, options.provider_state, route.model, route.stream, route.batch)
+        admitted = admit(decode(identified, row, options), self._table)
         if not admitted.profiles:
             self._estimate(connection, request_id, route, row, admitted)
             return
@@ -237,7 +237,7 @@ class Exchange:
         decoded = admitted.decoded
         self._tally.admitted(connection.address, decoded.principal.id)
         assert row.encode_answer is not None
-        body = row.encode_answer(decoded.figures.estimate, request=decoded.body, id=request_id, model=decoded.figures.model, created=0)
+        body = row.encode_answer(decoded.facts.estimate, request=decoded.body, id=request_id, model=decoded.facts.model, created=0)
         connection.respond(200, _headers(request_id, route.surface) + _ESTIMATED, body)
 
     def _send(self, call: PendingCall, outbound: OutboundRequest, tried: tuple[str, ...]) -> None:

@@ -23,7 +23,7 @@ from cliproxy.errors import NotAuthenticated, NotFound, NotPermitted, SchemaErro
 from cliproxy.ingress.address import IpAddress
 from cliproxy.ingress.framing import RawRequest
 from cliproxy.ipc.policy_feed import PolicyFeed
-from cliproxy.translators.table import TARGETS, ClientRow, Figures, Given
+from cliproxy.translators.table import TARGETS, ClientRow, DecodeOptions, RequestFacts
 
 
 class IdentifiedRequest(msgspec.Struct, frozen=True, gc=False):
@@ -41,7 +41,7 @@ class DecodedRequest(msgspec.Struct, frozen=True, gc=False):
     proof: bytes
     row: ClientRow
     body: Any
-    figures: Figures
+    facts: RequestFacts
     session: bytes | None
     size: int
 
@@ -82,11 +82,11 @@ def authenticate(raw: RawRequest, presented: Presented, policy: PolicyFeed, *, a
     return IdentifiedRequest(raw, principal, proof)
 
 
-def decode(request: IdentifiedRequest, row: ClientRow, given: Given) -> DecodedRequest:
+def decode(request: IdentifiedRequest, row: ClientRow, options: DecodeOptions) -> DecodedRequest:
     """Step 5. Raises `SchemaError` naming the field."""
     raw = request.raw
-    body = row.decode(raw.body, given, raw.content_type)
-    return DecodedRequest(request.principal, request.proof, row, body, body if row.figures is None else row.figures(body), raw.session, len(raw.body))
+    body = row.decode(raw.body, options, raw.content_type)
+    return DecodedRequest(request.principal, request.proof, row, body, body if row.facts_of is None else row.facts_of(body), raw.session, len(raw.body))
 
 
 def admit(request: DecodedRequest, table: RouteTable) -> AdmittedRequest:
@@ -94,7 +94,7 @@ def admit(request: DecodedRequest, table: RouteTable) -> AdmittedRequest:
 
     A count is the exception: without a provider that counts there are no profiles, and the worker guesses.
     """
-    route = find_model(request.figures.model, request.principal, table)
+    route = find_model(request.facts.model, request.principal, table)
     row = request.row
     profiles = route.profiles(row.operation, row.dialect)
     if not profiles and row.operation is not Operation.COUNT_TOKENS:

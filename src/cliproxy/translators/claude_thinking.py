@@ -53,7 +53,7 @@ def thinking_of(request: ConversationRequest, losses: Losses, *, by_budget: bool
     if wanted.budget == 0 or wanted.effort == "none":
         return {"type": "disabled"}
     if not wanted.effort and wanted.budget is None and wanted.show is False:
-        return None  # no wish to think, and none to see thoughts
+        return None  # neither thinking nor thoughts are asked for
     forced = request.tool_choice is not None and request.tool_choice.mode in ("required", "named")
     if forced or (by_budget and (request.max_tokens <= MIN_BUDGET_TOKENS or not begin_with_thoughts())):
         losses.lose(HubField.THINKING)

@@ -63,7 +63,7 @@ from cliproxy.translators.openai_responses import to_hub as responses_to_hub
 from cliproxy.translators.openai_responses import write_stream as responses_write
 
 
-class Given(msgspec.Struct, frozen=True, gc=False):
+class DecodeOptions(msgspec.Struct, frozen=True, gc=False):
     """What a decoder is told beside the body and its type: the operator's cap on output tokens, and what the path says."""
 
     max_tokens: int
@@ -74,7 +74,7 @@ class Given(msgspec.Struct, frozen=True, gc=False):
     batch: bool = False
 
 
-class Figures(msgspec.Struct, frozen=True, gc=False):
+class RequestFacts(msgspec.Struct, frozen=True, gc=False):
     """What egress is told of a request, and reads again itself. `max_tokens` is 0 for what generates nothing."""
 
     model: str
@@ -101,14 +101,14 @@ class Writer(Protocol):
         """Return whole server-sent events."""
 
 
-class Pass(Protocol):
+class Passthrough(Protocol):
     """A stream that stays in its dialect: whole events come, whole events go."""
 
     def feed(self, data: bytes) -> bytes:
         """Return what the client is to have of `data`; may be empty."""
 
 
-class ArrayPass(Pass, Protocol):
+class ArrayPassthrough(Passthrough, Protocol):
     """The same as the elements of one JSON array."""
 
     def finish(self) -> bytes:
@@ -129,26 +129,26 @@ class ClientRow(msgspec.Struct, frozen=True, kw_only=True):
     """A dialect for clients, for one operation.
 
     `same` encodes a request in its own dialect, `None` where no provider speaks it; `hub_of` says it in the hub's types. `same_answer` is for a dialect of
-    several endpoints with answers of several shapes. `passing` and `writer` are for streams, `None` where there are none. The first event of every stream
-    in the dialect has one of `marks`; what has none is another dialect. `splits`: its `Pass` takes pieces that are cut anywhere, others whole events.
-    `field_names` are the client's own paths of the hub's fields. `session_of` is what the request itself says of the session it belongs to.
+    several endpoints with answers of several forms. `passthrough` and `writer` are for streams, `None` where there are none. The first event of every stream
+    in the dialect has one of `first_event_has`; what has none is another dialect. `splits`: its `Passthrough` takes pieces that are cut anywhere, others whole
+    events. `field_names` are the client's own paths of the hub's fields. `session_of` is what the request itself says of the session it belongs to.
     """
 
     dialect: Dialect
     operation: Operation
-    decode: Callable[[bytes, Given, bytes | None], Any]  # body, what the path says, Content-Type
-    figures: Callable[[Any], Figures] | None = None  # `None`: a request has them itself, by the same names
+    decode: Callable[[bytes, DecodeOptions, bytes | None], Any]  # body, what the path says, Content-Type
+    facts_of: Callable[[Any], RequestFacts] | None = None  # `None`: a request has them itself, by the same names
     same: Callable[[Any, Quirks], Encoded] | None = None
     same_answer: Callable[[bytes, Any], bytes] | None = None
     hub_of: Callable[[Any], Any] | None = None
     field_names: Mapping[str, str] = {}
     encode_answer: Callable[..., bytes] | None = None  # (answer, *, request, id, model, created)
-    passing: Callable[[Any], Pass] | None = None
+    passthrough: Callable[[Any], Passthrough] | None = None
     writer: Callable[..., Writer] | None = None  # (*, request, id, model, created)
-    array_passing: Callable[[Any], ArrayPass] | None = None
+    array_passthrough: Callable[[Any], ArrayPassthrough] | None = None
     array_writer: Callable[..., ArrayWriter] | None = None
     error_event: Callable[..., bytes] | None = None  # (message, *, kind, code, status)
-    marks: tuple[bytes, ...] = ()
+    first_event_has: tuple[bytes, ...] = ()
     splits: bool = False
     keep_alive: bytes = KEEP_ALIVE
     media: bool = False  # answers may be of another type than JSON
@@ -166,13 +166,13 @@ class TargetRow(msgspec.Struct, frozen=True, kw_only=True):
 # --- what rows have in common -------------------------------------------------------------------------------------------
 
 
-def _figures_of_input(request: Any) -> Figures:
+def _facts_of_input(request: Any) -> RequestFacts:
     """Of a request that generates nothing."""
-    return Figures(request.model, 0, 1, False, request.estimate)
+    return RequestFacts(request.model, 0, 1, False, request.estimate)
 
 
-def _figures_of_media(request: Any) -> Figures:
-    return Figures(request.model, 0, request.n, False, request.estimate)
+def _facts_of_media(request: Any) -> RequestFacts:
+    return RequestFacts(request.model, 0, request.n, False, request.estimate)
 
 
 def _openai_session(request: Any) -> str:
@@ -195,30 +195,30 @@ def _first_text(rest: Mapping[str, Any], *names: str) -> str:
 # --- decoders and encoders that take less than a row gives --------------------------------------------------------------
 
 
-def _decode_chat(body: bytes, given: Given, content_type: bytes | None) -> ChatRequest:
-    return chat_decode.decode_chat(body, max_tokens_cap=given.max_tokens, on_excess=given.on_excess, allow_provider_state=given.provider_state)
+def _decode_chat(body: bytes, options: DecodeOptions, content_type: bytes | None) -> ChatRequest:
+    return chat_decode.decode_chat(body, max_tokens_cap=options.max_tokens, on_excess=options.on_excess, allow_provider_state=options.provider_state)
 
 
-def _decode_completion(body: bytes, given: Given, content_type: bytes | None) -> Any:
-    return completions_decode.decode_completion(body, max_tokens_cap=given.max_tokens, on_excess=given.on_excess)
+def _decode_completion(body: bytes, options: DecodeOptions, content_type: bytes | None) -> Any:
+    return completions_decode.decode_completion(body, max_tokens_cap=options.max_tokens, on_excess=options.on_excess)
 
 
-def _decode_messages(body: bytes, given: Given, content_type: bytes | None) -> Any:
-    return messages_decode.decode_messages(body, max_tokens_cap=given.max_tokens, on_excess=given.on_excess, allow_provider_state=given.provider_state)
+def _decode_messages(body: bytes, options: DecodeOptions, content_type: bytes | None) -> Any:
+    return messages_decode.decode_messages(body, max_tokens_cap=options.max_tokens, on_excess=options.on_excess, allow_provider_state=options.provider_state)
 
 
-def _decode_responses(body: bytes, given: Given, content_type: bytes | None) -> Any:
-    return responses_decode.decode_responses(body, max_tokens_cap=given.max_tokens, on_excess=given.on_excess, allow_provider_state=given.provider_state)
+def _decode_responses(body: bytes, options: DecodeOptions, content_type: bytes | None) -> Any:
+    return responses_decode.decode_responses(body, max_tokens_cap=options.max_tokens, on_excess=options.on_excess, allow_provider_state=options.provider_state)
 
 
-def _decode_gemini(body: bytes, given: Given, content_type: bytes | None) -> Any:
+def _decode_gemini(body: bytes, options: DecodeOptions, content_type: bytes | None) -> Any:
     return gemini_decode.decode_gemini(
         body,
-        model=given.model,
-        stream=given.stream is True,
-        max_tokens_cap=given.max_tokens,
-        on_excess=given.on_excess,
-        allow_provider_state=given.provider_state,
+        model=options.model,
+        stream=options.stream is True,
+        max_tokens_cap=options.max_tokens,
+        on_excess=options.on_excess,
+        allow_provider_state=options.provider_state,
     )
 
 
@@ -249,9 +249,9 @@ _CLIENT_ROWS = (
         hub_of=chat_to_hub.conversation_of,
         field_names=chat_to_hub.FIELD_NAMES,
         encode_answer=chat_answer.encode_answer,
-        passing=chat_write.Pass,
+        passthrough=chat_write.Passthrough,
         splits=True,
-        marks=(b'"choices"',),
+        first_event_has=(b'"choices"',),
         writer=chat_write.Writer,
         error_event=chat_write.error_event,
         session_of=_openai_session,
@@ -259,8 +259,8 @@ _CLIENT_ROWS = (
     ClientRow(
         dialect=Dialect.OPENAI_EMBEDDINGS,
         operation=Operation.EMBED,
-        decode=lambda body, given, content_type: embeddings_decode.decode_embeddings(body),
-        figures=_figures_of_input,
+        decode=lambda body, options, content_type: embeddings_decode.decode_embeddings(body),
+        facts_of=_facts_of_input,
         same=embeddings_encode.encode_same,
         hub_of=embeddings_to_hub.embed_request_of,
         field_names=embeddings_to_hub.FIELD_NAMES,
@@ -275,8 +275,8 @@ _CLIENT_ROWS = (
         hub_of=messages_to_hub.conversation_of,
         field_names=messages_to_hub.FIELD_NAMES,
         encode_answer=messages_answer.encode_answer,
-        passing=messages_write.Pass,
-        marks=(b'"message_start"', b'"ping"'),
+        passthrough=messages_write.Passthrough,
+        first_event_has=(b'"message_start"', b'"ping"'),
         writer=messages_write.Writer,
         error_event=messages_write.error_event,
         keep_alive=messages_write.KEEP_ALIVE,
@@ -285,8 +285,8 @@ _CLIENT_ROWS = (
     ClientRow(
         dialect=Dialect.ANTHROPIC_MESSAGES,
         operation=Operation.COUNT_TOKENS,
-        decode=lambda body, given, content_type: messages_count.decode_count(body, allow_provider_state=given.provider_state),
-        figures=_figures_of_input,
+        decode=lambda body, options, content_type: messages_count.decode_count(body, allow_provider_state=options.provider_state),
+        facts_of=_facts_of_input,
         same=messages_count.encode_count_same,
         hub_of=messages_to_hub.conversation_of,
         field_names=messages_to_hub.FIELD_NAMES,
@@ -301,9 +301,9 @@ _CLIENT_ROWS = (
         hub_of=responses_to_hub.conversation_of,
         field_names=responses_to_hub.FIELD_NAMES,
         encode_answer=responses_answer.encode_answer,
-        passing=responses_write.Pass,
+        passthrough=responses_write.Passthrough,
         splits=True,
-        marks=(b'"response.',),
+        first_event_has=(b'"response.',),
         writer=responses_write.Writer,
         error_event=responses_write.error_event,
         session_of=_openai_session,
@@ -316,10 +316,10 @@ _CLIENT_ROWS = (
         hub_of=gemini_to_hub.conversation_of,
         field_names=gemini_to_hub.FIELD_NAMES,
         encode_answer=gemini_answer.encode_answer,
-        passing=gemini_write.Pass,
-        marks=(b'"candidates"', b'"promptFeedback"', b'"usageMetadata"'),
+        passthrough=gemini_write.Passthrough,
+        first_event_has=(b'"candidates"', b'"promptFeedback"', b'"usageMetadata"'),
         writer=gemini_write.Writer,
-        array_passing=lambda request: gemini_write.Pass(request, sse=False),
+        array_passthrough=lambda request: gemini_write.Passthrough(request, sse=False),
         array_writer=partial(gemini_write.Writer, sse=False),
         error_event=gemini_write.error_event,
         keep_alive=gemini_write.KEEP_ALIVE,
@@ -327,8 +327,8 @@ _CLIENT_ROWS = (
     ClientRow(
         dialect=Dialect.GEMINI_GENERATE,
         operation=Operation.COUNT_TOKENS,
-        decode=lambda body, given, content_type: gemini_count.decode_count(body, model=given.model, allow_provider_state=given.provider_state),
-        figures=_figures_of_input,
+        decode=lambda body, options, content_type: gemini_count.decode_count(body, model=options.model, allow_provider_state=options.provider_state),
+        facts_of=_facts_of_input,
         same=gemini_count.encode_count_same,
         hub_of=gemini_count.conversation_of,
         field_names=gemini_to_hub.FIELD_NAMES,
@@ -337,10 +337,10 @@ _CLIENT_ROWS = (
     ClientRow(
         dialect=Dialect.GEMINI_EMBED,
         operation=Operation.EMBED,
-        decode=lambda body, given, content_type: gemini_embed_decode.decode_embed(
-            body, model=given.model, batch=given.batch, allow_provider_state=given.provider_state
+        decode=lambda body, options, content_type: gemini_embed_decode.decode_embed(
+            body, model=options.model, batch=options.batch, allow_provider_state=options.provider_state
         ),
-        figures=_figures_of_input,
+        facts_of=_facts_of_input,
         same=gemini_embed_encode.encode_same,
         same_answer=gemini_embed_answer.same_answer,
         hub_of=gemini_embed_to_hub.embed_request_of,
@@ -361,31 +361,31 @@ _CLIENT_ROWS = (
     ClientRow(
         dialect=Dialect.OPENAI_MEDIA,
         operation=Operation.IMAGES,
-        decode=lambda body, given, content_type: media_decode.decode_image_request(body),
-        figures=_figures_of_media,
+        decode=lambda body, options, content_type: media_decode.decode_image_request(body),
+        facts_of=_facts_of_media,
         same=_media_same,
     ),
     ClientRow(
         dialect=Dialect.OPENAI_MEDIA,
         operation=Operation.SPEECH,
-        decode=lambda body, given, content_type: media_decode.decode_speech_request(body),
-        figures=_figures_of_media,
+        decode=lambda body, options, content_type: media_decode.decode_speech_request(body),
+        facts_of=_facts_of_media,
         same=_media_same,
         media=True,
     ),
     ClientRow(
         dialect=Dialect.OPENAI_MEDIA,
         operation=Operation.TRANSCRIBE,
-        decode=lambda body, given, content_type: _decode_transcription(body, content_type, translate=False),
-        figures=_figures_of_media,
+        decode=lambda body, options, content_type: _decode_transcription(body, content_type, translate=False),
+        facts_of=_facts_of_media,
         same=_media_same,
         media=True,
     ),
     ClientRow(
         dialect=Dialect.OPENAI_MEDIA,
         operation=Operation.TRANSLATE_SPEECH,
-        decode=lambda body, given, content_type: _decode_transcription(body, content_type, translate=True),
-        figures=_figures_of_media,
+        decode=lambda body, options, content_type: _decode_transcription(body, content_type, translate=True),
+        facts_of=_facts_of_media,
         same=_media_same,
         media=True,
     ),

@@ -18,7 +18,7 @@ from cliproxy.formats.json_bounds import answer_as
 from cliproxy.metering.anthropic_messages import counted, usage_in
 from cliproxy.metering.usage import Usage
 from cliproxy.translators.anthropic_messages.request import MessagesRequest
-from cliproxy.translators.anthropic_messages.signatures import Kind, mark, signature_of
+from cliproxy.translators.anthropic_messages.signatures import Kind, signature_of, tag
 from cliproxy.translators.anthropic_messages.to_hub import citation_of
 from cliproxy.translators.anthropic_messages.wire import TextCitation
 from cliproxy.translators.conversation import (
@@ -235,12 +235,12 @@ def citation_fields(citation: Citation) -> dict[str, Any] | None:
 
 
 def redacted_block(part: Reasoning) -> dict[str, Any]:
-    return {"type": "redacted_thinking", "data": mark(part.signer, Kind.REDACTED, part.redacted, part.id)}
+    return {"type": "redacted_thinking", "data": tag(part.signer, Kind.REDACTED, part.redacted, part.id)}
 
 
 def call_proof(signer: Dialect, signature: str) -> dict[str, Any]:
     """Return the block that stands behind a call whose vendor signed it (Gemini does)."""
-    return {"type": "redacted_thinking", "data": mark(signer, Kind.CALL, signature)}
+    return {"type": "redacted_thinking", "data": tag(signer, Kind.CALL, signature)}
 
 
 def several_choices() -> UpstreamError:

@@ -14,7 +14,7 @@ from cliproxy.dialects import Quirks
 from cliproxy.errors import UpstreamError
 from cliproxy.formats.json_bounds import decode_json, encode_json
 from cliproxy.metering.anthropic_messages import CountAnswer, verify_count_answer
-from cliproxy.translators.anthropic_messages.decode import checked, estimate_of, verify_stateless, without_marks
+from cliproxy.translators.anthropic_messages.decode import checked, estimate_of, verify_stateless, without_foreign_thoughts
 from cliproxy.translators.anthropic_messages.encode import PREFIX, VERTEX_COUNT_PREFIX, add_prompt, has_quirk, json_of
 from cliproxy.translators.anthropic_messages.request import MessagesRequest
 from cliproxy.translators.anthropic_messages.wire import COUNT_FIELDS, CountBody
@@ -32,7 +32,7 @@ def decode_count(body: bytes, *, allow_provider_state: bool = False) -> Messages
     checked(document, wire, COUNT_FIELDS)
     if not allow_provider_state:
         verify_stateless(wire.messages)
-    without_marks(document)
+    without_foreign_thoughts(document)
     del document["model"]
     return MessagesRequest(wire.model, False, 1, 0, estimate_of(len(body), wire.messages), document, wire)
 

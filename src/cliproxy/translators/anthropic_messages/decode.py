@@ -15,7 +15,7 @@ from cliproxy.bounds import MAX_CHAT_VALUES
 from cliproxy.errors import SchemaError
 from cliproxy.formats.json_bounds import decode_json
 from cliproxy.translators.anthropic_messages.request import MessagesRequest
-from cliproxy.translators.anthropic_messages.signatures import MARK
+from cliproxy.translators.anthropic_messages.signatures import TAG
 from cliproxy.translators.anthropic_messages.wire import (
     FORBIDDEN_FIELDS,
     KNOWN_FIELDS,
@@ -35,7 +35,7 @@ from cliproxy.translators.estimate import FILE_CHARS_PER_TOKEN, IMAGE_TOKENS, to
 from cliproxy.translators.schema import REFUSED_FIELDS, refuse, refuse_excess, refuse_other_model, refuse_state, verify_unknown_fields
 
 MIN_BUDGET_TOKENS = 1024  # Anthropic: of `thinking.budget_tokens`, which must also be below `max_tokens`
-_MARK = MARK.encode()
+_TAG = TAG.encode()
 _convert = msgspec.convert
 
 
@@ -53,8 +53,8 @@ def decode_messages(body: bytes, *, max_tokens_cap: int, on_excess: Literal["rej
     checked(document, wire, KNOWN_FIELDS)
     if not allow_provider_state:
         verify_stateless(wire.messages)
-    if _MARK in body or b"\\u" in body:  # escaped, a mark is none of these bytes
-        without_marks(document)
+    if _TAG in body or b"\\u" in body:  # escaped, a tag is none of these bytes
+        without_foreign_thoughts(document)
     max_tokens = wire.max_tokens
     if max_tokens > max_tokens_cap:
         if on_excess != "clamp":
@@ -65,19 +65,19 @@ def decode_messages(body: bytes, *, max_tokens_cap: int, on_excess: Literal["rej
     return MessagesRequest(wire.model, wire.stream is True, 1, max_tokens, estimate_of(len(body), wire.messages), document, wire)
 
 
-def without_marks(document: dict[str, Any]) -> None:
+def without_foreign_thoughts(document: dict[str, Any]) -> None:
     """Take thoughts that another vendor signed, or nobody, out of what leaves for this one: it would refuse the request. The hub keeps them (`to_hub`)."""
     for message in document["messages"]:
         content = message["content"]
         if message["role"] == "assistant" and isinstance(content, list):
-            message["content"] = [block for block in content if not _is_marked(block)]
+            message["content"] = [block for block in content if not _is_tagged(block)]
     document["messages"] = [message for message in document["messages"] if message["content"] != [] or message["role"] != "assistant"]
 
 
-def _is_marked(block: dict[str, Any]) -> bool:
+def _is_tagged(block: dict[str, Any]) -> bool:
     if block["type"] == "thinking":
-        return bool(block["signature"].startswith(MARK))
-    return block["type"] == "redacted_thinking" and bool(block["data"].startswith(MARK))
+        return bool(block["signature"].startswith(TAG))
+    return block["type"] == "redacted_thinking" and bool(block["data"].startswith(TAG))
 
 
 def checked(document: dict[str, Any], wire: CountBody, known: frozenset[str]) -> None:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from cliproxy.dialects import Dialect
 from cliproxy.formats.json_bounds import encode_json
 from cliproxy.translators.anthropic_messages.request import MessagesRequest
-from cliproxy.translators.anthropic_messages.signatures import Kind, unmark
+from cliproxy.translators.anthropic_messages.signatures import Kind, untag
 from cliproxy.translators.anthropic_messages.wire import (
     KNOWN_FIELDS,
     AnyChoice,
@@ -159,7 +159,7 @@ def _messages(wire: CountBody, losses: FromMessages) -> tuple[Message, ...]:
         if parts:
             messages.append(Message("user" if isinstance(message, UserMessage) else "assistant", tuple(parts)))
     if wire.cache_control is not None and messages:
-        messages[-1] = _marked(messages[-1])
+        messages[-1] = _with_cache_marker(messages[-1])
     return tuple(messages)
 
 
@@ -181,11 +181,11 @@ def _parts(message: UserMessage | AssistantMessage, at: str, names: dict[str, st
 def _add_thoughts(block: ThinkingBlock | RedactedThinkingBlock, parts: list[Part]) -> None:
     """Add what `block` tells to `parts`: a thought with its signer, or the proof of the call before it."""
     if isinstance(block, ThinkingBlock):
-        signed = unmark(block.signature, Kind.SIGNATURE)
+        signed = untag(block.signature, Kind.SIGNATURE)
         told = signed.kind is Kind.SIGNATURE and bool(signed.text)
         parts.append(Reasoning(block.thinking, signed.text if told else "", signer=signed.signer if told else None, id=signed.id))
         return
-    hidden = unmark(block.data, Kind.REDACTED)
+    hidden = untag(block.data, Kind.REDACTED)
     if hidden.kind is Kind.REDACTED and hidden.text:
         parts.append(Reasoning(redacted=hidden.text, signer=hidden.signer, id=hidden.id))
     elif hidden.kind is Kind.CALL and parts and isinstance(parts[-1], ToolCall):
@@ -196,8 +196,8 @@ def _is_empty(block: UserBlock | AssistantBlock) -> bool:
     return isinstance(block, TextBlock) and not block.text
 
 
-def _marked(message: Message) -> Message:
-    """Return `message` with a mark on its last part, as the body's own `cache_control` asks for."""
+def _with_cache_marker(message: Message) -> Message:
+    """Return `message` with a tag on its last part, as the body's own `cache_control` asks for."""
     *parts, last = message.parts
     if isinstance(last, Text | Image | Document | ToolResult):
         last = replace(last, cache=True)

@@ -1,7 +1,7 @@
 """The body of a Messages request as Anthropic documents it (API reference, "Create a Message", and the types of its SDK).
 
 Types and ranges are the vendor's. Unknown roles and content blocks are refused, unknown fields are not looked at: `decode` says which may pass. What the
-vendor runs itself (web search, code execution, …) has its own tools and blocks, of which only the shape is checked: they are kept for an upstream that knows
+vendor runs itself (web search, code execution, …) has its own tools and blocks, of which only the form is checked: they are kept for an upstream that knows
 them and nothing here reads them. Enumerations that grow with each model are short strings. `null` stands for an absent field.
 """
 

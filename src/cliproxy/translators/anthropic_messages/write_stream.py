@@ -1,4 +1,4 @@
-"""An answer's events on their way to the client, in the vendor's own (`Writer`) or as they came (`Pass`). The other direction is `read_stream.py`.
+"""An answer's events on their way to the client, in the vendor's own (`Writer`) or as they came (`Passthrough`). The other direction is `read_stream.py`.
 
 The order is the vendor's: `message_start`, then for each block its start, deltas and stop, then `message_delta` with the reason to stop and all usage,
 `message_stop`. Usage in `message_start` is what is known then, often nothing: the count at the end replaces it, as the vendor's SDKs do. A text block begins
@@ -220,7 +220,7 @@ class Writer:
         return _event("content_block_delta", {"type": "content_block_delta", "index": self._index, "delta": delta})
 
 
-class Pass:
+class Passthrough:
     """The same dialect on both sides: whole events from egress go on as they are."""
 
     __slots__ = ()

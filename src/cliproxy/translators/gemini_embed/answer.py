@@ -17,7 +17,7 @@ def decode_embed_answer(body: bytes) -> EmbedAnswer:
 
 
 def encode_embed_answer(answer: EmbedAnswer, *, request: GeminiEmbedRequest | None, id: str, model: str, created: int) -> bytes:
-    """Return `answer` in the shape of the call that the client made. Raises `UpstreamError` if there is not one vector for each text."""
+    """Return `answer` in the spelling of the call that the client made. Raises `UpstreamError` if there is not one vector for each text."""
     batch = len(answer.vectors) != 1
     if request is not None:
         verify_count(answer, len(request.wire))

@@ -10,10 +10,10 @@ from cliproxy.translators.gemini_embed.request import GeminiEmbedRequest
 from cliproxy.translators.gemini_embed.wire import BatchBody, EmbedBody
 from cliproxy.translators.gemini_generate.decode import checked, verify_model, verify_parts
 from cliproxy.translators.gemini_generate.provider_state import verify_parts_stateless
-from cliproxy.translators.gemini_generate.spelling import may_be_misspelt, shape_of, verify_names
+from cliproxy.translators.gemini_generate.spelling import may_be_misspelt, spelling_of, verify_names
 
-_ONE = shape_of(EmbedBody)
-_BATCH = shape_of(BatchBody)
+_ONE = spelling_of(EmbedBody)
+_BATCH = spelling_of(BatchBody)
 
 
 def decode_embed(body: bytes, *, model: str, batch: bool, allow_provider_state: bool = False) -> GeminiEmbedRequest:

@@ -10,8 +10,8 @@ from cliproxy.translators.gemini_embed.wire import EmbedBody
 
 
 class GeminiEmbedRequest(msgspec.Struct, frozen=True):
-    """A checked request for a vector of each of `wire`. `batch`: the client called `batchEmbedContents`, whose answer has another shape. `rest` are the same as
-    dictionaries, without the model."""
+    """A checked request for a vector of each of `wire`. `batch`: the client called `batchEmbedContents`, whose answer has another spelling. `rest` are the same
+    as dictionaries, without the model."""
 
     model: str
     batch: bool

@@ -45,7 +45,7 @@ from cliproxy.translators.gemini_generate.answer_wire import (
 )
 from cliproxy.translators.gemini_generate.media import standard_base64
 from cliproxy.translators.gemini_generate.request import GeminiRequest
-from cliproxy.translators.gemini_generate.signatures import mark_of
+from cliproxy.translators.gemini_generate.signatures import tag_of
 
 # --- reasons to stop ---------------------------------------------------------------------------------------------------
 
@@ -310,7 +310,7 @@ def parts_of(part: AssistantPart, thoughts: bool) -> list[dict[str, Any]]:
         if part.data:
             return [{"inlineData": {"mimeType": part.media_type, "data": part.data}}]
         return [{"fileData": {"mimeType": part.media_type or "image/png", "fileUri": part.url}}]
-    signature = part.signature if part.signer is Dialect.GEMINI_GENERATE else mark_of(part)
+    signature = part.signature if part.signer is Dialect.GEMINI_GENERATE else tag_of(part)
     if part.text and thoughts:
         made: dict[str, Any] = {"text": part.text, "thought": True}
     elif signature:

@@ -18,16 +18,16 @@ from cliproxy.errors import SchemaError, UpstreamError
 from cliproxy.formats.json_bounds import decode_json, encode_json
 from cliproxy.translators.conversation import ConversationRequest, Encoded
 from cliproxy.translators.gemini_generate.decode import checked, estimate, verify_model, verify_request
-from cliproxy.translators.gemini_generate.encode import contents_of, functions_of, without_marks
+from cliproxy.translators.gemini_generate.encode import contents_of, functions_of, without_foreign_thoughts
 from cliproxy.translators.gemini_generate.provider_state import verify_stateless
 from cliproxy.translators.gemini_generate.request import CountRequest
-from cliproxy.translators.gemini_generate.spelling import may_be_misspelt, shape_of, verify_names
+from cliproxy.translators.gemini_generate.spelling import may_be_misspelt, spelling_of, verify_names
 from cliproxy.translators.gemini_generate.to_hub import messages_of, system_of, tools_of
 from cliproxy.translators.gemini_generate.wire import CountBody, GenerateBody
 from cliproxy.translators.policy_clients import FromGemini
 from cliproxy.translators.policy_targets import ToGemini
 
-_COUNT = shape_of(CountBody)
+_COUNT = spelling_of(CountBody)
 _BESIDE = ("systemInstruction", "tools", "generationConfig")
 
 
@@ -77,7 +77,7 @@ def encode_count_same(request: CountRequest, quirks: Quirks) -> Encoded:
     """Return the body for an upstream of the same dialect. Raises `SchemaError` if it is nested more deeply than the encoder goes."""
     body = request.rest
     instruction = body.get("systemInstruction")
-    return _body(instruction["parts"] if instruction else [], body.get("tools") or [], without_marks(body["contents"]), ())
+    return _body(instruction["parts"] if instruction else [], body.get("tools") or [], without_foreign_thoughts(body["contents"]), ())
 
 
 def encode_count(request: ConversationRequest, quirks: Quirks) -> Encoded:

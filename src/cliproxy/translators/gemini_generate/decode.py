@@ -16,19 +16,19 @@ from cliproxy.formats.json_bounds import decode_json
 from cliproxy.translators.estimate import AUDIO_CHARS_PER_TOKEN, FILE_CHARS_PER_TOKEN, IMAGE_TOKENS, tokens_of_text
 from cliproxy.translators.gemini_generate.provider_state import verify_stateless
 from cliproxy.translators.gemini_generate.request import GeminiRequest
-from cliproxy.translators.gemini_generate.signatures import MARK
-from cliproxy.translators.gemini_generate.spelling import Shape, may_be_misspelt, normalise, shape_of, verify_names
+from cliproxy.translators.gemini_generate.signatures import TAG
+from cliproxy.translators.gemini_generate.spelling import Spelling, may_be_misspelt, normalise, spelling_of, verify_names
 from cliproxy.translators.gemini_generate.to_hub import FIELD_NAMES
 from cliproxy.translators.gemini_generate.wire import PART_KINDS, Content, GenerateBody, GenerationConfig, Tool
 from cliproxy.translators.schema import refuse, refuse_excess
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-BODY = shape_of(GenerateBody)
+BODY = spelling_of(GenerateBody)
 _CONFIG = BODY.nested["generationConfig"][0]
 _KINDS = frozenset(PART_KINDS)
-_MARK = MARK.encode()
-_TOOL_NAMES = shape_of(Tool).names
+_TAG = TAG.encode()
+_TOOL_NAMES = spelling_of(Tool).names
 
 
 def decode_gemini(
@@ -57,7 +57,7 @@ def decode_gemini(
         estimate=estimate(len(body), wire.contents),
         rest=document,
         wire=wire,
-        marked=_MARK in body or b"\\u" in body,  # escaped, a mark is none of these bytes
+        tagged=_TAG in body or b"\\u" in body,  # escaped, a tag is none of these bytes
     )
 
 
@@ -67,15 +67,15 @@ def verify_model(model: str) -> None:
         raise SchemaError("The path names no model.", param="model", code="invalid_value")
 
 
-def checked(document: Any, kind: type[T], shape: Shape, *, misspelt: bool) -> T:
+def checked(document: Any, kind: type[T], spelling: Spelling, *, misspelt: bool) -> T:
     """Return `document` as `kind`, with its names normalised in place where that can be needed. Raises `SchemaError`."""
     if misspelt:
-        normalise(document, shape)
+        normalise(document, spelling)
     try:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
         if not misspelt:  # a single object may stand where a list belongs
-            return checked(document, kind, shape, misspelt=True)
+            return checked(document, kind, spelling, misspelt=True)
         refuse(error)
 
 

@@ -29,7 +29,7 @@ from cliproxy.translators.conversation import (
 )
 from cliproxy.translators.gemini_generate.media import blob_of
 from cliproxy.translators.gemini_generate.request import GeminiRequest
-from cliproxy.translators.gemini_generate.signatures import is_marked
+from cliproxy.translators.gemini_generate.signatures import is_tagged
 from cliproxy.translators.policy_targets import HubField, ToGemini
 
 # What Google documents to put where a call has no signature because another model made it ("Thought signatures", FAQ): models since Gemini 3 refuse the first
@@ -56,9 +56,9 @@ def encode_same(request: GeminiRequest, quirks: Quirks) -> Encoded:
 
     Raises `SchemaError` if the request is nested more deeply than the encoder goes.
     """
-    if not request.marked:
+    if not request.tagged:
         return Encoded(encode_json(request.rest), b"")
-    contents = without_marks(request.rest["contents"])
+    contents = without_foreign_thoughts(request.rest["contents"])
     return Encoded(encode_json({**request.rest, "contents": contents}), b"", () if contents == request.rest["contents"] else tuple(_lost_thoughts()))
 
 
@@ -68,13 +68,13 @@ def _lost_thoughts() -> ToGemini:
     return losses
 
 
-def without_marks(contents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_foreign_thoughts(contents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the turns without what other vendors signed, and the words of their thoughts. Raises `UnsupportedFeature` if none is left."""
     left = []
     for content in contents:
         parts = []
         for part in content["parts"]:
-            if not is_marked(part.get("thoughtSignature")):
+            if not is_tagged(part.get("thoughtSignature")):
                 parts.append(part)
                 continue
             while parts and parts[-1].get("thought") is True and not parts[-1].get("thoughtSignature"):

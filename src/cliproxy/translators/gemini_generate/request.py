@@ -11,7 +11,7 @@ from cliproxy.translators.gemini_generate.wire import GenerateBody
 
 class GeminiRequest(msgspec.Struct, frozen=True):
     """A checked request. `model` and `stream` are the path's. `max_tokens` is the most output tokens of one of its `n` candidates, so `estimate + n *
-    max_tokens` is what to reserve. `rest` is everything that leaves, `wire` the same as types. `marked`: its history may have thoughts of other vendors', which
+    max_tokens` is what to reserve. `rest` is everything that leaves, `wire` the same as types. `tagged`: its history may have thoughts of other vendors', which
     must not leave (`signatures`)."""
 
     model: str
@@ -21,7 +21,7 @@ class GeminiRequest(msgspec.Struct, frozen=True):
     estimate: int
     rest: dict[str, Any]
     wire: GenerateBody
-    marked: bool = False
+    tagged: bool = False
 
 
 class CountRequest(msgspec.Struct, frozen=True):

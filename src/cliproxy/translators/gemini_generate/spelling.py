@@ -20,7 +20,7 @@ from cliproxy.translators.schema import OUTPUT_CAPS_ELSEWHERE, verify_unknown_fi
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
-class Shape:
+class Spelling:
     """The names of one kind of object: `names` as we write them, `snake` the other spellings, `nested` the objects inside (and whether they come in a list)."""
 
     __slots__ = ("folded", "names", "nested", "snake")
@@ -29,29 +29,29 @@ class Shape:
         self.names: frozenset[str] = frozenset()
         self.snake: dict[str, str] = {}
         self.folded: dict[str, str] = {}
-        self.nested: dict[str, tuple[Shape, bool]] = {}
+        self.nested: dict[str, tuple[Spelling, bool]] = {}
 
 
-def shape_of(kind: type[msgspec.Struct]) -> Shape:
-    """Return the shape of a struct of `wire`."""
+def spelling_of(kind: type[msgspec.Struct]) -> Spelling:
+    """Return the spelling of a struct of `wire`."""
     info = msgspec.inspect.type_info(kind)
     assert isinstance(info, msgspec.inspect.StructType)
-    return _shape(info, {})
+    return _spelling(info, {})
 
 
-def _shape(info: msgspec.inspect.StructType, known: dict[type, Shape]) -> Shape:
+def _spelling(info: msgspec.inspect.StructType, known: dict[type, Spelling]) -> Spelling:
     if info.cls in known:
         return known[info.cls]
-    shape = known[info.cls] = Shape()
+    spelling = known[info.cls] = Spelling()
     names = [field.encode_name for field in info.fields]
-    shape.names = frozenset(names)
-    shape.snake = {_HUMP.sub("_", name).lower(): name for name in names if _HUMP.search(name)}
-    shape.folded = {name.lower(): name for name in names}
+    spelling.names = frozenset(names)
+    spelling.snake = {_HUMP.sub("_", name).lower(): name for name in names if _HUMP.search(name)}
+    spelling.folded = {name.lower(): name for name in names}
     for field in info.fields:
         found = _struct_in(field.type)
         if found is not None:
-            shape.nested[field.encode_name] = (_shape(found[0], known), found[1])
-    return shape
+            spelling.nested[field.encode_name] = (_spelling(found[0], known), found[1])
+    return spelling
 
 
 def _struct_in(kind: msgspec.inspect.Type) -> tuple[msgspec.inspect.StructType, bool] | None:
@@ -65,23 +65,23 @@ def _struct_in(kind: msgspec.inspect.Type) -> tuple[msgspec.inspect.StructType, 
 
 def may_be_misspelt(body: bytes) -> bool:
     """Whether a name in `body` can be snake_case at all: it holds an underscore, as it is or escaped (`\\u005f`)."""
-    return 95 in body or body.find(b"u005") >= 0  # 95: `_`; a number, since `b"_" in body` raises and clears an exception (DESIGN §7)
+    return 95 in body or body.find(b"u005") >= 0  # 95: `_`; a number, since `b"_" in body` raises and clears an exception
 
 
-def normalise(value: Any, shape: Shape, path: str = "") -> None:
+def normalise(value: Any, spelling: Spelling, path: str = "") -> None:
     """Give the fields of `value`, and of the objects inside that the schema knows, their one spelling, in place.
 
     Raises `SchemaError` for a field in both spellings. What is no object is left for the schema to judge.
     """
     if not isinstance(value, dict):
         return
-    if not shape.names.issuperset(value):
-        for name in [name for name in value if name in shape.snake]:
-            known = shape.snake[name]
+    if not spelling.names.issuperset(value):
+        for name in [name for name in value if name in spelling.snake]:
+            known = spelling.snake[name]
             if known in value:
                 raise SchemaError("The field is there in two spellings.", param=path + known, code="ambiguous_field")
             value[known] = value.pop(name)
-    for name, (inner, many) in shape.nested.items():
+    for name, (inner, many) in spelling.nested.items():
         held = value.get(name)
         if held is None:
             continue
@@ -95,19 +95,19 @@ def normalise(value: Any, shape: Shape, path: str = "") -> None:
                 normalise(item, inner, f"{path}{name}[{index}].")
 
 
-def verify_names(value: dict[str, Any], shape: Shape, path: str = "") -> None:
+def verify_names(value: dict[str, Any], spelling: Spelling, path: str = "") -> None:
     """Raise `SchemaError` for a field of `value` that is unknown and must not pass: it routes, carries a credential, caps the output under another server's
     name, or differs from a known one in case, hyphens or underscores only."""
-    unknown = value.keys() - shape.names
+    unknown = value.keys() - spelling.names
     if not unknown:
         return
     for name in unknown:
         plain = name.casefold().replace("-", "").replace("_", "")
-        if plain in shape.folded:
-            raise SchemaError("The field is spelt in another way.", param=path + shape.folded[plain], code="ambiguous_field")
+        if plain in spelling.folded:
+            raise SchemaError("The field is spelt in another way.", param=path + spelling.folded[plain], code="ambiguous_field")
         if plain in _CAPS:
             raise SchemaError("Say generationConfig.maxOutputTokens instead.", param=path + plain, code="forbidden_field")
-    verify_unknown_fields(value, shape.names)
+    verify_unknown_fields(value, spelling.names)
 
 
 _CAPS = frozenset(name.replace("_", "") for name in (*OUTPUT_CAPS_ELSEWHERE, "max_tokens", "max_completion_tokens", "max_output_tokens"))

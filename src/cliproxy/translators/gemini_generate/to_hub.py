@@ -45,7 +45,7 @@ from cliproxy.translators.gemini_generate import wire
 from cliproxy.translators.gemini_generate.media import media_of_blob, media_of_file
 from cliproxy.translators.gemini_generate.request import GeminiRequest
 from cliproxy.translators.gemini_generate.schemas import json_schema_of
-from cliproxy.translators.gemini_generate.signatures import is_marked, thought_in
+from cliproxy.translators.gemini_generate.signatures import is_tagged, thought_in
 from cliproxy.translators.policy_clients import FromGemini, GeminiField
 
 # A field of `ConversationRequest` and what a client of this dialect calls it.
@@ -178,7 +178,7 @@ def messages_of(said: list[dict[str, Any]], contents: list[wire.Content], losses
         assistant = content.role == "model"
         parts: list[Part] = []
         for number, part in enumerate(content.parts):
-            if is_marked(part.thought_signature):  # it repeats the words of the thoughts before it
+            if is_tagged(part.thought_signature):  # it repeats the words of the thoughts before it
                 while parts and isinstance(parts[-1], Reasoning) and parts[-1].signer is Dialect.GEMINI_GENERATE and not parts[-1].signature:
                     parts.pop()
             parts += _parts(said[index]["parts"][number], part, f"{path}.parts[{number}]", f"{index}_{number}", assistant, history, losses)
@@ -214,9 +214,9 @@ def _parts(said: dict[str, Any], part: wire.Part, at: str, place: str, assistant
 
 
 def _model_parts(said: dict[str, Any], part: wire.Part, at: str, place: str, signature: str, history: _History, losses: FromGemini) -> list[Part]:
-    marked = thought_in(signature, at) if is_marked(signature) else None
+    tagged = thought_in(signature, at) if is_tagged(signature) else None
     if part.function_call is not None:
-        if marked is not None:
+        if tagged is not None:
             raise SchemaError("This signature is not of a function call.", param=f"{at}.thoughtSignature", code="invalid_value")
         call = part.function_call
         _verify_said(said["functionCall"], _CALL, at + ".functionCall.", losses)
@@ -228,8 +228,8 @@ def _model_parts(said: dict[str, Any], part: wire.Part, at: str, place: str, sig
         if part.text is None:
             losses.lose(GeminiField.WORDLESS_THOUGHT, at)
             return []
-        return [marked or Reasoning(part.text, signature, signer=Dialect.GEMINI_GENERATE)]
-    proof: list[Part] = [marked or Reasoning(signature=signature, signer=Dialect.GEMINI_GENERATE)] if signature else []
+        return [tagged or Reasoning(part.text, signature, signer=Dialect.GEMINI_GENERATE)]
+    proof: list[Part] = [tagged or Reasoning(signature=signature, signer=Dialect.GEMINI_GENERATE)] if signature else []
     if part.text is not None or proof:
         return [Text(part.text), *proof] if part.text else proof or [Text("")]
     if part.function_response is not None:

@@ -235,7 +235,7 @@ class Writer:
         return _encode(last)[:-1] + b"," + self._tail
 
 
-class Pass:
+class Passthrough:
     """A stream that stays in the dialect: whole events from egress. Unchanged for server-sent events, else the elements of an array, whose end `finish`
     gives."""
 
@@ -283,5 +283,5 @@ def _error(message: str, status: int) -> bytes:
 
 def error_event(message: str, *, kind: str, code: str, status: int) -> bytes:
     """Return the server-sent event that ends a broken stream: Google's SDKs raise it by its code. Arrays need to know what was written: `Writer.error_event`
-    and `Pass.error_event`."""
+    and `Passthrough.error_event`."""
     return b"data: " + _error(message, status) + b"\n\n"

@@ -14,7 +14,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
 
     `max_tokens` is the most output tokens of one of its `n` choices, so `estimate + n * max_tokens` is what to reserve. `include_usage` says whether the client
     asked for the usage event of a stream. `rest` is everything that leaves for an upstream of the same dialect but the model; `wire` the same as types,
-    before caps and the wish for usage were put in: what `conversation_of` translates.
+    before caps and the request for usage were put in: what `conversation_of` translates.
     """
 
     model: str

@@ -58,7 +58,7 @@ class Part:
         self.citations: list[Citation] = []
         self.offset = 0
         self.pieces: list[str] = []  # of a call all, of others while they wait
-        self.joined = 0  # that many of the pieces are joined lots
+        self.joined = 0  # that many of the pieces are joined batches
         self.size = 0  # characters kept
         self.scan: ObjectScan | None = None
         self.ended = False
@@ -115,12 +115,12 @@ class ObjectScan:
             if match is None:
                 return
             at = match.end()
-            mark = match[0]
-            if mark == '"':
+            sign = match[0]
+            if sign == '"':
                 self._in_string = not self._in_string
-            elif mark == "\\":
+            elif sign == "\\":
                 self._escaped = True
-            elif mark in "{[":
+            elif sign in "{[":
                 self._depth += 1
             else:
                 self._depth -= 1

@@ -4,7 +4,7 @@ Types and ranges are the vendor's. Unknown roles, content parts, tools and respo
 may pass. Enumerations that grow with each model (`reasoning_effort`, `service_tier`, `modalities`) are short strings. `null` stands for an absent field.
 
 Beside the vendor's own fields stand those in which imitations give back what chat completions have no place for: thoughts with their proofs as OpenRouter says
-them (`reasoning_details`), Gemini's signature of a tool call as Google's own imitation says it (`extra_content`), and marks for the cache (`cache_control`).
+them (`reasoning_details`), Gemini's signature of a tool call as Google's own imitation says it (`extra_content`), and cache markers (`cache_control`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Object(msgspec.Struct, frozen=True, gc=False):
 
 
 class CacheControl(_Object, frozen=True, gc=False):
-    """Anthropic's mark, which OpenRouter takes on parts."""
+    """Anthropic's cache marker, which OpenRouter takes on parts."""
 
     type: Literal["ephemeral"]
     ttl: Keyword | None = None

@@ -1,4 +1,4 @@
-"""A chat completion's stream on its way to the client: events of the hub as chunks (`Writer`), or a provider's own events (`Pass`).
+"""A chat completion's stream on its way to the client: events of the hub as chunks (`Writer`), or a provider's own events (`Passthrough`).
 
 Streams always ask the provider for usage (`decode`), so that limits settle on real numbers. A client that did not ask must not get the extra event: its
 `choices` is empty, and programs that read `choices[0]` of every event break on it.
@@ -240,7 +240,7 @@ class StreamFilter:
         return _without_usage_events(events)
 
 
-class Pass(StreamFilter):
+class Passthrough(StreamFilter):
     """What the client of `request` gets of a stream in its own dialect."""
 
     __slots__ = ()

@@ -25,7 +25,7 @@ from cliproxy.translators.conversation import (
     ToolCall,
     verify_arguments,
 )
-from cliproxy.translators.openai_responses.signatures import Kind, mark
+from cliproxy.translators.openai_responses.signatures import Kind, tag
 from cliproxy.translators.openai_responses.to_hub import PARAGRAPH, citation_of
 from cliproxy.translators.openai_responses.wire import Annotation
 
@@ -84,8 +84,8 @@ _item_decoder = msgspec.json.Decoder(OutputItem)
 _kind_decoder = msgspec.json.Decoder(_Kind)
 
 
-def join_lots(pieces: list[str], joined: int) -> int:
-    """Join the pieces behind the first `joined` ones, which are lots, into one more lot if they are many. Return how many lots there are."""
+def join_batches(pieces: list[str], joined: int) -> int:
+    """Join the pieces behind the first `joined` ones, which are batches, into one more batch if they are many. Return how many batches there are."""
     if len(pieces) - joined < EVENT_PIECES_PER_JOIN:
         return joined
     pieces[joined:] = ["".join(pieces[joined:])]
@@ -205,10 +205,10 @@ def encrypted_of(part: Reasoning) -> str:
     if part.signer is None:
         return ""
     if part.redacted:
-        return mark(part.signer, Kind.REDACTED, part.redacted)
-    return mark(part.signer, Kind.SIGNATURE, part.signature) if part.signature else ""
+        return tag(part.signer, Kind.REDACTED, part.redacted)
+    return tag(part.signer, Kind.SIGNATURE, part.signature) if part.signature else ""
 
 
 def encrypted_of_call(signature: str, signer: Dialect = Dialect.GEMINI_GENERATE) -> str:
     """Return what proves the tool call before the item."""
-    return mark(signer, Kind.CALL, signature)
+    return tag(signer, Kind.CALL, signature)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from cliproxy.errors import SchemaError, UnsupportedFeature
-from cliproxy.translators.openai_responses.signatures import MARK
+from cliproxy.translators.openai_responses.signatures import TAG
 from cliproxy.translators.openai_responses.wire import (
     CodeInterpreter,
     CodeInterpreterCallItem,
@@ -142,5 +142,5 @@ def _is_useless(item: Any, lookups: bool) -> bool:
     if not isinstance(item, ReasoningItem):
         return False
     if item.encrypted_content:
-        return item.encrypted_content.startswith(MARK)
+        return item.encrypted_content.startswith(TAG)
     return lookups and not item.content

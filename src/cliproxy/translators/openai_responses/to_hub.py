@@ -32,7 +32,7 @@ from cliproxy.translators.conversation import (
     ToolResult,
 )
 from cliproxy.translators.openai_responses.request import ResponsesRequest
-from cliproxy.translators.openai_responses.signatures import Kind, Marked, unmark
+from cliproxy.translators.openai_responses.signatures import Kind, Tagged, untag
 from cliproxy.translators.openai_responses.wire import (
     KNOWN_FIELDS,
     AllowedToolsChoice,
@@ -252,30 +252,30 @@ class _History:
 
     def _reasoning(self, item: ReasoningItem, at: str) -> None:
         text = PARAGRAPH.join(part.text for parts in (item.summary, item.content) for part in parts or ())
-        marked = None
+        tagged = None
         if item.encrypted_content:
-            marked = unmark(item.encrypted_content)
-            if marked is None:
+            tagged = untag(item.encrypted_content)
+            if tagged is None:
                 raise SchemaError("This is not what the answer said.", param=f"{at}.encrypted_content", code="invalid_value")
-        if marked is not None and marked.kind is Kind.CALL:
-            self._sign_call(marked, at)
+        if tagged is not None and tagged.kind is Kind.CALL:
+            self._sign_call(tagged, at)
         else:
-            self._add("assistant", reasoning_of(text, marked, item.id or ""))
+            self._add("assistant", reasoning_of(text, tagged, item.id or ""))
 
-    def _sign_call(self, marked: Marked, at: str) -> None:
+    def _sign_call(self, tagged: Tagged, at: str) -> None:
         call = self._parts[-1] if self._parts else None
         if not isinstance(call, ToolCall):
             raise SchemaError("This belongs behind the tool call that it followed in the answer.", param=at, code="invalid_value")
-        self._parts[-1] = ToolCall(call.id, call.name, call.arguments, marked.text, call.at)
+        self._parts[-1] = ToolCall(call.id, call.name, call.arguments, tagged.text, call.at)
 
 
-def reasoning_of(text: str, marked: Marked | None, id: str) -> Reasoning:
+def reasoning_of(text: str, tagged: Tagged | None, id: str) -> Reasoning:
     """Return a thought. One without a text of its own, or without a summary, is `redacted`."""
-    if marked is None:
+    if tagged is None:
         return Reasoning(text, id=id)
-    if marked.kind is Kind.REDACTED or not text:
-        return Reasoning(redacted=marked.text, signer=marked.signer, id=id)
-    return Reasoning(text, marked.text, signer=marked.signer, id=id)
+    if tagged.kind is Kind.REDACTED or not text:
+        return Reasoning(redacted=tagged.text, signer=tagged.signer, id=id)
+    return Reasoning(text, tagged.text, signer=tagged.signer, id=id)
 
 
 def _said(part: Any, at: str) -> Text | Refusal:

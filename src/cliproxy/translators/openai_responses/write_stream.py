@@ -38,12 +38,12 @@ from cliproxy.translators.conversation import (
 from cliproxy.translators.openai_responses import answer_parts
 from cliproxy.translators.openai_responses.answer import Envelope, reasoning_id, status_of
 from cliproxy.translators.openai_responses.request import ResponsesRequest
-from cliproxy.translators.openai_responses.signatures import Kind, mark
+from cliproxy.translators.openai_responses.signatures import Kind, tag
 
 _encode = msgspec.json.Encoder().encode
 
 
-class Pass:
+class Passthrough:
     """A stream that stays in its dialect: whole events come out as they were. Pieces may be cut anywhere."""
 
     __slots__ = ("_splitter",)
@@ -62,7 +62,7 @@ class Pass:
 
 
 def error_event(message: str, *, kind: str, code: str, status: int) -> bytes:
-    """Return the event that ends a broken stream. It has the dialect's own shape, and beside it `error`, at which OpenAI's SDKs raise."""
+    """Return the event that ends a broken stream. It has the dialect's own form, and beside it `error`, at which OpenAI's SDKs raise."""
     error = {"message": message, "type": kind, "param": None, "code": code}
     event = {"type": "error", "code": code, "message": message, "param": None, "sequence_number": 0, "error": error}
     return b"event: error\ndata: " + _encode(event) + b"\n\n"
@@ -73,6 +73,7 @@ class Writer:
 
     __slots__ = (
         "_annotations",
+        "_batches",
         "_call",
         "_content",
         "_created",
@@ -82,7 +83,6 @@ class Writer:
         "_item_id",
         "_items",
         "_length",
-        "_lots",
         "_measured",
         "_message_id",
         "_model",
@@ -111,7 +111,7 @@ class Writer:
         self._part: AssistantPart | None = None  # the one under way, as it began
         self._item_id = ""
         self._pieces: list[str] = []  # its text or arguments
-        self._lots = self._measured = self._length = 0  # pieces that are joined lots; that were measured; their characters
+        self._batches = self._measured = self._length = 0  # pieces that are joined batches; that were measured; their characters
         self._annotations: list[dict[str, Any]] = []
         self._encrypted = ""
         self._summary_begun = False
@@ -137,9 +137,9 @@ class Writer:
                 self._write_other(event, out)
         if self._size > MAX_WRITTEN_RESPONSE_BYTES:
             raise UpstreamError("The provider's answer is larger than the gateway takes.", code="upstream_too_large")
-        if len(self._pieces) - self._lots >= EVENT_PIECES_PER_JOIN:
+        if len(self._pieces) - self._batches >= EVENT_PIECES_PER_JOIN:
             self._measure()
-            self._lots = answer_parts.join_lots(self._pieces, self._lots)
+            self._batches = answer_parts.join_batches(self._pieces, self._batches)
             self._measured = len(self._pieces)
         return b"".join(out)
 
@@ -160,7 +160,7 @@ class Writer:
             self._annotate(event, out)
         elif isinstance(event, SignatureDelta):
             kind = Kind.CALL if isinstance(self._part, ToolCall) else Kind.SIGNATURE
-            self._encrypted = mark(event.signer, kind, event.signature)
+            self._encrypted = tag(event.signer, kind, event.signature)
         elif isinstance(event, Started):
             self._start(event, out)
         elif isinstance(event, Finished):
@@ -191,7 +191,7 @@ class Writer:
     def _begin(self, part: AssistantPart, out: list[bytes]) -> None:
         self._part = part
         self._pieces = []
-        self._lots = self._measured = self._length = 0
+        self._batches = self._measured = self._length = 0
         self._annotations = []
         self._encrypted = ""
         self._summary_begun = True

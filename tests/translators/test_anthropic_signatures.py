@@ -15,7 +15,7 @@ from cliproxy.translators.anthropic_messages.count import decode_count
 from cliproxy.translators.anthropic_messages.decode import decode_messages
 from cliproxy.translators.anthropic_messages.encode import encode_conversation
 from cliproxy.translators.anthropic_messages.request import MessagesRequest
-from cliproxy.translators.anthropic_messages.signatures import Kind, Marked, mark, unmark
+from cliproxy.translators.anthropic_messages.signatures import Kind, Tagged, tag, untag
 from cliproxy.translators.anthropic_messages.to_hub import conversation_of
 from cliproxy.translators.conversation import AssistantPart, Choice, ConversationAnswer, Part, Reasoning, StopReason, Text, ToolCall
 
@@ -90,9 +90,9 @@ def test_what_begins_like_a_mark_and_is_none_was_signed_by_nobody(forged: str) -
 @given(st.sampled_from(list(Dialect)), st.sampled_from(list(Kind)), st.text(min_size=1), st.text(st.characters(exclude_characters=":")))
 def test_a_mark_says_what_it_was_given(signer: Dialect, kind: Kind, text: str, id: str) -> None:
     if signer is Dialect.ANTHROPIC_MESSAGES:
-        assert mark(signer, kind, text, id) == text
+        assert tag(signer, kind, text, id) == text
     else:
-        assert unmark(mark(signer, kind, text, id), Kind.SIGNATURE) == Marked(signer, kind, id, text)
+        assert untag(tag(signer, kind, text, id), Kind.SIGNATURE) == Tagged(signer, kind, id, text)
 
 
 def test_a_mark_that_is_spelt_with_escapes_never_reaches_anthropic_either() -> None:
