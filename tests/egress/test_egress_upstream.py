@@ -17,7 +17,8 @@ from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_ERROR_BODY_BYTES
 from cliproxy.dialects import Endpoint
 from cliproxy.egress import upstream
 from cliproxy.egress.reflection import NO_SECRET, ReflectionGuard
-from cliproxy.egress.upstream import Connection, Sent
+from cliproxy.egress.sent import Sent
+from cliproxy.egress.upstream import TRANSITIONS, Connection, Event, IllegalTransition, State
 from cliproxy.errors import CliproxyError, ProviderRefusal, UpstreamError
 from cliproxy.providers.facts import Framing
 from fakes.provider import RAW, FakeProvider
@@ -172,11 +173,11 @@ def feed(
     """Give `pieces` to a connection as the answer to one call, then end the connection."""
     shelf: Any = Shelf()
     transport: Any = Transport()
-    connection = Connection(shelf, None)  # type: ignore[arg-type]
+    connection = Connection(shelf)
     connection.connection_made(transport)
     shelf.usable.clear()
     notes: Any = Notes()
-    connection.begin(Sent(notes, shelf, None, guard, stream, b"", b"", 0.0, endpoint, framing), 0.0)  # type: ignore[arg-type]
+    connection.begin(Sent(notes, shelf, guard, stream, b"", b"", 0.0, endpoint, framing), 0.0)  # type: ignore[arg-type]
     for piece in pieces:
         if transport.closed:
             break
@@ -235,14 +236,51 @@ def test_a_body_until_close_is_complete_at_a_clean_end_only() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
     assert feed(head, b"{}")[0].error is None
     shelf: Any = Shelf()
-    connection = Connection(shelf, None)  # type: ignore[arg-type]
+    connection = Connection(shelf)
     transport: Any = Transport()
     connection.connection_made(transport)
     notes: Any = Notes()
-    connection.begin(Sent(notes, shelf, None, NO_SECRET, False, b"", b"", 0.0), 0.0)  # type: ignore[arg-type]
+    connection.begin(Sent(notes, shelf, NO_SECRET, False, b"", b"", 0.0), 0.0)  # type: ignore[arg-type]
     connection.data_received(head + b"{}")
     connection.connection_lost(ConnectionResetError())
     assert isinstance(notes.error, UpstreamError) and notes.error.code == "provider_broke_off"
+
+
+def test_an_answer_that_ends_with_its_connection_leaves_no_connection_to_be_used_again() -> None:
+    """The answer before had said keep-alive, which was taken for its own: a closed connection counted as open for ever, until the provider had no room."""
+    shelf: Any = Shelf()
+    transport: Any = Transport()
+    connection = Connection(shelf)
+    connection.connection_made(transport)
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+    for answer in (head + b"Content-Length: 2\r\n\r\n{}", head + b"\r\n{}"):
+        shelf.usable.clear()
+        notes: Any = Notes()
+        connection.begin(Sent(notes, shelf, NO_SECRET, False, b"", b"", 0.0), 0.0)
+        connection.data_received(answer)
+        assert (connection.state, len(shelf.usable)) in ((State.IDLE, 1), (State.IN_BODY, 0))
+    connection.connection_lost(None)
+    assert notes.error is None and notes.ends == 1
+    assert connection.state is State.CLOSED and not shelf.usable
+
+
+LEGAL = {
+    (State.IDLE, Event.REQUEST): State.AWAITING_HEAD,
+    (State.AWAITING_HEAD, Event.HEAD): State.IN_BODY,
+    (State.IN_BODY, Event.END): State.COMPLETE,
+    (State.COMPLETE, Event.REUSED): State.IDLE,
+    **{(state, Event.CLOSED): State.CLOSED for state in State},
+}
+
+
+@pytest.mark.parametrize("event", Event, ids=lambda event: event.name)
+@pytest.mark.parametrize("state", State, ids=lambda state: state.name)
+def test_every_pair_of_state_and_event_is_in_the_table_or_an_error(state: State, event: Event) -> None:
+    if (state, event) in LEGAL:
+        assert TRANSITIONS[event][state] is LEGAL[state, event]
+    else:
+        with pytest.raises(IllegalTransition, match=state.name):
+            TRANSITIONS[event][state]
 
 
 # --- a stream in AWS's framing ---------------------------------------------------------------------------------------

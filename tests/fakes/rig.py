@@ -16,8 +16,8 @@ from cliproxy.dialects import Endpoint
 from cliproxy.egress.inject import Injector
 from cliproxy.egress.peer import Peer
 from cliproxy.egress.pool import Pool
+from cliproxy.egress.sent import Sent
 from cliproxy.egress.tls import client_context
-from cliproxy.egress.upstream import Sent
 from cliproxy.errors import CliproxyError
 from cliproxy.providers.origin import parse_base_url
 from cliproxy.secret import Secret

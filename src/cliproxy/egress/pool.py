@@ -5,7 +5,7 @@ What always holds:
 - A request is written once. What may have left is never sent again; `Sent.may_have_left` tells the owner whether it may try elsewhere.
 - A connection is used again only after a complete answer on it that allows it, and never for another provider.
 - Redirects are not followed, and error bodies are not passed on: an answer of 300 or above is an `on_failure`.
-- Connections, waiting calls and every duration are bounded; deadlines are looked at once a second (`sweep`), not by a timer per call.
+- AllOrigins, waiting calls and every duration are bounded; deadlines are looked at once a second (`sweep`), not by a timer per call.
 
 The bytes of an answer are `upstream.py`'s business, connecting is the dialer's.
 """
@@ -32,8 +32,9 @@ from cliproxy.config.schema import Provider
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.inject import BoundCredential
 from cliproxy.egress.peer import Peer, peer_of
+from cliproxy.egress.sent import Sent, UpstreamCall
 from cliproxy.egress.tunnel import open_tunnel
-from cliproxy.egress.upstream import Connection, Sent, UpstreamCall
+from cliproxy.egress.upstream import Connection
 from cliproxy.errors import CliproxyError, Unavailable, UpstreamError
 from cliproxy.providers.origin import Origin, parse_base_url
 from cliproxy.providers.table import facts_of
@@ -58,7 +59,7 @@ _DIAL_FAILURES = {
     "not_enrolled": (503, "provider_not_enrolled", "The provider is not enrolled with the dialer."),
     "no_room": (503, "provider_busy", "Too many calls to the provider are under way."),
     "busy": (503, "dialer_busy", "Too many connections to providers are being made."),
-    "dialer_gone": (503, "dialer_gone", "Connections to providers can not be made now."),
+    "dialer_gone": (503, "dialer_gone", "AllOrigins to providers can not be made now."),
 }
 
 
@@ -67,10 +68,22 @@ def _dial_failure(reason: str) -> CliproxyError:
     return Unavailable(message, code=code) if status == 503 else UpstreamError(message, status=status, code=code)
 
 
-class Lane:
+class AllOrigins(Protocol):
+    """What the pool of one origin needs of the pool of all."""
+
+    now: Callable[[], float]
+    closed: bool
+
+    def replace_lost(self, origin: OriginPool) -> None:
+        """A connection of `origin` is closed while calls wait."""
+
+
+class OriginPool:
     """One provider: its origin, trust, deadlines, connections and the calls that wait for one."""
 
-    def __init__(self, name: str, *, origin: Origin, context: ssl.SSLContext | None, provider: Provider) -> None:
+    def __init__(self, all: AllOrigins, name: str, *, origin: Origin, context: ssl.SSLContext | None, provider: Provider) -> None:
+        self._all = all
+        self.now = all.now
         self.name = name
         self.origin = origin
         self.origin_text = str(origin)
@@ -84,6 +97,43 @@ class Lane:
         self.waiting: deque[Sent] = deque()
         self.dialling = 0
         self.retired = False
+
+    def ready(self, connection: Connection) -> None:
+        """A connection is new, or its answer is complete and it may be used again: give it to the next call."""
+        self.open.add(connection)
+        if self.waiting and connection.usable():
+            self.start(connection, self.waiting.popleft())
+        elif self.retired or self._all.closed:
+            connection.abort()
+        else:
+            connection.since = self.now()
+            self.idle.append(connection)
+
+    def start(self, connection: Connection, sent: Sent) -> None:
+        """Write a request to an idle connection."""
+        head, body = sent.head, sent.body
+        sent.head = sent.body = b""  # the head holds the credential: not kept longer than needed
+        sent.may_have_left = True
+        connection.begin(sent, self.now())
+        if len(body) <= MAX_JOINED_REQUEST_BYTES:
+            connection.transport.write(head + body)
+        else:
+            connection.transport.writelines((head, body))
+
+    def gone(self, connection: Connection) -> None:
+        """A connection is closed."""
+        self.open.discard(connection)
+        if connection in self.idle:
+            self.idle.remove(connection)
+        if self.waiting:
+            self._all.replace_lost(self)
+
+    def forget(self, sent: Sent) -> None:
+        """Take a cancelled call out of the queue. A connection that was asked for on its behalf goes to the next call, or becomes idle."""
+        try:
+            self.waiting.remove(sent)
+        except ValueError:
+            pass
 
 
 class Pool:
@@ -103,13 +153,13 @@ class Pool:
         self.now = loop.time
         self._dialer = dialer
         self._limit = connections_per_provider
-        self._lanes: dict[str, Lane] = {}
-        self._retired: list[Lane] = []
+        self._origins: dict[str, OriginPool] = {}
+        self._retired: list[OriginPool] = []
         self._connecting: set[asyncio.Task[None]] = set()
         self._sweep_seconds = sweep_seconds
         self._timer: asyncio.TimerHandle | None = None
         self._redial: asyncio.TimerHandle | None = None
-        self._closed = False
+        self.closed = False
         self.retable(providers, contexts)
         self._timer = loop.call_later(sweep_seconds, self._sweep_and_rearm)
 
@@ -121,64 +171,47 @@ class Pool:
 
         Raises `Unavailable` if it can't be sent or queued now, and `ForeignOrigin` if the credential is sealed for another origin; nothing left then.
         """
-        lane = self._lanes.get(bound.provider)
-        if lane is None or self._closed:
+        origin = self._origins.get(bound.provider)
+        if origin is None or self.closed:
             raise Unavailable("The provider has no origin.", code="provider_not_enrolled")
-        head = bound.head(endpoint, origin=lane.origin_text, stream=stream, model=model, body=body)
-        sent = Sent(call, self, lane, bound.guard, stream, head, body, self._loop.time(), endpoint, bound.framing)
-        idle = lane.idle
+        head = bound.head(endpoint, origin=origin.origin_text, stream=stream, model=model, body=body)
+        sent = Sent(call, origin, bound.guard, stream, head, body, self._loop.time(), endpoint, bound.framing)
+        idle = origin.idle
         while idle:
             connection = idle.pop()
             if connection.usable():
-                self._start(connection, sent)
+                origin.start(connection, sent)
                 return sent
-        self._wait(lane, sent)
+        self._wait(origin, sent)
         return sent
 
-    def _start(self, connection: Connection, sent: Sent) -> None:
-        head, body = sent.head, sent.body
-        sent.head = sent.body = b""  # the head holds the credential: not kept longer than needed
-        sent.may_have_left = True
-        connection.begin(sent, self._loop.time())
-        if len(body) <= MAX_JOINED_REQUEST_BYTES:
-            connection.transport.write(head + body)
-        else:
-            connection.transport.writelines((head, body))
-
-    def _wait(self, lane: Lane, sent: Sent) -> None:
-        if len(lane.waiting) >= MAX_WAITING_PER_PROVIDER:
+    def _wait(self, origin: OriginPool, sent: Sent) -> None:
+        if len(origin.waiting) >= MAX_WAITING_PER_PROVIDER:
             raise _dial_failure("no_room")
-        lane.waiting.append(sent)
-        self._dial(lane)
-        if not self._has_hope(lane):
-            lane.waiting.pop()
+        origin.waiting.append(sent)
+        self._dial(origin)
+        if not self._has_hope(origin):
+            origin.waiting.pop()
             raise _dial_failure("dialer_gone")
-
-    def forget_waiting(self, sent: Sent) -> None:
-        """Take a cancelled call out of its queue. A connection that was asked for on its behalf goes to the next call, or becomes idle."""
-        try:
-            sent.lane.waiting.remove(sent)
-        except ValueError:
-            pass
 
     # --- connections ---------------------------------------------------------------------------------------------
 
-    def _dial(self, lane: Lane) -> bool:
+    def _dial(self, origin: OriginPool) -> bool:
         """Ask for one more connection, unless as many are coming as calls wait, or a bound is reached."""
-        if len(lane.open) + lane.dialling >= self._limit or lane.dialling >= len(lane.waiting):
+        if len(origin.open) + origin.dialling >= self._limit or origin.dialling >= len(origin.waiting):
             return False
-        total = sum(len(other.open) + other.dialling for other in (*self._lanes.values(), *self._retired))
+        total = sum(len(other.open) + other.dialling for other in (*self._origins.values(), *self._retired))
         if total >= MAX_UPSTREAM_CONNECTIONS and not self._evict():
             return False
-        if not self._dialer.dial(lane.peer, lambda sock, reason: self._dialled(lane, sock, reason)):
+        if not self._dialer.dial(origin.peer, lambda sock, reason: self._dialled(origin, sock, reason)):
             return False
-        lane.dialling += 1
+        origin.dialling += 1
         return True
 
-    def _has_hope(self, lane: Lane) -> bool:
+    def _has_hope(self, origin: OriginPool) -> bool:
         """Whether a call that waits may still get a connection. Where the dialer is there and only takes no more at once, it is asked again soon: one
         client that makes us connect all the time must not cost the others their calls."""
-        if lane.open or lane.dialling or self._dial(lane):
+        if origin.open or origin.dialling or self._dial(origin):
             return True
         if self._dialer.is_there and self._redial is None:
             self._redial = self._loop.call_later(DIAL_AGAIN_SECONDS, self._dial_again)
@@ -186,42 +219,42 @@ class Pool:
 
     def _dial_again(self) -> None:
         self._redial = None
-        for lane in tuple(self._lanes.values()):
-            while self._dial(lane):
+        for origin in tuple(self._origins.values()):
+            while self._dial(origin):
                 pass
-            while lane.waiting and not self._has_hope(lane):
-                lane.waiting.popleft().fail(_dial_failure("dialer_gone"))
+            while origin.waiting and not self._has_hope(origin):
+                origin.waiting.popleft().fail(_dial_failure("dialer_gone"))
 
     def _evict(self) -> bool:
-        for lane in self._lanes.values():
-            if lane.idle:
-                lane.idle.pop(0).abort()
+        for origin in self._origins.values():
+            if origin.idle:
+                origin.idle.pop(0).abort()
                 return True
         return False
 
-    def _dialled(self, lane: Lane, sock: socket.socket | None, reason: str) -> None:
+    def _dialled(self, origin: OriginPool, sock: socket.socket | None, reason: str) -> None:
         if sock is None:
-            lane.dialling -= 1
-            self._connect_failed(lane, _dial_failure(reason))
-        elif self._closed or lane.retired:
-            lane.dialling -= 1
+            origin.dialling -= 1
+            self._connect_failed(origin, _dial_failure(reason))
+        elif self.closed or origin.retired:
+            origin.dialling -= 1
             sock.close()
         else:
-            task = self._loop.create_task(self._connect(lane, sock))
+            task = self._loop.create_task(self._connect(origin, sock))
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
 
-    async def _connect(self, lane: Lane, sock: socket.socket) -> None:
+    async def _connect(self, origin: OriginPool, sock: socket.socket) -> None:
         failure: CliproxyError | None = None
         try:
-            if lane.proxied:
-                await open_tunnel(self._loop, sock, lane.origin, seconds=lane.timeouts.connect)
+            if origin.proxied:
+                await open_tunnel(self._loop, sock, origin.origin, seconds=origin.timeouts.connect)
             await self._loop.create_connection(
-                lambda: Connection(self, lane),
+                lambda: Connection(origin),
                 sock=sock,
-                ssl=lane.context,
-                server_hostname=lane.origin.host if lane.context is not None else None,
-                ssl_handshake_timeout=lane.timeouts.connect if lane.context is not None else None,
+                ssl=origin.context,
+                server_hostname=origin.origin.host if origin.context is not None else None,
+                ssl_handshake_timeout=origin.timeouts.connect if origin.context is not None else None,
             )
         except UpstreamError as error:  # the tunnel's
             failure = error
@@ -232,99 +265,83 @@ class Pool:
         except (OSError, ssl.SSLError):
             failure = UpstreamError("The connection to the provider broke off while it was made.", code="provider_tls")
         finally:
-            lane.dialling -= 1
+            origin.dialling -= 1
         if failure is not None:
             sock.close()
-            self._connect_failed(lane, failure)
+            self._connect_failed(origin, failure)
 
-    def _connect_failed(self, lane: Lane, error: CliproxyError) -> None:
+    def _connect_failed(self, origin: OriginPool, error: CliproxyError) -> None:
         """One connection less is coming: one waiting call fails, and the rest keep a connection to hope for."""
-        if lane.waiting:
-            lane.waiting.popleft().fail(error)
-        while lane.waiting and not self._has_hope(lane):
-            lane.waiting.popleft().fail(error)
+        if origin.waiting:
+            origin.waiting.popleft().fail(error)
+        while origin.waiting and not self._has_hope(origin):
+            origin.waiting.popleft().fail(error)
 
-    def ready(self, connection: Connection) -> None:
-        """A connection is new, or its answer is complete and it may be used again: give it to the next call."""
-        lane = connection.lane
-        lane.open.add(connection)
-        if lane.waiting and connection.usable():
-            self._start(connection, lane.waiting.popleft())
-        elif lane.retired or self._closed:
-            connection.abort()
-        else:
-            connection.since = self._loop.time()
-            lane.idle.append(connection)
-
-    def gone(self, connection: Connection) -> None:
-        """A connection is closed."""
-        lane = connection.lane
-        lane.open.discard(connection)
-        if connection in lane.idle:
-            lane.idle.remove(connection)
-        if lane.waiting and not self._closed and not self._dial(lane) and not self._has_hope(lane):
-            self._connect_failed(lane, _dial_failure("dialer_gone"))
+    def replace_lost(self, origin: OriginPool) -> None:
+        """A connection of `origin` is closed while calls wait."""
+        if not self.closed and not self._dial(origin) and not self._has_hope(origin):
+            self._connect_failed(origin, _dial_failure("dialer_gone"))
 
     # --- time, reload, end ---------------------------------------------------------------------------------------
 
     def _sweep_and_rearm(self) -> None:
-        if not self._closed:  # armed first: a fault in one sweep must not be the end of all deadlines
+        if not self.closed:  # armed first: a fault in one sweep must not be the end of all deadlines
             self._timer = self._loop.call_later(self._sweep_seconds, self._sweep_and_rearm)
         self.sweep(self._loop.time())
 
     def sweep(self, now: float) -> None:
         """Enforce every deadline that passed by `now` (the loop's clock, seconds)."""
-        for lane in (*self._lanes.values(), *self._retired):
-            timeouts = lane.timeouts
-            while lane.waiting and now - lane.waiting[0].started > timeouts.connect:
-                lane.waiting.popleft().fail(_dial_failure("timeout" if lane.dialling or not lane.open else "no_room"))
-            for connection in tuple(lane.open):
+        for origin in (*self._origins.values(), *self._retired):
+            timeouts = origin.timeouts
+            while origin.waiting and now - origin.waiting[0].started > timeouts.connect:
+                origin.waiting.popleft().fail(_dial_failure("timeout" if origin.dialling or not origin.open else "no_room"))
+            for connection in tuple(origin.open):
                 connection.enforce(timeouts, now)
-            for connection in [connection for connection in lane.idle if now - connection.since > UPSTREAM_IDLE_SECONDS]:
-                lane.idle.remove(connection)
+            for connection in [connection for connection in origin.idle if now - connection.since > UPSTREAM_IDLE_SECONDS]:
+                origin.idle.remove(connection)
                 connection.abort()
-            while self._dial(lane):
+            while self._dial(origin):
                 pass
-        self._retired = [lane for lane in self._retired if lane.open or lane.dialling]
+        self._retired = [origin for origin in self._retired if origin.open or origin.dialling]
 
     def retable(self, providers: Mapping[str, Provider], contexts: Mapping[str, ssl.SSLContext]) -> None:
         """Take a new table of providers. Calls under way go on; connections of providers that stay the same are kept."""
-        lanes = {}
+        origins = {}
         for name, provider in providers.items():
             if not facts_of(name, kind=provider.kind).remote or not provider.base_url:
                 continue
-            origin, _ = parse_base_url(provider.base_url)
-            if origin.tls and name not in contexts:
+            parsed, _ = parse_base_url(provider.base_url)
+            if parsed.tls and name not in contexts:
                 raise Unavailable(f"provider {name} has no TLS context", code="provider_no_trust")
-            lane = Lane(name, origin=origin, context=contexts[name] if origin.tls else None, provider=provider)
-            old = self._lanes.get(name)
-            lanes[name] = old if old is not None and old.settings == lane.settings else lane
-        for name, lane in self._lanes.items():
-            if lanes.get(name) is not lane:
-                self._retire(lane)
-        self._lanes = lanes
+            origin = OriginPool(self, name, origin=parsed, context=contexts[name] if parsed.tls else None, provider=provider)
+            old = self._origins.get(name)
+            origins[name] = old if old is not None and old.settings == origin.settings else origin
+        for name, origin in self._origins.items():
+            if origins.get(name) is not origin:
+                self._retire(origin)
+        self._origins = origins
 
-    def _retire(self, lane: Lane) -> None:
-        lane.retired = True
-        self._retired.append(lane)
-        idle, lane.idle = lane.idle, []
+    def _retire(self, origin: OriginPool) -> None:
+        origin.retired = True
+        self._retired.append(origin)
+        idle, origin.idle = origin.idle, []
         for connection in idle:
             connection.abort()
-        while lane.waiting:
-            lane.waiting.popleft().fail(Unavailable("The provider's settings have changed; try again.", code="provider_changed"))
+        while origin.waiting:
+            origin.waiting.popleft().fail(Unavailable("The provider's settings have changed; try again.", code="provider_changed"))
 
     def counts(self) -> dict[str, tuple[int, int, int]]:
         """Return for each provider how many connections are open, how many of these are idle, and how many calls wait."""
-        return {name: (len(lane.open), len(lane.idle), len(lane.waiting)) for name, lane in self._lanes.items()}
+        return {name: (len(origin.open), len(origin.idle), len(origin.waiting)) for name, origin in self._origins.items()}
 
     def close(self) -> None:
         """Close every connection; calls under way fail."""
-        self._closed = True
+        self.closed = True
         for timer in (self._timer, self._redial):
             if timer is not None:
                 timer.cancel()
-        for lane in (*self._lanes.values(), *self._retired):
-            if not lane.retired:
-                self._retire(lane)
-            for connection in tuple(lane.open):
+        for origin in (*self._origins.values(), *self._retired):
+            if not origin.retired:
+                self._retire(origin)
+            for connection in tuple(origin.open):
                 connection.abort()

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Protocol, cast
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Protocol, cast
 
 import httptools
 
@@ -25,101 +27,74 @@ from cliproxy.bounds import (
     MAX_RESPONSE_HEADERS,
     MAX_RESPONSE_TRAILERS,
 )
-from cliproxy.dialects import Endpoint
+from cliproxy.config.schema import ProviderTimeouts
 from cliproxy.egress.answers import refusal_of, verify_media_type
 from cliproxy.egress.head import BrokenAnswer, read_head
-from cliproxy.egress.reflection import ReflectionGuard
-from cliproxy.errors import CliproxyError, UpstreamError
+from cliproxy.egress.sent import Sent
+from cliproxy.errors import UpstreamError
 from cliproxy.formats.event_stream import EventStreamDecoder
 from cliproxy.providers.facts import EVENT_STREAM, Framing
 
-if TYPE_CHECKING:
-    from cliproxy.config.schema import ProviderTimeouts
-    from cliproxy.egress.pool import Lane, Pool
+
+class State(IntEnum):
+    """How far a connection has come with what it carries."""
+
+    IDLE = 0
+    AWAITING_HEAD = 1  # a request is written, and the final head of its answer is not in
+    IN_BODY = 2
+    COMPLETE = 3  # the answer is whole, or enough of a refusal was read; never outlasts one read
+    CLOSED = 4
 
 
-class UpstreamCall(Protocol):
-    """Who sent a request. Nothing is called after `on_complete`, `on_failure` or the owner's own `cancel()`."""
+class Event(IntEnum):
+    """What happens to a connection."""
 
-    def on_head(self, status: int, headers: dict[bytes, bytes]) -> None:
-        """A successful answer begins; headers by allow-list, names in lower case."""
-
-    def on_data(self, data: bytes) -> None:
-        """Some of its body, at most what one read brings (256 KiB)."""
-
-    def on_unfinished(self, size: int) -> None:
-        """So many bytes of a message in AWS's framing are held until it is whole; 0: none any more."""
-
-    def on_complete(self) -> None:
-        """The body is complete."""
-
-    def on_failure(self, error: CliproxyError) -> None:
-        """`UpstreamError` (a `ProviderRefusal` if the provider said so itself) or `Unavailable`. May come after data."""
+    REQUEST = 0
+    HEAD = 1
+    END = 2
+    REUSED = 3
+    CLOSED = 4
 
 
-class Sent:
-    """A request on its way, for its owner to cancel or to hold back. `may_have_left`: bytes of it were given to a connection."""
+class IllegalTransition(Exception):
+    """Something happened to a connection that cannot in its state: a bug, or bytes that the parser should have refused."""
 
-    __slots__ = ("_pool", "body", "call", "connection", "endpoint", "framing", "guard", "head", "lane", "may_have_left", "started", "stream")
 
-    def __init__(
-        self,
-        call: UpstreamCall,
-        pool: Pool,
-        lane: Lane,
-        guard: ReflectionGuard,
-        stream: bool,
-        head: bytes,
-        body: bytes,
-        started: float,
-        endpoint: Endpoint = Endpoint.CHAT_COMPLETIONS,
-        framing: Framing = Framing.SSE,
-    ) -> None:
-        self.call: UpstreamCall | None = call
-        self._pool = pool
-        self.lane = lane
-        self.guard = guard
-        self.stream = stream
-        self.endpoint = endpoint
-        self.framing = framing
-        self.head = head
-        self.body = body
-        self.started = started
-        self.connection: Connection | None = None
-        self.may_have_left = False
+class After(dict[State, State]):
+    """The states that follow one event; a lookup in vain raises `IllegalTransition`."""
 
-    def cancel(self) -> None:
-        """End the call: its connection is closed, which is how the provider learns of it. Idempotent; no callback follows."""
-        self.call = None
-        if self.connection is not None:
-            self.connection.abort()
-        else:
-            self._pool.forget_waiting(self)
+    def __missing__(self, state: State) -> State:
+        raise IllegalTransition(f"nothing like that can happen to a connection that is {state.name}")
 
-    def pause_reading(self) -> None:
-        """Take no more bytes from the provider for now. Idle time does not count while paused."""
-        if self.connection is not None:
-            self.connection.pause()
 
-    def resume_reading(self) -> None:
-        """Take bytes again."""
-        if self.connection is not None:
-            self.connection.resume()
+TRANSITIONS: dict[Event, After] = {
+    Event.REQUEST: After({State.IDLE: State.AWAITING_HEAD}),
+    Event.HEAD: After({State.AWAITING_HEAD: State.IN_BODY}),
+    Event.END: After({State.IN_BODY: State.COMPLETE}),
+    Event.REUSED: After({State.COMPLETE: State.IDLE}),
+    Event.CLOSED: After(dict.fromkeys(State, State.CLOSED)),
+}
 
-    def fail(self, error: CliproxyError) -> None:
-        """End the call with `error`; nothing if it has ended."""
-        call, self.call, self.connection = self.call, None, None
-        if call is not None:
-            call.on_failure(error)
+
+class Owner(Protocol):
+    """Whose connection it is: the pool of its origin. `now`: its clock, seconds."""
+
+    now: Callable[[], float]
+
+    def ready(self, connection: Connection) -> None:
+        """It is new, or its answer is complete and it may be used again."""
+
+    def gone(self, connection: Connection) -> None:
+        """It is closed."""
 
 
 class Connection(asyncio.Protocol):
     """A connection to one provider, carrying one call at a time."""
 
-    def __init__(self, pool: Pool, lane: Lane) -> None:
-        self._pool = pool
-        self._now = pool.now
-        self.lane = lane
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._now = owner.now
+        self.state = State.IDLE
         self.since = 0.0  # idle: since when; else when bytes last came, or the request was sent
         self.transport: asyncio.Transport
         self._sent: Sent | None = None
@@ -130,8 +105,6 @@ class Connection(asyncio.Protocol):
         self._status = 0
         self._received = 0
         self._interim = 0
-        self._answering = False  # the final head is in
-        self._complete = False
         self._keep_alive = False
         self._until_close = False
         self._paused = False
@@ -145,17 +118,17 @@ class Connection(asyncio.Protocol):
 
     def usable(self) -> bool:
         """Return whether a request may be written to it."""
-        return self._sent is None and not self.transport.is_closing()
+        return self.state is State.IDLE and not self.transport.is_closing()
 
     def begin(self, sent: Sent, now: float) -> None:
         """`sent` is about to be written; the bytes from now on are its answer."""
         self._sent = sent
         sent.connection = self
         self.since = now
+        self.state = TRANSITIONS[Event.REQUEST][self.state]
         self._received = 0
         self._interim = 0
-        self._answering = False
-        self._complete = False
+        self._keep_alive = False  # of the answer before: one that ends with the connection would take it for its own
 
     def abort(self) -> None:
         """Close at once. The call on it, if any, was told before or is told by `connection_lost`."""
@@ -183,16 +156,16 @@ class Connection(asyncio.Protocol):
             self._fail("The provider's answer took too long.", code="provider_total_timeout", status=504)
         elif self._paused:
             return
-        elif not self._answering and now - self.since > timeouts.first_byte:
+        elif self.state is State.AWAITING_HEAD and now - self.since > timeouts.first_byte:
             self._fail("The provider did not answer in time.", code="provider_timeout", status=504)
-        elif self._answering and now - self.since > timeouts.idle:
+        elif self.state is not State.AWAITING_HEAD and now - self.since > timeouts.idle:
             self._fail("The provider stopped in the middle of its answer.", code="provider_idle_timeout", status=504)
 
     # --- asyncio.Protocol ----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self._pool.ready(self)
+        self._owner.ready(self)
 
     def data_received(self, data: bytes) -> None:
         sent = self._sent
@@ -210,7 +183,7 @@ class Connection(asyncio.Protocol):
             else:
                 self._fail("The provider's answer is not valid HTTP.", code="provider_bad_http")
             return
-        if not self._answering:
+        if self.state is State.AWAITING_HEAD:
             if self._received > MAX_RESPONSE_HEAD_BYTES:
                 self._fail("The head of the provider's answer is too large.", code="provider_bad_answer")
             return
@@ -225,11 +198,12 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         sent, self._sent = self._sent, None
-        self._pool.gone(self)
+        state, self.state = self.state, TRANSITIONS[Event.CLOSED][self.state]
+        self._owner.gone(self)
         if sent is None or sent.call is None:
             return
         # A body without a length ends with the connection (RFC 9112 §6.3). Whether it was cut shows in its own syntax: JSON, or `[DONE]`.
-        if exc is None and self._until_close and self._answering and not self._complete:
+        if exc is None and self._until_close and state is State.IN_BODY:
             self._finish(sent)
         else:
             sent.fail(UpstreamError("The provider broke off the connection.", code="provider_broke_off"))
@@ -237,7 +211,7 @@ class Connection(asyncio.Protocol):
     # --- httptools -----------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        if self._complete:
+        if self.state is State.COMPLETE:
             raise BrokenAnswer("The provider sent more than one answer.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -259,13 +233,13 @@ class Connection(asyncio.Protocol):
             raise BrokenAnswer("The provider answered with a status that does not exist.")
         assert self._sent is not None  # data_received looked
         self._kept, self._until_close = read_head(headers, status=status, version=self._parser.get_http_version(), guard=self._sent.guard)
-        self._answering = True
+        self.state = TRANSITIONS[Event.HEAD][self.state]
 
     def on_message_complete(self) -> None:
-        if self._answering:
+        if self.state is not State.AWAITING_HEAD:  # else it was an interim answer
             if len(self._headers) > MAX_RESPONSE_TRAILERS:
                 raise BrokenAnswer("The provider sent too many trailers.")
-            self._complete = True
+            self.state = TRANSITIONS[Event.END][self.state]
             self._keep_alive = self._parser.should_keep_alive()  # only true in here
         self._headers = []  # trailers are dropped (RFC 9110 §6.5.1)
 
@@ -304,7 +278,9 @@ class Connection(asyncio.Protocol):
                 if self._refused_bytes <= MAX_ERROR_BODY_BYTES:
                     self._refused.append(data)
                 else:
-                    self._complete, self._keep_alive = True, False  # enough read
+                    self._keep_alive = False  # enough read
+                    if self.state is State.IN_BODY:
+                        self.state = TRANSITIONS[Event.END][self.state]
             else:
                 if self._messages is not None:
                     data = self._messages.feed(data)
@@ -320,7 +296,7 @@ class Connection(asyncio.Protocol):
                     self._end(sent)
                     sent.fail(broken)
                     return
-        if self._complete:
+        if self.state is State.COMPLETE:
             self._finish(sent)
 
     def _finish(self, sent: Sent) -> None:
@@ -333,8 +309,9 @@ class Connection(asyncio.Protocol):
         # An answer to a request that has not wholly left may be kept alive by the provider; what it then reads as a request is no request.
         if self._keep_alive and call is not None and not self.transport.get_write_buffer_size():
             self._sent = None
+            self.state = TRANSITIONS[Event.REUSED][self.state]
             self.resume()
-            self._pool.ready(self)
+            self._owner.ready(self)
         else:
             self._end(sent)
         if call is None:
@@ -359,6 +336,7 @@ class Connection(asyncio.Protocol):
 
     def _end(self, sent: Sent | None) -> None:
         self._sent = None
+        self.state = TRANSITIONS[Event.CLOSED][self.state]
         self._held = b""
         self._messages = None
         self._refused = None
