@@ -17,7 +17,7 @@ from cliproxy.dataplane.surfaces.surface import ClientRoute, Page, Surface
 from cliproxy.dialects import Dialect, Operation
 from cliproxy.errors import ClientError, NotFound
 from cliproxy.ingress.framing import RawRequest
-from cliproxy.ingress.head import Glimpse
+from cliproxy.ingress.head import PartialHead
 
 GENERATE, COUNT, EMBED = Operation.GENERATE, Operation.COUNT_TOKENS, Operation.EMBED
 
@@ -141,7 +141,7 @@ def test_what_is_no_verb_is_part_of_a_name(verb: str) -> None:
 @pytest.mark.parametrize("path", [path for path in CALLS if path.startswith("/v1beta/")])
 def test_geminis_calls_may_begin_with_v1_as_its_newer_sdks_say(path: str) -> None:
     assert found(path.replace("/v1beta/", "/v1/")) == found(path)
-    assert surface_of(Glimpse(path.replace("/v1beta/", "/v1/").encode())) is GEMINI
+    assert surface_of(PartialHead(path.replace("/v1beta/", "/v1/").encode())) is GEMINI
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/m"])
@@ -172,7 +172,7 @@ def test_a_query_that_is_not_understood_is_400(query: str) -> None:
 def test_an_error_about_a_route_is_told_in_the_routes_words(path: str, anthropic: bool, goog: bool) -> None:
     headers = {"anthropic_version": b"x"} if anthropic else {}
     headers |= {"goog_api_key": b"k"} if goog else {}
-    assert found(path, **headers).surface is (OPENAI if path == "/healthz" else surface_of(Glimpse(path.encode(), anthropic, goog)))
+    assert found(path, **headers).surface is (OPENAI if path == "/healthz" else surface_of(PartialHead(path.encode(), anthropic, goog)))
 
 
 @given(st.binary(max_size=80), st.binary(max_size=40))
@@ -207,4 +207,4 @@ SURFACES = {
 @pytest.mark.parametrize("case", SURFACES)
 def test_errors_are_told_in_the_words_of_the_path_and_else_of_the_headers(case: tuple[str, bool, bool]) -> None:
     path, anthropic, goog = case
-    assert surface_of(Glimpse(path.encode(), anthropic, goog)) is SURFACES[case]
+    assert surface_of(PartialHead(path.encode(), anthropic, goog)) is SURFACES[case]

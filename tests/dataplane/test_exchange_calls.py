@@ -131,17 +131,20 @@ def test_a_large_answer_is_collected_credit_comes_back_and_it_is_said_at_its_end
     for start in range(60_000, len(body), 60_000):
         worker.data(client, body[start : start + 60_000])
     assert worker.credit(client.number) >= len(body) - STREAM_GRANT_BYTES
-    assert worker.exchange.collected == len(body)
+    assert worker.exchange.collected.taken == len(body)
     worker.end(client)
     assert text_of("messages", client.json) == "x" * 300_000
-    assert worker.exchange.collected == 0
+    assert worker.exchange.collected.taken == 0
 
 
 @pytest.mark.parametrize(("most", "status"), [("MAX_WHOLE_ANSWER_BYTES", 502), ("MAX_COLLECTED_BYTES", 503)])
 def test_what_is_collected_is_bounded(monkeypatch: pytest.MonkeyPatch, most: str, status: int) -> None:
     assert MAX_WHOLE_ANSWER_BYTES <= MAX_COLLECTED_BYTES
-    monkeypatch.setattr(f"cliproxy.dataplane.calls.{most}", 1000)
     worker = rig()
+    if most == "MAX_COLLECTED_BYTES":
+        worker.exchange.collected.most = 1000
+    else:
+        monkeypatch.setattr(f"cliproxy.dataplane.calls.{most}", 1000)
     first, client = worker.post("/v1/messages", MESSAGES), worker.post("/v1/messages", MESSAGES)
     worker.answer(first, b"{" * 600, final=False)
     worker.answer(client, b"{" * 600, final=False)
@@ -149,17 +152,17 @@ def test_what_is_collected_is_bounded(monkeypatch: pytest.MonkeyPatch, most: str
         worker.data(client, b"{" * 600)
     assert client.status == status
     assert Kind.CANCEL in worker.kinds(client.number)
-    assert first.status == 0 and worker.exchange.collected == 600
+    assert first.status == 0 and worker.exchange.collected.taken == 600
 
 
 def test_a_large_answer_is_refused_when_too_much_waits_for_slow_clients() -> None:
     for text, status in ((TEXT, 200), ("x" * 70_000, 503)):
         worker = rig()
         client = worker.post("/v1/messages", MESSAGES)
-        client.is_crowded = True
+        client.crowded = True
         worker.answer(client, chat_body("m", text), final=False)
         worker.end(client)
-        assert client.status == status and worker.exchange.collected == 0 and worker.faults == []
+        assert client.status == status and worker.exchange.collected.taken == 0 and worker.faults == []
 
 
 def test_an_answer_that_the_client_does_not_wait_for_is_let_go() -> None:
@@ -167,7 +170,7 @@ def test_an_answer_that_the_client_does_not_wait_for_is_let_go() -> None:
     client = worker.post("/v1/messages", MESSAGES)
     worker.answer(client, b"{" * 600, final=False)
     worker.exchange.on_client_gone(client)  # type: ignore[arg-type]
-    assert worker.exchange.collected == 0 and Kind.CANCEL in worker.kinds(client.number)
+    assert worker.exchange.collected.taken == 0 and Kind.CANCEL in worker.kinds(client.number)
     worker.data(client, b"x")
     worker.end(client)
     assert (client.status, worker.faults) == (0, [])
@@ -791,7 +794,7 @@ def test_what_is_kept_of_a_request_is_counted_and_let_go_at_its_end(name: str, h
     path, body = KEPT[name]
     stream = "stream" in name
     client = worker.post(path, body)
-    assert worker.exchange.keeping == len(json.dumps(body))
+    assert worker.exchange.kept.taken == len(json.dumps(body))
     if how == "answered":
         own = "two profiles" in name
         worker.answer(
@@ -799,7 +802,7 @@ def test_what_is_kept_of_a_request_is_counted_and_let_go_at_its_end(name: str, h
         )
         if stream and not own:
             worker.data(client, *chat_events("m", WORDS))
-            assert worker.exchange.keeping == len(json.dumps(body))
+            assert worker.exchange.kept.taken == len(json.dumps(body))
         if stream:
             worker.end(client)
     elif how == "broken":
@@ -810,7 +813,7 @@ def test_what_is_kept_of_a_request_is_counted_and_let_go_at_its_end(name: str, h
         worker.answer(client, b"{}", sse=not stream, final=False)
     else:
         worker.reroute(client, 99)
-    assert worker.exchange.keeping == 0 and worker.faults == []
+    assert worker.exchange.kept.taken == 0 and worker.faults == []
 
 
 def test_a_bug_on_the_way_to_egress_leaves_nothing_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -823,20 +826,19 @@ def test_a_bug_on_the_way_to_egress_leaves_nothing_counted(monkeypatch: pytest.M
     for path, body in KEPT.values():
         with pytest.raises(RuntimeError):
             worker.post(path, body)
-    assert worker.exchange.keeping == 0
+    assert worker.exchange.kept.taken == 0
 
 
 def test_a_same_dialect_call_of_one_profile_keeps_nothing() -> None:
     worker = rig()
     worker.post("/v1/chat/completions", CHAT)
     worker.post("/v1/chat/completions", CHAT | {"stream": True})
-    assert worker.exchange.keeping == 0
+    assert worker.exchange.kept.taken == 0
 
 
-def test_what_is_kept_of_all_requests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    size = len(json.dumps(MESSAGES))
-    monkeypatch.setattr("cliproxy.dataplane.calls.MAX_KEPT_REQUEST_BYTES", 2 * size)
+def test_what_is_kept_of_all_requests_is_bounded() -> None:
     worker = rig()
+    worker.exchange.kept.most = 2 * len(json.dumps(MESSAGES))
     clients = [worker.post("/v1/messages", MESSAGES) for _ in range(3)]
     assert [client.status for client in clients] == [0, 0, 503]
     assert worker.post("/v1/chat/completions", CHAT).status == 0

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 
 import msgspec
 import pytest
 
+from cliproxy.dataplane.backlog import Backlog
 from cliproxy.dataplane.link import NO_EGRESS, EgressLink
+from cliproxy.dataplane.rooms import Account
 from cliproxy.errors import ChannelError, Unavailable
 from cliproxy.ipc.mux import HEADER, Abort, Answer, CallHead, Kind
 
@@ -18,8 +21,9 @@ CALL = CallHead(1, bytes(32), "r", "127.0.0.1", "m", 1, 1, False, 1, 0, 2, b"{}"
 class Owner:
     """Who waits for one call."""
 
-    def __init__(self) -> None:
+    def __init__(self, account: Account | None = None) -> None:
         self.endings: list[Abort] = []
+        self.account = account or Account("key-1")
 
     def on_answer(self, answer: Answer) -> None:
         raise AssertionError("no answer was sent")
@@ -165,7 +169,8 @@ def test_large_bodies_of_one_turn_are_refused_before_they_fill_the_channel() -> 
         theirs = await case.attach()
         body = bytes(8 << 20)
         call = CallHead(1, bytes(32), "r", "127.0.0.1", "m", 1, 1, False, 1, 0, len(body), b"")
-        owners = [Owner() for _ in range(20)]
+        account = Account("key-1")
+        owners = [Owner(account) for _ in range(20)]
         refused = []
         for owner in owners:
             try:
@@ -173,8 +178,48 @@ def test_large_bodies_of_one_turn_are_refused_before_they_fill_the_channel() -> 
             except Unavailable as error:
                 refused.append(error.code)
         assert refused == ["overloaded"] * 18
+        other = Owner(Account("key-2"))
+        case.link.send(other, call, body)  # one key fills no room: another one's call goes on
+        case.link.cancel(case.link._next_stream - 1, "client_gone")
+        assert (account.calls, other.account.calls) == (2, 0)
         await settle()
         assert case.violations == [] and case.link.open_calls == 2 and [owner.endings for owner in owners if owner.endings] == []
         theirs.close()
 
     asyncio.run(scenario())
+
+
+def test_one_key_takes_half_of_the_streams_and_another_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cliproxy.dataplane.link.MAX_STREAMS_PER_CHANNEL", 20)
+    monkeypatch.setattr("cliproxy.dataplane.link.ORDINARY_CALLS", 2)
+
+    async def scenario() -> None:
+        case = Case()
+        theirs = await case.attach()
+        greedy = Account("key-1")
+        sent = []
+        for _ in range(20):
+            with contextlib.suppress(Unavailable):
+                sent.append(case.link.send(Owner(greedy), CALL, b"{}"))
+        assert len(sent) == greedy.calls == 10
+        others = [Account(f"key-{number}") for number in range(2, 5)]
+        for other in others:
+            case.link.send(Owner(other), CALL, b"{}")
+        for stream in sent:
+            case.link.cancel(stream, "client_gone")
+        assert greedy.calls == 0 and case.link.open_calls == 3
+        theirs.close()
+        await settle()
+        assert case.link.open_calls == 0 and [other.calls for other in others] == [0, 0, 0]
+
+    asyncio.run(scenario())
+
+
+def test_what_has_left_counts_for_nobody() -> None:
+    backlog, first, second = Backlog(), Account("key-1"), Account("key-2")
+    backlog.add(first, 10 << 20)
+    backlog.add(first, 6 << 20)
+    assert not backlog.admits(first, 1 << 20, 16 << 20) and backlog.admits(second, 1 << 20, 16 << 20)
+    assert backlog.admits(first, 1 << 20, 6 << 20) and first.backlog == 6 << 20  # the first body is gone: what waits is no more than the second
+    backlog.clear()
+    assert first.backlog == 0 and not backlog.waiting

@@ -139,8 +139,8 @@ def test_reading_stops_while_a_request_is_under_way_and_goes_on_after_it(server:
         more = 40_000
         writer = threading.Thread(target=sock.sendall, args=(get(b"/x") * more,))
         writer.start()
-        server.wait_until(lambda: connection._reading_paused)
-        held = server.call(lambda: connection._framer.unread)
+        server.wait_until(lambda: connection._intake.is_paused)
+        held = server.call(lambda: len(connection._framer.buffer))
         assert PIPELINE_BYTES < held <= PIPELINE_BYTES + 256 * 1024 + 64
         server.call(lambda: connection.respond(200, b"", b"first"))
         assert read_answer(sock)[2] == b"first"
@@ -154,7 +154,7 @@ def test_reading_stops_while_a_request_is_under_way_and_goes_on_after_it(server:
                     length = int(line.split()[1])
             received += len(stream.read(length))
         writer.join()
-    assert server.call(lambda: server.server.held) == 0
+    assert server.call(lambda: server.server.bodies.taken) == 0
 
 
 def test_what_one_turn_answers_on_one_connection_is_one_write(server: EchoServer) -> None:
@@ -364,17 +364,53 @@ def test_a_large_answer_that_nobody_reads_is_given_up(quick: EchoServer) -> None
 
 
 @pytest.mark.parametrize("ends", ["read", "dropped"])
-def test_what_waits_for_slow_clients_is_counted_together(ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_module, "MAX_UNREAD_BYTES", 12_000_000)
+def test_what_waits_for_slow_clients_is_counted_together(ends: str) -> None:
     limits = QUICK if ends == "dropped" else ServerLimits()
-    with EchoServer(limits=limits) as server, server.connect(receive_buffer=4096) as first, server.connect(receive_buffer=4096) as second:
-        for sock, crowded in ((first, False), (second, True)):
+    with (
+        EchoServer(limits=limits, max_unread_bytes=40_000_000) as server,
+        server.connect(receive_buffer=4096) as first,
+        server.connect(receive_buffer=4096) as second,
+    ):
+        for sock, already in ((first, 0), (second, 8_000_000)):
             sock.sendall(get(b"/large?8000000", b"Connection: close"))
-            server.wait_until(lambda crowded=crowded: server.server.unread > (16_000_000 if crowded else 8_000_000))
-            assert all(connection.is_crowded is crowded for connection in server.call(lambda: tuple(server.server._connections)))
+            server.wait_until(lambda already=already: server.server.unread.taken > already + 8_000_000)
+        assert not any(connection.has_room_for(8_000_000) for connection in server.call(lambda: tuple(server.server._connections)))
         if ends == "read":
             assert read_all(first).count(0) == read_all(second).count(0) == 8_000_000
-        server.wait_until(lambda: server.server.unread == 0)
+        server.wait_until(lambda: server.server.unread.taken == 0)
+
+
+def test_who_has_more_unread_than_its_share_is_dropped_and_others_are_served() -> None:
+    with EchoServer(max_unread_bytes=20_000_000) as server:
+        socks = [server.connect(receive_buffer=4096) for _ in range(12)]
+        for sock in socks:
+            sock.sendall(get(b"/large?3000000") + get(b"/large?3000000"))
+        server.wait_until(lambda: len(server.exchange.seen) >= len(socks))
+        server.wait_until(lambda: server.server.open_connections < len(socks))
+        assert server.call(lambda: server.server.unread.taken) <= 20_000_000 // 2 + 3_100_000
+        assert server.ask(get(b"/echo", b"Connection: close")).startswith(b"HTTP/1.1 200 ")
+        for sock in socks:
+            sock.close()
+        server.wait_until(lambda: server.server.unread.taken == 0)
+
+
+@pytest.mark.parametrize("how", ["close", "half-close"])
+def test_who_leaves_behind_more_than_we_read_is_noticed(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its FIN stands behind what it sent, and nobody reads that while a call that has written nothing is under way."""
+    monkeypatch.setattr(connection_module, "LISTEN_SECONDS", 0.5)
+    with EchoServer(limits=ServerLimits(head_timeout_seconds=600, idle_timeout_seconds=600)) as server, server.connect() as sock:
+        sock.sendall(get(b"/later"))
+        server.wait_until(lambda: server.exchange.waiting)
+        sock.sendall(get(b"/x") * 10_000)
+        server.wait_until(lambda: server.exchange.waiting[0]._intake.is_paused)
+        assert server.exchange.gone == []
+        if how == "close":
+            sock.close()
+        else:
+            sock.shutdown(socket.SHUT_WR)
+        server.wait_until(lambda: server.exchange.gone == server.exchange.waiting)
+        server.wait_until(lambda: server.server.open_connections == 0)
+        assert server.call(lambda: server.server.bodies.taken) == 0
 
 
 def test_the_last_bytes_that_nobody_reads_hold_no_connection_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,13 +421,12 @@ def test_the_last_bytes_that_nobody_reads_hold_no_connection_for_ever(monkeypatc
         connection = server.exchange.waiting.pop()
 
         def waits() -> bool:
-            """Write what fits, and a little more: too little for the connection to be paused."""
-            if connection._transport.get_write_buffer_size() < 8192:
+            """Write what fits, and a little more."""
+            if not connection.paused:
                 connection.write_chunk(bytes(8192))
-            return connection._transport.get_write_buffer_size() >= 8192
+            return connection.paused
 
         server.wait_until(waits)
-        assert not server.call(lambda: connection.paused)
         server.call(connection.end_stream)
         server.wait_until(lambda: server.server.open_connections == 0)
 

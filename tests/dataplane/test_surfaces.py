@@ -21,7 +21,7 @@ from cliproxy.dataplane.surfaces.surface import Page, Surface
 from cliproxy.dataplane.surfaces.table import DEFAULT, SURFACES
 from cliproxy.errors import ClientError
 from cliproxy.ingress.framing import Framer, RawRequest
-from cliproxy.ingress.head import Glimpse
+from cliproxy.ingress.head import PartialHead
 from dataplane.worker_rig import Rig, provider
 
 # --- whole and in a stream ----------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def test_every_row_has_its_paths_keys_errors_and_models(surface: Surface) -> Non
     for path in surface.calls:
         assert EXACT[path].surface is surface and EXACT[path].row is not None
         if surface is not DEFAULT:
-            assert surface_of(Glimpse(path + b"/nowhere")) is surface
+            assert surface_of(PartialHead(path + b"/nowhere")) is surface
     for path, page in surface.pages.items():
         assert (EXACT[path].surface, EXACT[path].page) == (surface, page)
     if surface.hint:

@@ -16,10 +16,11 @@ from cliproxy.auth.client_keys import digest_of, generate, proof_of
 from cliproxy.config.schema import ModelRoute, Provider, Requests, Settings
 from cliproxy.dataplane.exchange import Exchange
 from cliproxy.dataplane.link import EgressLink
+from cliproxy.dataplane.rooms import Account
 from cliproxy.dataplane.unauthenticated import AuthenticationTally
 from cliproxy.ingress.address import parse_address
 from cliproxy.ingress.framing import Framer, RawRequest
-from cliproxy.ingress.rules.address_rate import AddressRate
+from cliproxy.ingress.rules.address_rate import AddressRate, Buckets
 from cliproxy.ipc.messages import KeyRecord, PolicyBegin, PolicyEnd, PolicyKeys, PolicyRules
 from cliproxy.ipc.mux import Abort, Answer, CallHead, Kind, Reroute, cancel_code
 from cliproxy.limits.shared import SharedRates, create
@@ -38,12 +39,15 @@ class Client:
 
     def __init__(self, rate: AddressRate) -> None:
         client = parse_address("127.0.0.1")
-        self.address, self.ip, self.buckets = client.text, client.ip, rate.buckets(client.group)
+        self.address, self.ip = client.text, client.ip
+        self.buckets: Buckets | None = rate.buckets(client.group)
         self.presented: object = None
         self.call: object = None
         self.prepaid = False
         self.paused = False
-        self.is_crowded = False
+        self.account = Account("")
+        self.crowded = False
+        self.held_back = 0
         self.status = 0
         self.raw_headers = b""
         self.body = b""
@@ -51,8 +55,14 @@ class Client:
         self.ending = ""
         self.number = 0  # of the call's stream
 
-    def authenticated(self, presented: object) -> None:
-        self.presented = presented
+    def authenticated(self, presented: object, account: Account) -> None:
+        self.presented, self.account = presented, account
+
+    def has_room_for(self, count: int) -> bool:
+        return not self.crowded
+
+    def hold_back(self, change: int) -> None:
+        self.held_back += change
 
     def respond(self, status: int, headers: bytes, body: bytes) -> None:
         assert not self.ending and not self.status, "a second answer"
@@ -135,7 +145,7 @@ class Rig:
         request = framer.next_request()
         assert isinstance(request, RawRequest)
         client = Client(self.rate)
-        self.exchange.on_request(client, request)  # type: ignore[arg-type]
+        self.exchange.on_request(client, request)
         client.number = self.link._next_stream - 1
         return client
 

@@ -14,9 +14,12 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from cliproxy.bounds import MAX_UNREAD_BYTES
 from cliproxy.config.schema import ServerLimits, ServerSecurity
-from cliproxy.dataplane.server import Connection, RawRequest, Server
+from cliproxy.dataplane.connection import Connection
+from cliproxy.dataplane.server import Server
 from cliproxy.errors import NotFound
+from cliproxy.ingress.framing import RawRequest
 from cliproxy.ingress.rules.address_rate import AddressRate
 from cliproxy.ingress.rules.table import AcceptRules
 
@@ -90,6 +93,7 @@ class EchoServer:
         exchange: Any = None,
         host: str = "127.0.0.1",
         max_held_bytes: int = 256 * 1024 * 1024,
+        max_unread_bytes: int = MAX_UNREAD_BYTES,
         rules: Any = None,
     ) -> None:
         self.limits = limits or ServerLimits()
@@ -101,6 +105,7 @@ class EchoServer:
         self._rate = rate
         self._tls = tls
         self._max_held_bytes = max_held_bytes
+        self._max_unread_bytes = max_unread_bytes
         self._listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.bind((host, 0))
@@ -121,6 +126,7 @@ class EchoServer:
             denied=lambda address, rule: self.denied.append((address, rule)),
             sweep_seconds=0.02,
             max_held_bytes=self._max_held_bytes,
+            max_unread_bytes=self._max_unread_bytes,
         )
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self.server.start([self._listener]), self._loop).result(SECONDS)

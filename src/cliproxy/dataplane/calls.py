@@ -13,34 +13,26 @@ import time
 from collections import deque
 from typing import Protocol
 
-from cliproxy.bounds import MAX_COLLECTED_BYTES, MAX_DATA_FRAME_BYTES, MAX_KEPT_REQUEST_BYTES, MAX_REROUTES, MAX_WHOLE_ANSWER_BYTES, STREAM_GRANT_BYTES
+from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_REROUTES, MAX_WHOLE_ANSWER_BYTES, STREAM_GRANT_BYTES
 from cliproxy.dataplane.answers import JSON_HEADERS, Stream, WholeAnswer, content_type, same_stream, translated_stream, warning_headers
+from cliproxy.dataplane.call_frames import BAD_ANSWER, OVERLOADED, TOO_LARGE, abort_of, error_of
 from cliproxy.dataplane.errors import problem_of
-from cliproxy.dataplane.server import Connection
+from cliproxy.dataplane.host import Client
+from cliproxy.dataplane.rooms import Room
 from cliproxy.dataplane.steps import AdmittedRequest, OutboundRequest
 from cliproxy.dataplane.surfaces.surface import Surface
-from cliproxy.errors import ClientError, CliproxyError, NotAuthenticated, RateLimited, Unavailable, UpstreamError
-from cliproxy.ipc.mux import Abort, Answer, CallHead, Reroute
+from cliproxy.errors import CliproxyError, Unavailable, UpstreamError
+from cliproxy.ipc.mux import Abort, Answer, Reroute
 from cliproxy.translators.table import TARGETS, ClientRow
-
-BAD_ANSWER = Abort(
-    status=502, kind="upstream_error", code="bad_upstream_answer", message="The provider answered in a form that was not asked for.", retry_after=0.0
-)
-TOO_LARGE = Abort(
-    status=502, kind="upstream_error", code="provider_answer_too_large", message="The provider's answer is larger than the gateway takes.", retry_after=0.0
-)
-OVERLOADED = Abort(
-    status=503, kind="unavailable_error", code="overloaded", message="The gateway holds more answers than it may; try again in a moment.", retry_after=1.0
-)
 
 
 class Owner(Protocol):
     """Who sends calls, and keeps account of them."""
 
-    collected: int  # bytes of whole answers that wait for their end, of all calls
-    keeping: int  # bytes of request bodies that are kept decoded, of all calls
+    collected: Room  # bytes of whole answers that wait for their end
+    kept: Room  # bytes of request bodies that are kept decoded
 
-    def refuse(self, connection: Connection, error: CliproxyError, request_id: str, surface: Surface) -> None:
+    def refuse(self, connection: Client, error: CliproxyError, request_id: str, surface: Surface) -> None:
         """Answer with `error`, in the client's dialect."""
 
     def streaming(self, call: PendingCall) -> None:
@@ -79,7 +71,9 @@ class PendingCall:
         "_streams",
         "_surface",
         "_waiting",
+        "_waits",
         "_whole",
+        "account",
         "connection",
         "heard_at",
         "kept",
@@ -89,15 +83,17 @@ class PendingCall:
         "stream",
     )
 
-    def __init__(self, owner: Owner, connection: Connection, request_id: str, surface: Surface, *, array: bool) -> None:
+    def __init__(self, owner: Owner, connection: Client, request_id: str, surface: Surface, *, array: bool) -> None:
         self._owner = owner
         self.connection = connection
+        self.account = connection.account  # whose call it is, whatever the connection asks next
         self.request_id = request_id
         self._surface = surface
         self._array = array
         self._owed = 0  # bytes used and not yet granted anew
         self._ended = False
         self._keeps = 0  # bytes of the body that is kept decoded
+        self._waits = 0  # bytes of a translated stream that the client is too slow for
         self.kept: AdmittedRequest | None = None
         self.reroutes = 0
         self.started = False
@@ -177,6 +173,8 @@ class PendingCall:
         else:
             if self._waiting is not None and (self._waiting or connection.paused):
                 self._waiting.append(data)
+                self._waits += len(data)
+                connection.hold_back(len(data))
                 return
             try:
                 passed = stream.feed(data)
@@ -229,6 +227,7 @@ class PendingCall:
         waiting = self._waiting
         if waiting:
             self._waiting = None  # so that `on_data` takes the pieces
+            self._wait_no_more()
             while waiting and self._stream is not None:
                 self.on_data(waiting.popleft())
             if self._stream is None:
@@ -281,19 +280,20 @@ class PendingCall:
         whole.headers = self._headers(JSON_HEADERS, answer)
         if answer.final:  # in one frame: nothing waits for its end, and nobody waits for credit
             whole.add(answer.body)
-            self._owner.collected += len(answer.body)
+            self._count_collected(len(answer.body))
             self._say(whole)
         elif answer.body:
             self._add(whole, answer.body)
 
     def _add(self, whole: WholeAnswer, data: bytes) -> None:
         """Hold a piece of an answer that is translated when it is whole. Egress bounds it too; the receiver checks."""
+        fits = self._owner.collected.admits(self.account.collected, len(data))
         whole.add(data)
-        self._owner.collected += len(data)
+        self._count_collected(len(data))
         self._owed += len(data)
         if whole.size > MAX_WHOLE_ANSWER_BYTES:
             self._give_up(TOO_LARGE)
-        elif self._owner.collected > MAX_COLLECTED_BYTES:
+        elif not fits:
             self._give_up(OVERLOADED)
         elif self._owed >= STREAM_GRANT_BYTES:
             self._pay()
@@ -304,7 +304,7 @@ class PendingCall:
         self._forget()
         try:
             said = whole.said(created=int(time.time()))
-            if len(said) > MAX_DATA_FRAME_BYTES and self.connection.is_crowded:
+            if len(said) > MAX_DATA_FRAME_BYTES and not self.connection.has_room_for(len(said)):
                 raise error_of(OVERLOADED)
         except CliproxyError as error:
             self._owner.refuse(self.connection, error, self.request_id, self._surface)
@@ -339,65 +339,29 @@ class PendingCall:
     def _forget(self) -> None:
         """Let go of what was collected, is kept or waits."""
         if self._whole is not None:
-            self._owner.collected -= self._whole.size
+            self._count_collected(-self._whole.size)
             self._whole = None
         self._waiting = None
+        if self._waits:
+            self._wait_no_more()
         self.kept = None
         if self._keeps:
             self._keep(0)
 
+    def _count_collected(self, change: int) -> None:
+        self._owner.collected.taken += change
+        self.account.collected += change
+
+    def _wait_no_more(self) -> None:
+        waits, self._waits = self._waits, 0
+        self.connection.hold_back(-waits)
+
     def _keep(self, count: int) -> None:
-        """Account for `count` bytes of a body that is kept decoded."""
-        owner = self._owner
-        owner.keeping += count - self._keeps
-        self._keeps = count
-        if count and owner.keeping > MAX_KEPT_REQUEST_BYTES:
+        """Account for `count` bytes of a body that is kept decoded. Raises `Unavailable` if that is more than this account may keep."""
+        room = self._owner.kept
+        change = count - self._keeps
+        if change > 0 and not room.admits(self.account.kept, change):
             raise Unavailable("The gateway keeps more requests than it may; try again in a moment.", code="overloaded")
-
-
-def frame_of(outbound: OutboundRequest, call: PendingCall, session: str, tried: tuple[str, ...]) -> CallHead:
-    """Return the frame that asks egress for `outbound`. `tried`: targets that failed before."""
-    decoded = outbound.admitted.decoded
-    facts = decoded.facts
-    endpoint, quirks = outbound.profile
-    body = outbound.body
-    size = len(body)
-    # Positional, in the order of `ipc.mux.CallHead`: keywords cost half a microsecond here.
-    return CallHead(
-        endpoint,
-        decoded.proof,
-        call.request_id,
-        call.connection.address,
-        facts.model,
-        facts.max_tokens,
-        facts.n,
-        facts.stream,
-        facts.estimate,
-        outbound.hole,
-        size,
-        body if size <= MAX_DATA_FRAME_BYTES else b"",
-        quirks,
-        session,
-        tried,
-        decoded.row.dialect,
-    )
-
-
-def abort_of(error: UpstreamError) -> Abort:
-    """Return `error`, found in here, as if egress had reported it."""
-    return Abort(error.status, error.kind, error.code, error.message, 0.0)
-
-
-def error_of(abort: Abort) -> CliproxyError:
-    """Return the error that `abort` reports, for the encoder of error answers."""
-    if abort.status == 429:
-        return RateLimited(abort.message, retry_after=max(abort.retry_after, 1.0))
-    if abort.status == 503:
-        return Unavailable(abort.message, code=abort.code, retry_after=max(abort.retry_after, 1.0))
-    if abort.status >= 500:
-        return UpstreamError(abort.message, status=abort.status, code=abort.code)
-    if abort.status == 401:
-        return NotAuthenticated()
-    error = ClientError(abort.message, code=abort.code, status=abort.status)
-    error.kind = abort.kind
-    return error
+        self._keeps = count
+        room.taken += change
+        self.account.kept += change

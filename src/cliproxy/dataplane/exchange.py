@@ -1,4 +1,4 @@
-"""The numbered path of DESIGN §3 in the worker: from a framed request to a call that egress has, or to an answer of our own.
+"""The numbered path of docs/architecture.md in the worker: from a framed request to a call that egress has, or to an answer of our own.
 
 What always holds: a request gets exactly one answer, in its own dialect; a refusal before egress costs egress nothing; a client that goes away cancels its
 call, also between two reroutes.
@@ -11,17 +11,19 @@ import time
 from collections.abc import Callable
 
 from cliproxy import __version__
-from cliproxy.bounds import MAX_ROUTE_TARGETS
+from cliproxy.bounds import MAX_COLLECTED_BYTES, MAX_DATA_FRAME_BYTES, MAX_KEPT_REQUEST_BYTES, MAX_ROUTE_TARGETS
 from cliproxy.config.routes import Profile, RouteTable
 from cliproxy.config.schema import Settings
 from cliproxy.dataplane.answers import JSON_HEADERS, Origins
-from cliproxy.dataplane.calls import BAD_ANSWER, PendingCall, error_of, frame_of
+from cliproxy.dataplane.call_frames import BAD_ANSWER, error_of, frame_of
+from cliproxy.dataplane.calls import PendingCall
 from cliproxy.dataplane.errors import encode_error, id_headers
+from cliproxy.dataplane.host import Client
 from cliproxy.dataplane.keys import Presented, present, token_of
 from cliproxy.dataplane.link import EgressLink
 from cliproxy.dataplane.models import ModelPages
+from cliproxy.dataplane.rooms import Accounts, Room
 from cliproxy.dataplane.routes import NO_ROUTE, route_of, surface_of
-from cliproxy.dataplane.server import Connection, RawRequest
 from cliproxy.dataplane.steps import (
     AdmittedRequest,
     IdentifiedRequest,
@@ -37,6 +39,7 @@ from cliproxy.dataplane.steps import (
 from cliproxy.dataplane.surfaces.surface import ClientRoute, Page, Surface
 from cliproxy.dataplane.unauthenticated import AuthenticationTally
 from cliproxy.errors import ClientError, CliproxyError, NotAuthenticated, NotFound, RateLimited, Unavailable, UnsupportedFeature
+from cliproxy.ingress.framing import RawRequest
 from cliproxy.ingress.rules.address_rate import AddressRate
 from cliproxy.ipc.mux import Answer, Reroute
 from cliproxy.translators.table import ClientRow, DecodeOptions
@@ -64,11 +67,12 @@ class Exchange:
         self._id_count = 0
         self._streams: set[PendingCall] = set()
         self.clock = time.monotonic()  # coarse: advanced by `sweep`; good enough for keep-alive comments
-        self.collected = 0
-        self.keeping = 0
+        self._accounts = Accounts()
+        self.collected = Room(MAX_COLLECTED_BYTES, least=MAX_DATA_FRAME_BYTES)
+        self.kept = Room(MAX_KEPT_REQUEST_BYTES, least=MAX_DATA_FRAME_BYTES)
         self.origin_headers: Callable[[Answer], bytes] = Origins().headers
         self._keep_alive_after = settings.server.limits.keepalive_comment_seconds
-        self._pages: dict[Page, Callable[[Connection, RawRequest, str, ClientRoute], None]] = {
+        self._pages: dict[Page, Callable[[Client, RawRequest, str, ClientRoute], None]] = {
             Page.HEALTH: self._health,
             Page.READY: self._ready,
             Page.MODELS: self._list_models,
@@ -77,7 +81,7 @@ class Exchange:
 
     # --- what the server calls ---
 
-    def on_request(self, connection: Connection, request: RawRequest) -> None:
+    def on_request(self, connection: Client, request: RawRequest) -> None:
         """Answer `request`, now or when egress has answered."""
         self._id_count += 1
         request_id = f"{self._id_prefix}{self._id_count:08x}"
@@ -95,13 +99,13 @@ class Exchange:
         except CliproxyError as error:
             self.refuse(connection, error, request_id, surface_of(request))
 
-    def on_body(self, connection: Connection, request: RawRequest) -> None:
+    def on_body(self, connection: Client, request: RawRequest) -> None:
         """Let a stranger's request pay before its body is read. Whose key was good on this connection before pays with the whole request."""
         if connection.presented is None and not self._is_holder(connection, present(token_of(request)), time.time()):
             self._toll(connection, time.monotonic())
             connection.prepaid = True
 
-    def on_head(self, connection: Connection, request: RawRequest) -> None:
+    def on_head(self, connection: Client, request: RawRequest) -> None:
         """Raise what `request` is refused for before its body is read: strangers make us hold none, and the gateway's own pages take none."""
         route = route_of(request)
         if route is None:
@@ -111,17 +115,17 @@ class Exchange:
         self._identify(connection, request, time.monotonic())
         connection.prepaid = self._address_limit.limits_holders  # it has paid just now
 
-    def on_client_gone(self, connection: Connection) -> None:
+    def on_client_gone(self, connection: Client) -> None:
         """The client closed while its request was under way: the call is cancelled, upstream too."""
         call = connection.call
         if isinstance(call, PendingCall):
             self.cancel(call, "client_gone")
             call.cancelled()
 
-    def on_paused(self, connection: Connection) -> None:
+    def on_paused(self, connection: Client) -> None:
         """The client does not read: `PendingCall` grants no more credit."""
 
-    def on_writable(self, connection: Connection) -> None:
+    def on_writable(self, connection: Client) -> None:
         """The client reads again."""
         call = connection.call
         if isinstance(call, PendingCall):
@@ -137,28 +141,28 @@ class Exchange:
 
     # --- pages ---
 
-    def _health(self, connection: Connection, request: RawRequest, request_id: str, route: ClientRoute) -> None:
+    def _health(self, connection: Client, request: RawRequest, request_id: str, route: ClientRoute) -> None:
         connection.respond(200, JSON_HEADERS, HEALTHY)
 
-    def _ready(self, connection: Connection, request: RawRequest, request_id: str, route: ClientRoute) -> None:
+    def _ready(self, connection: Client, request: RawRequest, request_id: str, route: ClientRoute) -> None:
         if self._draining():
             raise Unavailable("draining", code="draining")
         if not self._link.is_ready(time.monotonic()):
             raise Unavailable("not ready", code="not_ready")
         connection.respond(200, JSON_HEADERS, b'{"status":"ready"}')
 
-    def _list_models(self, connection: Connection, request: RawRequest, request_id: str, route: ClientRoute) -> None:
+    def _list_models(self, connection: Client, request: RawRequest, request_id: str, route: ClientRoute) -> None:
         identified = self._identify(connection, request, time.monotonic())
         self._tally.admitted(connection.address, identified.principal.id)
         connection.respond(200, _headers(request_id, route.surface), self._models.listed(identified.principal, route.surface))
 
-    def _one_model(self, connection: Connection, request: RawRequest, request_id: str, route: ClientRoute) -> None:
+    def _one_model(self, connection: Client, request: RawRequest, request_id: str, route: ClientRoute) -> None:
         identified = self._identify(connection, request, time.monotonic())
         self._tally.admitted(connection.address, identified.principal.id)
         found = find_model(route.model, identified.principal, self._table)
         connection.respond(200, _headers(request_id, route.surface), self._models.one(route.model, found, route.surface))
 
-    def _identify(self, connection: Connection, request: RawRequest, now: float) -> IdentifiedRequest:
+    def _identify(self, connection: Client, request: RawRequest, now: float) -> IdentifiedRequest:
         """Say whose request it is, and take its token from the bucket of whom that makes it. Raises `RateLimited` too."""
         token = token_of(request)
         # A connection repeats its key; what it proves need not be worked out anew. Whether that still counts is looked up for each request.
@@ -177,14 +181,14 @@ class Exchange:
                 self._toll(connection, now)
             raise
         if known is not presented:
-            connection.authenticated(presented)
+            connection.authenticated(presented, self._accounts.of(identified.principal.id))
         if self._address_limit.limits_holders:
             self._wait(connection, self._address_limit.holder(connection, now))
         return identified
 
     # --- who pays ---
 
-    def _route_of(self, connection: Connection, request: RawRequest, now: float) -> ClientRoute:
+    def _route_of(self, connection: Client, request: RawRequest, now: float) -> ClientRoute:
         """Return the route of `request`. Unless it is one on which the key is asked for, the request pays here. Raises `RateLimited` before anything else."""
         route = None
         try:
@@ -198,23 +202,23 @@ class Exchange:
                 self._toll(connection, now)
         return route
 
-    def _is_holder(self, connection: Connection, presented: Presented, wall: float) -> bool:
+    def _is_holder(self, connection: Client, presented: Presented, wall: float) -> bool:
         """Whether a key was presented that is good, here and now."""
         principal = None if presented.proof is None else self._policy.principals.find(presented.digest, wall)
         return principal is not None and principal.allows_address(connection.ip)
 
-    def _toll(self, connection: Connection, now: float) -> None:
+    def _toll(self, connection: Client, now: float) -> None:
         """Take a stranger's token. Raises `RateLimited`."""
         self._wait(connection, self._address_limit.stranger(connection, now))
 
-    def _wait(self, connection: Connection, wait: float | None) -> None:
+    def _wait(self, connection: Client, wait: float | None) -> None:
         if wait is not None:
             self._tally.denied(connection.address, self._address_limit.name)
             raise RateLimited("Too many requests from your address.", retry_after=wait)
 
     # --- calls ---
 
-    def _call(self, connection: Connection, request: RawRequest, request_id: str, route: ClientRoute, row: ClientRow, now: float) -> None:
+    def _call(self, connection: Client, request: RawRequest, request_id: str, route: ClientRoute, row: ClientRow, now: float) -> None:
         identified = self._identify(connection, request, now)
         options = self._options
         if route.model:
@@ -232,7 +236,7 @@ class Exchange:
             raise
         connection.call = call
 
-    def _estimate(self, connection: Connection, request_id: str, route: ClientRoute, row: ClientRow, admitted: AdmittedRequest) -> None:
+    def _estimate(self, connection: Client, request_id: str, route: ClientRoute, row: ClientRow, admitted: AdmittedRequest) -> None:
         """No provider of the model counts tokens: tell our own guess, and that it is one."""
         decoded = admitted.decoded
         self._tally.admitted(connection.address, decoded.principal.id)
@@ -244,11 +248,11 @@ class Exchange:
         call.expect(outbound)
         admitted = outbound.admitted
         session = session_of(admitted) if admitted.route.affinity else ""
-        call.stream = self._link.send(call, frame_of(outbound, call, session, tried), outbound.body)
+        call.stream = self._link.send(call, frame_of(outbound, session, tried, request_id=call.request_id, address=call.connection.address), outbound.body)
 
     # --- what a pending call asks for ---
 
-    def refuse(self, connection: Connection, error: CliproxyError, request_id: str, surface: Surface, extra: bytes = b"") -> None:
+    def refuse(self, connection: Client, error: CliproxyError, request_id: str, surface: Surface, extra: bytes = b"") -> None:
         """Answer with `error`, in the client's dialect."""
         status, headers, body = encode_error(error, request_id, surface)
         connection.respond(status, headers + extra, body)

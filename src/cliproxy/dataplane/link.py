@@ -9,11 +9,13 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
-from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_STREAMS_PER_CHANNEL, MAX_WORKER_BACKLOG_BYTES, VAULT_SILENT_SECONDS
+from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_STREAMS_PER_CHANNEL, VAULT_SILENT_SECONDS
+from cliproxy.dataplane.backlog import Backlog
+from cliproxy.dataplane.rooms import Account, Room
 from cliproxy.errors import ChannelError, Unavailable
 from cliproxy.ipc.mux import TO_WORKER, Abort, Answer, CallHead, Hello, Kind, MuxChannel, Readiness, Reroute, cancel_of
 from cliproxy.ipc.policy_feed import PolicyFeed
@@ -27,13 +29,14 @@ NO_EGRESS = Abort(
     message="The gateway lost its connection to the provider side; try again in a moment.",
     retry_after=1.0,
 )
-
-
+ORDINARY_CALLS: Final = 64  # under way for one key: nobody counts further before it has more
 BROKEN = Abort(status=500, kind="internal_error", code="internal_error", message="The gateway failed to answer.", retry_after=0.0)
 
 
 class CallOwner(Protocol):
-    """Who waits for a call's answer."""
+    """Who waits for a call's answer. `account`: whose call it is."""
+
+    account: Account
 
     def on_answer(self, answer: Answer) -> None:
         """The head, with the first bytes of the body; all of it when `answer.final`."""
@@ -76,6 +79,8 @@ class EgressLink:
         self._readiness_at = 0.0
         self._channel: MuxChannel | None = None
         self._calls: dict[int, CallOwner] = {}
+        self._room = Room(MAX_STREAMS_PER_CHANNEL, least=ORDINARY_CALLS)
+        self._backlog = Backlog()
         self._next_stream = 1
         self._call_encoder = msgspec.msgpack.Encoder()
         self._answers = msgspec.msgpack.Decoder(Answer)
@@ -126,7 +131,9 @@ class EgressLink:
         self.lost_at = time.monotonic()
         self.readiness = None
         calls, self._calls = self._calls, {}
+        self._backlog.clear()
         for call in calls.values():
+            call.account.calls -= 1
             self._abort(call, NO_EGRESS)
         self._collect(False)  # a turn may have begun that nobody ends
 
@@ -162,21 +169,38 @@ class EgressLink:
         channel = self._channel
         if channel is None:
             raise Unavailable(NO_EGRESS.message, code=NO_EGRESS.code)
-        if len(self._calls) >= MAX_STREAMS_PER_CHANNEL or (channel.paused and channel.backlog > MAX_WORKER_BACKLOG_BYTES):
+        account = owner.account
+        taken = len(self._calls)
+        if (account.calls >= ORDINARY_CALLS or taken >= MAX_STREAMS_PER_CHANNEL) and not self._has_room(account, taken):
+            raise Unavailable("The gateway has more calls under way than it takes; try again in a moment.", code="overloaded")
+        if channel.paused and not self._backlog.admits(account, len(body), channel.backlog):
             raise Unavailable("The gateway has more calls under way than it takes; try again in a moment.", code="overloaded")
         stream = self._next_stream
         self._next_stream = stream + 1 if stream < 0xFFFFFFFF else 1
         self._calls[stream] = owner
+        account.calls += 1
         channel.queue(Kind.CALL, stream, self._call_encoder.encode(call))
         if not call.body:
             for start in range(0, len(body), MAX_DATA_FRAME_BYTES):
                 channel.queue(Kind.DATA, stream, body[start : start + MAX_DATA_FRAME_BYTES])
             channel.queue(Kind.END, stream, b"")
+        if channel.paused:
+            self._backlog.add(account, len(body))
+        elif self._backlog.waiting:
+            self._backlog.clear()
         return stream
+
+    def _has_room(self, account: Account, taken: int) -> bool:
+        self._room.taken = taken
+        return self._room.admits(account.calls, 1)
 
     def cancel(self, stream: int, code: str) -> None:
         """Nobody waits for the answer any more, because of `code` (`ipc.mux.CANCEL_CODES`): that goes into the log, if egress has not settled the call."""
-        if self._calls.pop(stream, None) is not None and self._channel is not None:
+        owner = self._calls.pop(stream, None)
+        if owner is None:
+            return
+        owner.account.calls -= 1
+        if self._channel is not None:
             self._channel.queue(Kind.CANCEL, stream, cancel_of(code))
 
     def grant(self, stream: int, count: int) -> None:
@@ -198,6 +222,7 @@ class EgressLink:
         answer = self._answers.decode(payload)
         if answer.final:
             del self._calls[stream]
+            owner.account.calls -= 1
         try:
             owner.on_answer(answer)
         except Exception as error:  # noqa: BLE001 - raised further it would close the channel and end every call
@@ -214,6 +239,7 @@ class EgressLink:
     def _on_end(self, stream: int, payload: bytes) -> None:
         owner = self._calls.pop(stream, None)
         if owner is not None:
+            owner.account.calls -= 1
             try:
                 owner.on_end()
             except Exception as error:  # noqa: BLE001 - as in _on_answer
@@ -223,12 +249,14 @@ class EgressLink:
         abort = self._aborts.decode(payload)  # first: when this raises, the call gets its ending with all the others of the channel
         owner = self._calls.pop(stream, None)
         if owner is not None:
+            owner.account.calls -= 1
             self._abort(owner, abort)
 
     def _on_reroute(self, stream: int, payload: bytes) -> None:
         reroute = self._reroutes.decode(payload)
         owner = self._calls.pop(stream, None)
         if owner is not None:
+            owner.account.calls -= 1
             try:
                 owner.on_reroute(reroute)
             except Exception as error:  # noqa: BLE001 - as in _on_answer

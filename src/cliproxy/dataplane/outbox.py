@@ -17,19 +17,27 @@ CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
 
 
 class Outbox:
-    """Bytes that wait. `chunked` says how the present stream is framed."""
+    """Bytes that wait. Of the answer under way `chunked` says how a stream is framed, `omits_body` that only its head is asked for, `keep_alive` whether
+    another one may follow it. `is_scheduled`: somebody will `take` before the loop turn ends."""
 
-    __slots__ = ("_out", "_pieces", "chunked", "size")
+    __slots__ = ("_out", "_pieces", "chunked", "is_scheduled", "keep_alive", "omits_body", "size")
 
     def __init__(self) -> None:
         self._out: list[bytes] = []
         self._pieces: list[bytes] = []  # of a stream: what the next chunk will hold
         self.chunked = True
+        self.is_scheduled = False
+        self.keep_alive = True
+        self.omits_body = False
         self.size = 0
 
     def open(self, status: int, common: bytes, headers: bytes, framing: bytes) -> None:
         """Begin an answer. Each part is whole header lines; `status` need not be a registered one."""
-        self.append(status_line(status) + common + headers + framing + b"\r\n")
+        if not self.keep_alive:
+            framing += CLOSE
+        head = (_STATUS_LINES.get(status) or status_line(status)) + common + headers + framing + b"\r\n"
+        self._out.append(head)
+        self.size += len(head)
 
     def append(self, data: bytes) -> None:
         """Add bytes that are framed already."""
@@ -41,14 +49,14 @@ class Outbox:
         self._pieces.append(data)
         self.size += len(data)
 
-    def end_stream(self, *, omits_body: bool) -> None:
+    def end_stream(self) -> None:
         """The stream is complete."""
         self._seal()
-        if self.chunked and not omits_body:
+        if self.chunked and not self.omits_body:
             self._out.append(_LAST_CHUNK)
 
     def take(self) -> bytes:
-        """Return everything that waits, and forget it."""
+        """Return everything that waits, which may be nothing, and forget it."""
         out, pieces = self._out, self._pieces
         if len(pieces) == 1 and not out and self.chunked:  # nearly always, of a stream
             piece = pieces.pop()

@@ -12,7 +12,7 @@ from cliproxy.dataplane.surfaces.surface import ClientRoute, Surface
 from cliproxy.dataplane.surfaces.table import DEFAULT, SURFACES
 from cliproxy.errors import ClientError
 from cliproxy.ingress.framing import RawRequest
-from cliproxy.ingress.head import Glimpse
+from cliproxy.ingress.head import PartialHead
 from cliproxy.translators.table import CLIENTS
 
 EXACT: Final[dict[bytes, ClientRoute]] = {
@@ -36,7 +36,7 @@ def route_of(request: RawRequest) -> ClientRoute | None:
     return surface_of(request).find(path, request.query)
 
 
-def surface_of(seen: RawRequest | Glimpse) -> Surface:
+def surface_of(seen: RawRequest | PartialHead) -> Surface:
     """Return in whose words an error about `seen` is told, whether there is such a path or not: the path decides, then the headers."""
     route = EXACT.get(seen.path)
     if route is not None:

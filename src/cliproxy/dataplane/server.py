@@ -1,11 +1,12 @@
-"""The client connections of one worker: bytes to requests and answers to bytes (DESIGN §3, steps 1 and 2, and what the client sees of 10).
+"""The client connections of one worker: bytes to requests and answers to bytes (steps 1 and 2 of docs/architecture.md, and what the client sees of 10).
 
 What always holds:
 - An address is judged before anything is spent on its connection.
 - A connection has at most one request under way; pipelined ones wait in order, unread bytes behind it are bounded, then reading stops.
 - Every state but "a request is under way" has a deadline; one sweep a second looks at all of them.
-- A client that does not read costs one whole answer, or `MAX_UNSENT_BYTES` of a stream, and is dropped when it stays so; all of them together cost
-  `MAX_UNREAD_BYTES`, and what was on its way then.
+- A client that does not read costs one whole answer, or `MAX_UNSENT_BYTES` of a stream, and is dropped when it stays so, or when its principal has more than
+  its share of what all of them together may cost (`dataplane.rooms`).
+- What was held goes back to the system once it is not.
 - After broken framing: one error answer, then close. Nothing that follows it is ever looked at.
 - A bug that raises in one connection's code closes that connection and no other.
 - One `transport.write` per connection and loop turn: answers collect until `flush_dirty`.
@@ -21,46 +22,37 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Final
 
-from cliproxy.bounds import ACCEPTS_PER_TURN, DRAIN_IDLE_SECONDS, INGRESS_SWEEP_SECONDS, MAX_HELD_BODY_BYTES, PIPELINE_BYTES
+from cliproxy.bounds import (
+    ACCEPTS_PER_TURN,
+    DRAIN_IDLE_SECONDS,
+    INGRESS_SWEEP_SECONDS,
+    KIB,
+    MAX_HELD_BODY_BYTES,
+    MAX_STRANGERS_BODY_BYTES,
+    MAX_UNREAD_BYTES,
+    PIPELINE_BYTES,
+)
 from cliproxy.config.schema import ServerLimits
-from cliproxy.dataplane.connection import Connection, State
+from cliproxy.dataplane.connection import Connection
 from cliproxy.dataplane.errors import encode_error
+from cliproxy.dataplane.host import Exchange
+from cliproxy.dataplane.memory import Ebb, give_back
 from cliproxy.dataplane.outbox import CLOSE, status_line
+from cliproxy.dataplane.rooms import Account, Room
 from cliproxy.dataplane.routes import surface_of
 from cliproxy.errors import CliproxyError, NotPermitted
 from cliproxy.ingress.address import parse_address
 from cliproxy.ingress.framing import RawRequest
-from cliproxy.ingress.head import NOTHING, Glimpse
+from cliproxy.ingress.head import NOTHING, PartialHead
 from cliproxy.ingress.headers import security_headers
 from cliproxy.ingress.rules.address_rate import AddressRate
 from cliproxy.ingress.rules.table import AcceptRules
 from cliproxy.ingress.tls import ServerContext
 
-__all__ = ["Connection", "Exchange", "RawRequest", "Server", "State"]
-
-
-class Exchange(Protocol):
-    """Who answers requests. What it raises (but `CliproxyError` from `on_head` and `on_request`, which is answered) closes the connection."""
-
-    def on_body(self, connection: Connection, request: RawRequest) -> None:
-        """The body of `request` is still to come: raise `RateLimited` if its sender may not ask now. `on_request` counts it no second time."""
-
-    def on_head(self, connection: Connection, request: RawRequest) -> None:
-        """Raise what `request`, whose body is large and still to come, is refused for whatever that says. If it is not, `on_request` asks again."""
-
-    def on_request(self, connection: Connection, request: RawRequest) -> None:
-        """Answer `request`, now or later, through `connection`. The next one of this connection comes only after that."""
-
-    def on_client_gone(self, connection: Connection) -> None:
-        """The client closed, or was dropped, while its request was under way. Answers are ignored from now on."""
-
-    def on_paused(self, connection: Connection) -> None:
-        """The client does not read: send no more than a bounded buffer."""
-
-    def on_writable(self, connection: Connection) -> None:
-        """It reads again."""
+ORDINARY_UNREAD_BYTES: Final = 256 * KIB  # one stream's window
+CONNECTION_BYTES: Final = 24 * KIB  # what a connection costs that sends nothing, over TLS; measured: 18 to 35 KiB
 
 
 class Server:
@@ -83,15 +75,17 @@ class Server:
         denied: Callable[[str, str], None],
         sweep_seconds: float = INGRESS_SWEEP_SECONDS,
         max_held_bytes: int = MAX_HELD_BODY_BYTES,
+        max_unread_bytes: int = MAX_UNREAD_BYTES,
     ) -> None:
         self.exchange = exchange
         self.limits = limits
         self.draining = False
         self.collecting = False  # somebody will call `flush_dirty` before this loop turn ends
-        self.held = 0  # body bytes of requests that are not answered, of all connections
-        self.unread = 0  # bytes of answers that were written and wait for slow clients, of all connections
+        self.bodies = Room(max_held_bytes, least=MAX_STRANGERS_BODY_BYTES)  # bytes of requests that are not answered
+        self.unread = Room(max_unread_bytes, least=ORDINARY_UNREAD_BYTES)  # bytes of answers that wait for clients that do not read
+        self.strangers = Account("")
+        self.common = (b"", b"")
         self._tls = tls
-        self._max_held = max_held_bytes
         self._loop = loop
         self._rules = rules
         self._rate = address_rate
@@ -104,8 +98,8 @@ class Server:
         self._dirty: list[Connection] = []
         self._flush_planned = False
         self._listeners: list[socket.socket] = []
-        self._resting: list[socket.socket] = []  # listeners that are not accepted on until the next sweep
-        self._common = (b"", b"")  # in clear, over TLS
+        self._exhausted: list[socket.socket] = []  # listeners that found no descriptor: not accepted on until the next sweep
+        self._ebb = Ebb(give_back)
         self._date = ""
 
     # --- life ---
@@ -126,7 +120,7 @@ class Server:
             self._loop.remove_reader(listener)
             listener.close()
         self._listeners.clear()
-        self._resting.clear()
+        self._exhausted.clear()
         deadline = self._loop.time() + DRAIN_IDLE_SECONDS
         for connection in tuple(self._connections):
             connection.drain(deadline)
@@ -172,7 +166,7 @@ class Server:
                 continue  # gone before we looked
             except OSError as error:  # out of descriptors or memory: those who are connected go on; try again at the next sweep
                 self._loop.remove_reader(listener)
-                self._resting.append(listener)
+                self._exhausted.append(listener)
                 self._fault(error)
                 return
             try:
@@ -217,7 +211,7 @@ class Server:
             if say_why:
                 sock.setblocking(False)
                 status, headers, body = self.encode_error(NotPermitted("Your address may not connect here.", code="address_not_permitted"))
-                head = status_line(status) + self.common_headers(secure=False) + headers + CLOSE + b"Content-Length: %d\r\n\r\n" % len(body)
+                head = status_line(status) + self.common[False] + headers + CLOSE + b"Content-Length: %d\r\n\r\n" % len(body)
                 with contextlib.suppress(BlockingIOError):
                     sock.recv(PIPELINE_BYTES)  # what is unread at `close` would reset the connection and take the answer with it
                 sock.send(head + body)
@@ -263,15 +257,16 @@ class Server:
         if date != self._date:
             self._date = date
             line = b"Date: " + date.encode("ascii") + b"\r\n"
-            self._common = (line + security_headers(secure=False), line + security_headers(secure=True))
-        while self._resting:
-            listener = self._resting.pop()
+            self.common = (line + security_headers(secure=False), line + security_headers(secure=True))
+        while self._exhausted:
+            listener = self._exhausted.pop()
             self._loop.add_reader(listener, self._accept, listener)
         for connection in tuple(self._connections):
             try:
                 connection.sweep(now)
             except Exception as error:  # noqa: BLE001 - as in flush_dirty
                 connection.failed(error)
+        self._ebb.look(self.bodies.taken + self.unread.taken + self.open_connections * CONNECTION_BYTES)
 
     # --- what a connection asks for ---
 
@@ -296,16 +291,7 @@ class Server:
         elif connection in self._openings:
             self._openings[connection].cancel()  # a handshake
 
-    @property
-    def is_overloaded(self) -> bool:
-        """Whether we hold more bodies than we may."""
-        return self.held > self._max_held
-
-    def common_headers(self, *, secure: bool) -> bytes:
-        """Date and security headers, encoded."""
-        return self._common[secure]
-
-    def encode_error(self, error: CliproxyError, seen: RawRequest | Glimpse = NOTHING) -> tuple[int, bytes, bytes]:
+    def encode_error(self, error: CliproxyError, seen: RawRequest | PartialHead = NOTHING) -> tuple[int, bytes, bytes]:
         """Encode an error of a request that the exchange never saw, or raised, with an id of its own. `seen` is what the request seems to say."""
         return encode_error(error, f"req_{secrets.token_hex(10)}", surface_of(seen))
 

@@ -1,4 +1,4 @@
-"""The checks between a request's bytes and egress, as steps that consume each other's types (DESIGN §3, steps 3 to 7).
+"""The checks between a request's bytes and egress, as steps that consume each other's types (steps 3 to 7 of docs/architecture.md).
 
     RawRequest ── authenticate ──> IdentifiedRequest ── decode ──> DecodedRequest ── admit ──> AdmittedRequest ── encode ──> OutboundRequest
 
@@ -55,7 +55,7 @@ class AdmittedRequest(msgspec.Struct, frozen=True, gc=False):
 
 
 class OutboundRequest(msgspec.Struct, frozen=True, gc=False):
-    """What leaves for egress: our own encoding, with a hole for the upstream's model name.
+    """What leaves for egress: our own encoding, without the upstream's model name, which egress puts in at `model_offset`.
 
     `dropped` are the client's names of the fields that were left out; `translated` says whether the answer will be in another dialect than the client's.
     """
@@ -63,7 +63,7 @@ class OutboundRequest(msgspec.Struct, frozen=True, gc=False):
     admitted: AdmittedRequest
     profile: Profile
     body: bytes
-    hole: int
+    model_offset: int
     dropped: tuple[str, ...]
     translated: bool
 

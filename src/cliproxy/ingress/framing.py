@@ -22,7 +22,7 @@ import msgspec
 
 from cliproxy.bounds import BODY_PIECES_PER_JOIN, MAX_CHUNK_LINE_BYTES, MAX_CHUNKS_PER_BODY, MAX_CONTENT_LENGTH_DIGITS, MAX_REPEATED_HEAD_BYTES
 from cliproxy.errors import FramingError
-from cliproxy.ingress.head import METHODS, REQUEST_LINE, Glimpse, Head, glimpse_of, parse_head, refuse
+from cliproxy.ingress.head import METHODS, REQUEST_LINE, Head, PartialHead, parse_head, partial_head_of, refuse
 
 
 class RawRequest(msgspec.Struct, frozen=True, gc=False):
@@ -76,17 +76,16 @@ class Framer:
     """The framing of one connection. Feed it bytes, then ask `next_request` until it says None.
 
     `phase` tells which deadline applies. `wants_continue` is true after a head with `Expect: 100-continue` was accepted and none of its body has
-    come; the server answers 100 and clears it. `held` is the number of body bytes held for the request that is not whole yet.
+    come; the server answers 100 and clears it. `held` is the number of body bytes held for the request that is not whole yet; `buffer` is what was fed and
+    belongs to no request yet.
     """
 
     __slots__ = (
         "_at",
-        "_buffer",
         "_chunk_step",
         "_chunked",
         "_chunks",
         "_complete",
-        "_glimpse",
         "_head",
         "_host",
         "_joined",
@@ -99,8 +98,10 @@ class Framer:
         "_missing",
         "_parser",
         "_parser_keeps",
+        "_partial",
         "_parts",
         "_targets",
+        "buffer",
         "held",
         "on_body",
         "on_url",
@@ -112,12 +113,12 @@ class Framer:
         self._max_head_bytes = max_head_bytes
         self._max_headers = max_headers
         self._max_body_bytes = max_body_bytes
-        self._buffer = b""
+        self.buffer = b""
         self._at = 0  # of a head that is not whole: how far the search for its end went
         self._parts: list[bytes] = []
-        self._joined = 0  # that many of the parts are joined lots
+        self._joined = 0  # that many of the parts are joined batches
         self._targets: list[bytes] = []
-        # Read by httptools when the parser is made: appending in C spares a Python frame per call (DESIGN §7).
+        # Read by httptools when the parser is made: appending in C spares a Python frame per call.
         self.on_body = self._parts.append
         self.on_url = self._targets.append
         self._complete = False
@@ -133,15 +134,10 @@ class Framer:
         self._chunk_step = _CHUNK_LINE
         self._chunks = 0
         self._missing = 0  # bytes of the body, or of the chunk, still to come
-        self._glimpse: Glimpse | None = None
+        self._partial: PartialHead | None = None
         self.phase = Phase.BETWEEN
         self.wants_continue = False
         self.held = 0
-
-    @property
-    def unread(self) -> int:
-        """Bytes that were fed and belong to no request yet."""
-        return len(self._buffer)
 
     @property
     def announced(self) -> RawRequest | None:
@@ -155,32 +151,32 @@ class Framer:
         return self.held + self._missing
 
     @property
-    def glimpse(self) -> Glimpse:
+    def partial_head(self) -> PartialHead:
         """What the request that is not whole, or was refused, seems to say."""
         head = self._head
-        if self._glimpse is not None:
-            return self._glimpse
+        if self._partial is not None:
+            return self._partial
         if head is not None:
-            return Glimpse(head.path, head.anthropic_version is not None, head.goog_api_key is not None)
-        return glimpse_of(self._buffer[: self._max_head_bytes])
+            return PartialHead(head.path, head.anthropic_version is not None, head.goog_api_key is not None)
+        return partial_head_of(self.buffer[: self._max_head_bytes])
 
     def feed(self, data: bytes) -> None:
         """Take bytes of the connection. After an error they are dropped."""
         if self.phase is Phase.BROKEN:
             return
-        self._buffer = self._buffer + data if self._buffer else data
+        self.buffer = self.buffer + data if self.buffer else data
 
     def close(self) -> None:
         """Let go of everything; parser and framer refer to each other."""
         self.phase = Phase.BROKEN
-        self._buffer = b""
+        self.buffer = b""
         self._parts.clear()
         self._head = self._known_head = None
         self._known_before = self._known_after = b""
         self._parser = None
 
     def on_message_complete(self) -> None:
-        """Called by llhttp at the end of a body; only in here does `should_keep_alive` tell the truth (DESIGN §7)."""
+        """Called by llhttp at the end of a body; only in here does `should_keep_alive` tell the truth."""
         self._complete = True
         self._parser_keeps = self._parser.should_keep_alive()
 
@@ -189,11 +185,11 @@ class Framer:
 
         Raises `FramingError` with 400, 413, 415, 417 or 431; from then on the connection is BROKEN and this returns None.
         """
-        if not self._buffer or self.phase is Phase.BROKEN:
+        if not self.buffer or self.phase is Phase.BROKEN:
             return None
         try:
             if self.phase is not Phase.BODY:
-                end = self._buffer.find(b"\r\n\r\n", self._at, self._max_head_bytes)
+                end = self.buffer.find(b"\r\n\r\n", self._at, self._max_head_bytes)
                 if end < 0:
                     self._judge_prefix()
                     return None
@@ -213,7 +209,7 @@ class Framer:
 
     def _break_off(self) -> None:
         """Let go of everything but what the error answer's dialect hangs on."""
-        self._glimpse = self.glimpse
+        self._partial = self.partial_head
         self.close()
 
     # --- the head ---
@@ -221,7 +217,7 @@ class Framer:
     def _judge_prefix(self) -> None:
         """Refuse what cannot become a head, so that nobody waits for the deadline to learn it. Same verdict as on the whole head."""
         self.phase = Phase.HEAD
-        prefix = self._buffer[: self._max_head_bytes]
+        prefix = self.buffer[: self._max_head_bytes]
         if prefix[0] not in _FIRST_BYTES or _BROKEN_LINE.search(prefix, max(0, self._at - 1)):
             refuse("The request line or a header line is not valid HTTP/1.1.")
         line_end = prefix.find(b"\r\n")
@@ -233,7 +229,7 @@ class Framer:
 
     def _open(self, end: int) -> None:
         """Judge the head that ends at `end`, then show it to llhttp."""
-        buffer = self._buffer
+        buffer = self.buffer
         raw = buffer[:end]
         known = self._known_head
         length = -1 if known is None else self._repeated_length(raw)
@@ -254,13 +250,13 @@ class Framer:
             self._parser.feed_data(buffer)
             self.held = length
             self._missing = 0
-            self._buffer = b""
+            self.buffer = b""
         else:
             self._parser.feed_data(buffer[:end])
-            self._buffer = buffer[end:]
+            self.buffer = buffer[end:]
             self._chunk_step = _CHUNK_LINE
             self._chunks = 0
-            self.wants_continue = head.expects_continue and not self._buffer
+            self.wants_continue = head.expects_continue and not self.buffer
         target = head.path if head.query is None else head.path + b"?" + head.query
         if self._targets != [target] or (self._complete and (self._missing or chunked)):
             refuse("The request is ambiguous.")
@@ -289,11 +285,11 @@ class Framer:
     def _read_length(self) -> bool:
         """Give llhttp what belongs to a body of known length; True when it is whole."""
         if self._missing:
-            buffer = self._buffer
+            buffer = self.buffer
             if len(buffer) <= self._missing:
-                piece, self._buffer = buffer, b""
+                piece, self.buffer = buffer, b""
             else:
-                piece, self._buffer = buffer[: self._missing], buffer[self._missing :]
+                piece, self.buffer = buffer[: self._missing], buffer[self._missing :]
             self._missing -= len(piece)
             self.held += len(piece)
             self._parser.feed_data(piece)
@@ -304,7 +300,7 @@ class Framer:
 
     def _read_chunks(self) -> bool:
         """Judge the chunk lines, then give llhttp what was judged; True when the last chunk came."""
-        buffer = self._buffer
+        buffer = self.buffer
         at = 0
         whole = False
         available = len(buffer)
@@ -344,7 +340,7 @@ class Framer:
                 self._chunk_step = _CHUNK_LINE
         if at:
             self._parser.feed_data(buffer[:at])
-            self._buffer = buffer[at:]
+            self.buffer = buffer[at:]
             self._join()
         if self._complete is not whole:
             refuse("The request is ambiguous.")
@@ -369,7 +365,7 @@ class Framer:
         self.held = 0
         self._missing = 0
         self.wants_continue = False
-        self.phase = Phase.HEAD if self._buffer else Phase.BETWEEN
+        self.phase = Phase.HEAD if self.buffer else Phase.BETWEEN
         return _request(head, body, keep_alive=head.keep_alive and self._parser_keeps)
 
 

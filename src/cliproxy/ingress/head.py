@@ -146,7 +146,7 @@ def parse_head(head: bytes, *, max_headers: int, max_body_bytes: int, known_host
     )
 
 
-class Glimpse(msgspec.Struct, frozen=True, gc=False):
+class PartialHead(msgspec.Struct, frozen=True, gc=False):
     """What a request that was refused before it was whole seems to say: in whose words its sender reads errors, and nothing else, hangs on it.
 
     Named as in `RawRequest`; of a header it knows only whether it is there.
@@ -157,18 +157,18 @@ class Glimpse(msgspec.Struct, frozen=True, gc=False):
     goog_api_key: bool = False
 
 
-NOTHING: Final = Glimpse()
+NOTHING: Final = PartialHead()
 _PATH: Final = re.compile(rb"[A-Z]{3,7} (/[^ ?\r\n]*)")
 _ANTHROPIC_LINE: Final = re.compile(rb"\r\nanthropic-version:", re.IGNORECASE)
 _GOOG_LINE: Final = re.compile(rb"\r\nx-goog-api-key:", re.IGNORECASE)
 
 
-def glimpse_of(head: bytes) -> Glimpse:
+def partial_head_of(head: bytes) -> PartialHead:
     """Return what the beginning of a request seems to say, valid or not."""
     path = _PATH.match(head)
     if path is None:
         return NOTHING
-    return Glimpse(path[1], _ANTHROPIC_LINE.search(head) is not None, _GOOG_LINE.search(head) is not None)
+    return PartialHead(path[1], _ANTHROPIC_LINE.search(head) is not None, _GOOG_LINE.search(head) is not None)
 
 
 def refuse(message: str, *, status: int = 400) -> NoReturn:

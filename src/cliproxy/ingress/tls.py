@@ -1,4 +1,4 @@
-"""TLS towards clients: the server's context, made once before the lockdown (DESIGN §2).
+"""TLS towards clients: the server's context, made once before the lockdown.
 
 What always holds: TLS 1.2 with forward secrecy and AEAD, or 1.3; no compression, no renegotiation, no session tickets (their key would outlive the
 sessions). The key file is ours, a regular file and no one else's to read. What cannot be loaded is a `ConfigError` with its cure.

@@ -8,34 +8,34 @@ from hypothesis import strategies as st
 
 from cliproxy.errors import FramingError
 from cliproxy.ingress.framing import Framer
-from cliproxy.ingress.head import NOTHING, Glimpse, glimpse_of
+from cliproxy.ingress.head import NOTHING, PartialHead, partial_head_of
 
 
 def framer() -> Framer:
     return Framer(max_head_bytes=1024, max_headers=10, max_body_bytes=100)
 
 
-def refused(data: bytes) -> Glimpse:
+def refused(data: bytes) -> PartialHead:
     made = framer()
     made.feed(data)
     with pytest.raises(FramingError):
         while made.next_request() is not None:
             pass
-    return made.glimpse
+    return made.partial_head
 
 
 HEAD = b"POST /v1/messages?x=1 HTTP/1.1\r\nHost: h\r\n"
 REFUSED = {
-    "a length that is too long": (HEAD + b"Content-Length: 101\r\n\r\n", Glimpse(b"/v1/messages")),
-    "a repeated header": (HEAD + b"Host: h\r\n\r\n", Glimpse(b"/v1/messages")),
-    "a bare line feed": (HEAD + b"X: a\nb", Glimpse(b"/v1/messages")),
-    "a chunk that is none": (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", Glimpse(b"/v1/messages")),
-    "too many headers": (HEAD + b"anthropic-version: x\r\n" + b"X: a\r\n" * 20 + b"\r\n", Glimpse(b"/v1/messages", anthropic_version=True)),
+    "a length that is too long": (HEAD + b"Content-Length: 101\r\n\r\n", PartialHead(b"/v1/messages")),
+    "a repeated header": (HEAD + b"Host: h\r\n\r\n", PartialHead(b"/v1/messages")),
+    "a bare line feed": (HEAD + b"X: a\nb", PartialHead(b"/v1/messages")),
+    "a chunk that is none": (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", PartialHead(b"/v1/messages")),
+    "too many headers": (HEAD + b"anthropic-version: x\r\n" + b"X: a\r\n" * 20 + b"\r\n", PartialHead(b"/v1/messages", anthropic_version=True)),
     "a body that is too long, in chunks": (
         HEAD + b"X-Goog-Api-Key: k\r\nTransfer-Encoding: chunked\r\n\r\n65\r\n",
-        Glimpse(b"/v1/messages", goog_api_key=True),
+        PartialHead(b"/v1/messages", goog_api_key=True),
     ),
-    "after a request that was fine": (b"GET /a HTTP/1.1\r\nHost: h\r\nAnthropic-Version: x\r\n\r\nGET /b HTTP/1.1\r\n\r\n", Glimpse(b"/b")),
+    "after a request that was fine": (b"GET /a HTTP/1.1\r\nHost: h\r\nAnthropic-Version: x\r\n\r\nGET /b HTTP/1.1\r\n\r\n", PartialHead(b"/b")),
     "no HTTP at all": (b"\x16\x03\x01\r\n\r\n", NOTHING),
     "no path": (b"GET x HTTP/1.1\r\n\r\n", NOTHING),
 }
@@ -51,21 +51,21 @@ def test_a_request_that_is_not_whole_can_be_seen_too() -> None:
     made = framer()
     made.feed(HEAD + b"anthropic-version: x\r\nContent-Length: 9\r\n\r\n{")
     assert made.next_request() is None
-    assert made.glimpse == Glimpse(b"/v1/messages", anthropic_version=True)
+    assert made.partial_head == PartialHead(b"/v1/messages", anthropic_version=True)
     made = framer()
     made.feed(HEAD[:25])
     assert made.next_request() is None
-    assert made.glimpse.path.startswith(b"/v1/mess")
+    assert made.partial_head.path.startswith(b"/v1/mess")
 
 
-def test_a_glimpse_shows_no_query_and_no_key() -> None:
+def test_a_partial_head_shows_no_query_and_no_key() -> None:
     seen = refused(b"GET /v1beta/models?key=very-secret HTTP/1.1\r\nx-goog-api-key: very-secret\r\n\r\n")
-    assert seen == Glimpse(b"/v1beta/models", goog_api_key=True) and "secret" not in repr(seen)
+    assert seen == PartialHead(b"/v1beta/models", goog_api_key=True) and "secret" not in repr(seen)
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_give_a_glimpse(data: bytes) -> None:
-    seen = glimpse_of(data)
+def test_any_bytes_give_a_partial_head(data: bytes) -> None:
+    seen = partial_head_of(data)
     assert seen == NOTHING or seen.path.startswith(b"/")
 
 
