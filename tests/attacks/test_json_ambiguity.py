@@ -13,10 +13,10 @@ import pytest
 
 from cliproxy.dialects import Quirks
 from cliproxy.errors import SchemaError
+from cliproxy.metering.names import REFUSED_FIELDS, REFUSED_PREFIXES
 from cliproxy.metering.openai_chat import reread
 from cliproxy.translators.openai_chat.decode import decode_chat
 from cliproxy.translators.openai_chat.encode import encode_same
-from cliproxy.translators.schema import REFUSED_FIELDS, REFUSED_PREFIXES
 
 MESSAGES = b'"messages":[{"role":"user","content":"Hello."}]'
 CAP = 100

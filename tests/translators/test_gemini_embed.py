@@ -9,6 +9,7 @@ from array import array
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -125,7 +126,7 @@ def test_what_the_schema_does_not_say_is_refused_by_name(body: dict[str, Any], b
 @pytest.mark.parametrize("body", [{}, {"content": content("x"), "model": "models/other"}, {"content": content("x"), "requests": []}])
 def test_egress_takes_no_body_that_a_worker_would_not_write(body: dict[str, Any]) -> None:
     with pytest.raises(SchemaError):
-        reread(json.dumps(body).encode())
+        reread(msgspec.json.encode(body))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hub_strategies import Feature, requests
 from hypothesis import given
@@ -325,15 +326,15 @@ def test_a_body_that_is_nested_deeply_is_refused_or_leaves(depth: int) -> None:
 )
 def test_egress_takes_no_body_that_a_worker_would_not_write(config: dict[str, Any]) -> None:
     with pytest.raises(SchemaError):
-        reread(json.dumps(body_of(generationConfig=config)).encode())
+        reread(msgspec.json.encode(body_of(generationConfig=config)))
 
 
 @pytest.mark.parametrize("fields", [{"model": "models/other"}, {"generation_config": {"maxOutputTokens": 10**6}}])
 def test_egress_takes_no_second_spelling_and_no_model(fields: dict[str, Any]) -> None:
     with pytest.raises(SchemaError):
-        reread(json.dumps(body_of(generationConfig={"maxOutputTokens": 5}, **fields)).encode())
+        reread(msgspec.json.encode(body_of(generationConfig={"maxOutputTokens": 5}, **fields)))
     with pytest.raises(SchemaError):
-        reread_count(json.dumps(body_of(generateContentRequest={"model": "models/other"})).encode())
+        reread_count(msgspec.json.encode(body_of(generateContentRequest={"model": "models/other"})))
 
 
 # --- to the hub ------------------------------------------------------------------------------------------------------

@@ -9,15 +9,16 @@ Anthropic counts what it read from a cache and wrote to one beside `input_tokens
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from cliproxy.bounds import MAX_TOKEN_COUNT
-from cliproxy.errors import SchemaError, UpstreamError
+from cliproxy.errors import UpstreamError
 from cliproxy.formats.json_bounds import answer_as
 from cliproxy.formats.sse import data_line
+from cliproxy.metering.body import FinalBody, TextMessage
 from cliproxy.metering.stream import StreamMeter, Verdict
 from cliproxy.metering.usage import AskedFor, Usage
 
@@ -53,32 +54,31 @@ class _AskedFor(msgspec.Struct, gc=False):
 
 class _AskedToCount(msgspec.Struct, gc=False):
     model: str
-    messages: msgspec.Raw
+    messages: Any
 
 
-_body_decoder = msgspec.json.Decoder(_AskedFor)
-_count_body_decoder = msgspec.json.Decoder(_AskedToCount)
+class _Usual(_AskedFor, gc=False, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    messages: list[TextMessage]
+    temperature: msgspec.Raw | None = None
+    top_p: msgspec.Raw | None = None
+
+
+_final = FinalBody(_AskedFor, refusal="The body is not a Messages request with a cap on output tokens.", usual=_Usual)
+_final_count = FinalBody(_AskedToCount, refusal="The body is not a question for a request's tokens.")
 
 
 def reread(body: bytes) -> AskedFor:
-    """Return what the final bytes of a request ask for; the model is empty where the body does not name it. Of duplicate names the last one counts.
+    """Return what the final bytes of a request ask for; the model is empty where the body does not name it.
 
-    Raises `SchemaError` if they are no JSON object with these fields, or name no cap on output tokens. Everything else in it is skipped, not checked.
+    Raises `SchemaError` if they are not what this gateway's encoder writes for a request with these fields, or name no cap on output tokens.
     """
-    try:
-        read = _body_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise SchemaError("The body is not a Messages request with a cap on output tokens.") from None
+    read = _final.read(body)
     return AskedFor(read.model, read.max_tokens, 1, read.stream is True)
 
 
 def reread_count(body: bytes) -> AskedFor:
     """Return the same of a final question for tokens: no output, whatever else it says. It names its model on Vertex AI too. Raises `SchemaError`."""
-    try:
-        read = _count_body_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise SchemaError("The body is not a question for a request's tokens.") from None
-    return AskedFor(read.model, 0, 1, False)
+    return AskedFor(_final_count.read(body).model, 0, 1, False)
 
 
 # --- what an answer used -----------------------------------------------------------------------------------------------

@@ -9,15 +9,16 @@ Bedrock counts what it read from a cache and wrote to one beside `inputTokens`; 
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from cliproxy.bounds import MAX_TOKEN_COUNT
-from cliproxy.errors import SchemaError, UpstreamError
+from cliproxy.errors import UpstreamError
 from cliproxy.formats.json_bounds import answer_as
 from cliproxy.formats.sse import data_line
+from cliproxy.metering.body import FinalBody, NestedObject
 from cliproxy.metering.stream import StreamMeter, Verdict
 from cliproxy.metering.usage import AskedFor, Usage
 
@@ -35,35 +36,35 @@ class _Inference(msgspec.Struct, gc=False):
 
 
 class _More(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    thinking: msgspec.Raw = _ABSENT
-    top_k: msgspec.Raw = _ABSENT
+    thinking: Any = None
+    top_k: Any = None
 
 
 class _AskedFor(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     """Every field that `encode.py` writes."""
 
-    messages: msgspec.Raw
+    messages: Any
     inferenceConfig: _Inference
-    system: msgspec.Raw = _ABSENT
-    toolConfig: msgspec.Raw = _ABSENT
-    outputConfig: msgspec.Raw = _ABSENT
-    serviceTier: msgspec.Raw = _ABSENT
+    system: Any = None
+    toolConfig: Any = None
+    outputConfig: Any = None
+    serviceTier: Any = None
     additionalModelRequestFields: _More | None = None
 
 
-_body_decoder = msgspec.json.Decoder(_AskedFor)
+_final = FinalBody(
+    _AskedFor,
+    refusal="The body is not a Converse request with a cap on output tokens.",
+    nested={"inferenceConfig": NestedObject("maxTokens"), "additionalModelRequestFields": NestedObject("thinking", "top_k")},
+)
 
 
 def reread(body: bytes) -> AskedFor:
-    """Return what the final bytes of a request ask for; the path says the rest. Of duplicate names the last one counts, here as there.
+    """Return what the final bytes of a request ask for; the path says the rest.
 
     Raises `SchemaError` if they are no Converse request with a cap on output tokens, or hold a field that this gateway never writes.
     """
-    try:
-        read = _body_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise SchemaError("The body is not a Converse request with a cap on output tokens.") from None
-    return AskedFor("", read.inferenceConfig.maxTokens, 1, None)
+    return AskedFor("", _final.read(body).inferenceConfig.maxTokens, 1, None)
 
 
 # --- what an answer used -----------------------------------------------------------------------------------------------

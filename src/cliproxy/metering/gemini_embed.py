@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from cliproxy.bounds import MAX_TOKEN_COUNT
-from cliproxy.errors import SchemaError, UpstreamError
+from cliproxy.errors import UpstreamError
 from cliproxy.formats.json_bounds import answer_as
+from cliproxy.metering.body import FinalBody
 from cliproxy.metering.usage import AskedFor, Usage
 
 __all__ = ["AskedFor", "Usage", "read_answer", "reread", "usage_of_embeddings"]
@@ -18,7 +19,7 @@ __all__ = ["AskedFor", "Usage", "read_answer", "reread", "usage_of_embeddings"]
 class _AskedFor(msgspec.Struct, gc=False):
     """`None` types are fields that no honest worker sends: the path names the model, and that of one vector."""
 
-    content: msgspec.Raw
+    content: Any
     model: None = None
     requests: None = None
 
@@ -39,17 +40,14 @@ class _Answer(msgspec.Struct, gc=False, rename="camel"):
     usage_metadata: msgspec.Raw = msgspec.Raw(b"null")
 
 
-_body_decoder = msgspec.json.Decoder(_AskedFor)
+_final = FinalBody(_AskedFor, refusal="The body is not a request to embed.", param="content")
 _answer_decoder = msgspec.json.Decoder(_Answer)
 _usage_decoder = msgspec.json.Decoder(_Usage)
 
 
 def reread(body: bytes) -> AskedFor:
     """Return what the final bytes of a request ask for, which is no output. Raises `SchemaError` if they are no request for one vector, or name a model."""
-    try:
-        _body_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise SchemaError("The body is not a request to embed.", param="content") from None
+    _final.read(body)
     return AskedFor("", 0, 1, None)
 
 

@@ -8,14 +8,15 @@ call settles at its reservation. A provider may be hostile: whatever it answers,
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_CHOICES, MAX_TOKEN_COUNT
-from cliproxy.errors import SchemaError, UpstreamError
+from cliproxy.errors import UpstreamError
 from cliproxy.formats.json_bounds import answer_as
+from cliproxy.metering.body import FinalBody, NestedObject
 from cliproxy.metering.stream import KEPT_PIECE_BYTES, StreamMeter, Verdict
 from cliproxy.metering.usage import AskedFor, Usage
 
@@ -49,35 +50,34 @@ class _AskedFor(msgspec.Struct, gc=False):
 
 
 class _CountAsked(msgspec.Struct, gc=False):
-    contents: msgspec.Raw
+    contents: Any
     generateContentRequest: None = None
     generate_content_request: None = None
     model: None = None
 
 
-_body_decoder = msgspec.json.Decoder(_AskedFor)
-_count_decoder = msgspec.json.Decoder(_CountAsked)
+_final = FinalBody(
+    _AskedFor,
+    refusal="The body is not a request for Gemini with a cap on output tokens.",
+    param="generationConfig",
+    nested={"generationConfig": NestedObject(*(field.encode_name for field in msgspec.structs.fields(_Config)))},
+)
+_final_count = FinalBody(_CountAsked, refusal="The body is not a request to count tokens.", param="contents")
 
 
 def reread(body: bytes) -> AskedFor:
-    """Return what the final bytes of a request ask for; model and streaming are the path's. Of duplicate names the last one counts.
+    """Return what the final bytes of a request ask for; model and streaming are the path's.
 
-    Raises `SchemaError` if they are no JSON object with a cap on output tokens, which every body from `decode` has, or say one of these things in another
-    spelling, or name a model. Everything else in them is skipped, not checked.
+    Raises `SchemaError` if they are not what this gateway's encoder writes for a request with a cap on output tokens, which every body from `decode` has, or
+    say one of these things in another spelling, or name a model.
     """
-    try:
-        config = _body_decoder.decode(body).generationConfig
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise SchemaError("The body is not a request for Gemini with a cap on output tokens.", param="generationConfig") from None
+    config = _final.read(body).generationConfig
     return AskedFor("", config.maxOutputTokens, config.candidateCount or 1, None)
 
 
 def reread_count(body: bytes) -> AskedFor:
     """The same for a request that only counts: it generates nothing, and names no model either. Raises `SchemaError`."""
-    try:
-        _count_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise SchemaError("The body is not a request to count tokens.", param="contents") from None
+    _final_count.read(body)
     return AskedFor("", 0, 1, None)
 
 

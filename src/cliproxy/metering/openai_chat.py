@@ -16,6 +16,7 @@ from cliproxy.bounds import MAX_CHOICES, MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
 from cliproxy.formats.json_bounds import answer_as
 from cliproxy.formats.sse import data_line
+from cliproxy.metering.body import FinalBody, NestedObject, TextMessage
 from cliproxy.metering.stream import StreamMeter, Verdict
 from cliproxy.metering.usage import AskedFor, Usage
 
@@ -42,19 +43,28 @@ class _AskedFor(msgspec.Struct, gc=False):
     best_of: None = None
 
 
-_body_decoder = msgspec.json.Decoder(_AskedFor)
+class _Usual(_AskedFor, gc=False, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    messages: list[TextMessage]
+    stream_options: msgspec.Raw | None = None
+    temperature: msgspec.Raw | None = None
+    top_p: msgspec.Raw | None = None
+
+
+_final = FinalBody(
+    _AskedFor,
+    refusal="The body is not a chat completion request.",
+    nested={"stream_options": NestedObject("include_usage")},
+    usual=_Usual,
+)
 
 
 def reread(body: bytes) -> AskedFor:
-    """Return what the final bytes of a request ask for. Of duplicate names the last one counts.
+    """Return what the final bytes of a request ask for.
 
-    Raises `SchemaError` if they are no JSON object with these fields, or name no cap on output tokens, which every body from `decode` has (ADR 0051).
-    Everything else in it is skipped, not checked.
+    Raises `SchemaError` if they are not what this gateway's encoder writes for a request with these fields, or name no cap on output tokens, which every body
+    from `decode` has (ADR 0051). Of what does not count only the names are judged.
     """
-    try:
-        read = _body_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise SchemaError("The body is not a chat completion request.") from None
+    read = _final.read(body)
     max_tokens = max(read.max_tokens or 0, read.max_completion_tokens or 0)
     if not max_tokens:
         raise SchemaError("The body has no cap on output tokens.", param="max_tokens")

@@ -8,8 +8,9 @@ import msgspec
 from msgspec import Meta
 
 from cliproxy.bounds import MAX_TOKEN_COUNT
-from cliproxy.errors import SchemaError, UpstreamError
+from cliproxy.errors import UpstreamError
 from cliproxy.formats.json_bounds import answer_as
+from cliproxy.metering.body import FinalBody
 from cliproxy.metering.usage import Usage
 
 __all__ = ["Usage", "reread", "usage_of_embeddings"]
@@ -35,17 +36,14 @@ class _Answer(msgspec.Struct, gc=False):
     usage: msgspec.Raw = msgspec.Raw(b"null")
 
 
-_body_decoder = msgspec.json.Decoder(_AskedFor)
+_final = FinalBody(_AskedFor, refusal="The body is not an embeddings request.")
 _answer_decoder = msgspec.json.Decoder(_Answer)
 _usage_decoder = msgspec.json.Decoder(_Usage)
 
 
 def reread(body: bytes) -> str:
-    """Return the model that the final bytes of a request name. Raises `SchemaError` if they are no JSON object with one."""
-    try:
-        return _body_decoder.decode(body).model
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise SchemaError("The body is not an embeddings request.") from None
+    """Return the model that the final bytes of a request name. Raises `SchemaError` if they are not what this gateway's encoder writes."""
+    return _final.read(body).model
 
 
 def usage_of_embeddings(body: bytes) -> Usage | None:

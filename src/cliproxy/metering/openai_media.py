@@ -12,6 +12,7 @@ from cliproxy.bounds import MAX_FORM_PARTS, MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
 from cliproxy.formats.form import BOUNDARY
 from cliproxy.formats.json_bounds import answer_as
+from cliproxy.metering.body import FinalBody
 from cliproxy.metering.usage import AskedFor, Usage
 
 __all__ = ["AskedFor", "Usage", "reread", "reread_form", "usage_of_images", "usage_of_transcript"]
@@ -28,15 +29,12 @@ class _AskedFor(msgspec.Struct, gc=False):
     partial_images: Annotated[int, Meta(ge=0, le=0)] | None = None
 
 
-_body_decoder = msgspec.json.Decoder(_AskedFor)
+_final = FinalBody(_AskedFor, refusal="The body is not a media request.")
 
 
 def reread(body: bytes) -> AskedFor:
     """Return what the final JSON of a request for pictures or speech asks for; `max_tokens` is 0, since neither has a cap. Raises `SchemaError`."""
-    try:
-        read = _body_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise SchemaError("The body is not a media request.") from None
+    read = _final.read(body)
     return AskedFor(read.model, 0, read.n or 1, read.stream is True)
 
 

@@ -13,9 +13,10 @@ import msgspec
 from msgspec import Meta
 
 from cliproxy.bounds import MAX_RESPONSES_EVENT_BYTES, MAX_TOKEN_COUNT
-from cliproxy.errors import SchemaError, UpstreamError
+from cliproxy.errors import UpstreamError
 from cliproxy.formats.json_bounds import answer_as
 from cliproxy.formats.sse import data_line
+from cliproxy.metering.body import FinalBody
 from cliproxy.metering.stream import StreamMeter, Verdict
 from cliproxy.metering.usage import AskedFor, Usage
 
@@ -38,18 +39,16 @@ class _AskedFor(msgspec.Struct, gc=False):
     n: None = None
 
 
-_body_decoder = msgspec.json.Decoder(_AskedFor)
+_final = FinalBody(_AskedFor, refusal="The body is not a Responses request with a cap on output tokens.")
 
 
 def reread(body: bytes) -> AskedFor:
-    """Return what the final bytes of a request ask for. Of duplicate names the last one counts.
+    """Return what the final bytes of a request ask for.
 
-    Raises `SchemaError` if they are no JSON object with these fields, or name no cap on output tokens, which every body from `decode` and `encode` has.
+    Raises `SchemaError` if they are not what this gateway's encoder writes for a request with these fields, or name no cap on output tokens, which every body
+    from `decode` and `encode` has.
     """
-    try:
-        read = _body_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise SchemaError("The body is not a Responses request with a cap on output tokens.") from None
+    read = _final.read(body)
     return AskedFor(read.model, read.max_output_tokens, 1, read.stream is True)
 
 

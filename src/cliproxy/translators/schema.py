@@ -13,33 +13,9 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 
 from cliproxy.errors import SchemaError
+from cliproxy.metering.names import verify_names
 
 T = TypeVar("T")
-
-# Names are compared in lower case and with `_` for `-`. A name that begins with one of the prefixes is refused too.
-_WHERE_TO = """
-    api_base base_url api_url api_host endpoint endpoint_url custom_host custom_endpoint custom_llm_provider host url
-    proxy http_proxy https_proxy proxy_url webhook webhook_url callback_url api_version api_type deployment deployment_id region region_name
-    model_list models fallbacks context_window_fallbacks route router router_settings provider providers preset plugins
-    engine model_id model_name fallback_model
-    data_sources datasources kv_transfer_params mcp_servers
-"""
-_AS_WHOM = """
-    api_key api_keys key token auth authorization credentials access_token organization organization_id org_id project project_id
-    headers extra_headers default_headers custom_headers extra_body extra_query default_query
-"""
-_WHAT_RUNS = """
-    callbacks success_callback failure_callback input_callback guardrails guardrail_config policies hooks mock_response mock_tool_calls
-    no_log secret_fields proxy_server_request chat_template mm_processor_kwargs media_io_kwargs deferred
-"""
-# Other servers' names for the cap on output tokens. Kept, they would lead around `max_tokens`.
-_OUTPUT_CAPS_ELSEWHERE = """
-    max_new_tokens max_output_tokens maxoutputtokens maxtokens maxcompletiontokens max_tokens_to_sample max_length max_gen_len num_predict n_predict
-    best_of num_return_sequences num_generations candidate_count candidatecount
-"""
-REFUSED_FIELDS = frozenset((_WHERE_TO + _AS_WHOM + _WHAT_RUNS).split())
-REFUSED_PREFIXES = ("aws_", "azure_", "vertex_", "litellm_", "portkey_", "x_portkey", "langfuse_", "oci_", "watsonx_", "s3_")
-OUTPUT_CAPS_ELSEWHERE = frozenset(_OUTPUT_CAPS_ELSEWHERE.split())
 
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`| - at `key` in `(?P<map>[^`]*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(\w+)`")
@@ -70,14 +46,9 @@ def refuse(error: msgspec.ValidationError) -> NoReturn:
 
 def verify_unknown_fields(body: dict[str, Any], known: frozenset[str]) -> None:
     """Raise `SchemaError` for a field of `body` that must not reach an upstream; return if every unknown one may."""
-    for name in body.keys() - known:
-        plain = name.casefold().replace("-", "_")
-        if plain in known:
-            raise SchemaError(f"The field {plain} is spelt in another way.", param=plain, code="ambiguous_field")
-        if plain in REFUSED_FIELDS or plain.startswith(REFUSED_PREFIXES):
-            raise SchemaError("This gateway's configuration decides about routing and credentials; a request may not.", param=plain, code="forbidden_field")
-        if plain in OUTPUT_CAPS_ELSEWHERE:
-            raise SchemaError("Say max_completion_tokens or max_tokens instead.", param=plain, code="forbidden_field")
+    unknown = body.keys() - known
+    if unknown:
+        verify_names(unknown, known)
 
 
 def refuse_excess(param: str, cap: int) -> NoReturn:

@@ -14,6 +14,7 @@ import msgspec
 from cliproxy.bounds import MAX_CHAT_VALUES
 from cliproxy.errors import SchemaError
 from cliproxy.formats.json_bounds import decode_json
+from cliproxy.metering.names import REFUSED_FIELDS
 from cliproxy.translators.anthropic_messages.request import MessagesRequest
 from cliproxy.translators.anthropic_messages.signatures import TAG
 from cliproxy.translators.anthropic_messages.wire import (
@@ -32,7 +33,7 @@ from cliproxy.translators.anthropic_messages.wire import (
     ToolResultBlock,
 )
 from cliproxy.translators.estimate import FILE_CHARS_PER_TOKEN, IMAGE_TOKENS, tokens_of_text
-from cliproxy.translators.schema import REFUSED_FIELDS, refuse, refuse_excess, refuse_other_model, refuse_state, verify_unknown_fields
+from cliproxy.translators.schema import refuse, refuse_excess, refuse_other_model, refuse_state, verify_unknown_fields
 
 MIN_BUDGET_TOKENS = 1024  # Anthropic: of `thinking.budget_tokens`, which must also be below `max_tokens`
 _TAG = TAG.encode()

@@ -8,6 +8,7 @@ import msgspec
 
 from cliproxy.bounds import MAX_GEMINI_STOP_SEQUENCES
 from cliproxy.dialects import Dialect, Quirks
+from cliproxy.errors import SchemaError
 from cliproxy.formats.json_bounds import encode_json
 from cliproxy.translators.conversation import (
     Audio,
@@ -188,13 +189,11 @@ def _thought(part: Reasoning, losses: ToGemini) -> dict[str, Any] | None:
 
 
 def _arguments(call: ToolCall) -> msgspec.Raw:
-    """Return the arguments as they were written. Raises `UnsupportedFeature` if a client's history holds something else than an object."""
-    arguments = call.arguments or "{}"
+    """Return the arguments, encoded anew: what a client's history holds may be anything. Raises `UnsupportedFeature` unless it is an object."""
     try:
-        _objects.decode(arguments)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return msgspec.Raw(encode_json(_objects.decode(call.arguments or "{}")))
+    except (msgspec.DecodeError, SchemaError, UnicodeError, RecursionError):
         raise ToGemini.refusal(HubField.ARGUMENTS, call.at) from None
-    return msgspec.Raw(arguments.encode())
 
 
 _objects = msgspec.json.Decoder(dict[str, Any])

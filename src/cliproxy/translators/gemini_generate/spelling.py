@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 
 from cliproxy.errors import SchemaError
-from cliproxy.translators.schema import OUTPUT_CAPS_ELSEWHERE, verify_unknown_fields
+from cliproxy.metering.names import OUTPUT_CAPS_ELSEWHERE
+from cliproxy.translators.schema import verify_unknown_fields
 
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 

@@ -13,6 +13,7 @@ import msgspec
 from cliproxy.bounds import MAX_CHAT_VALUES
 from cliproxy.errors import SchemaError
 from cliproxy.formats.json_bounds import decode_json
+from cliproxy.metering.names import verify_spelling
 from cliproxy.translators.estimate import AUDIO_CHARS_PER_TOKEN, FILE_CHARS_PER_TOKEN, IMAGE_TOKENS, tokens_of_text
 from cliproxy.translators.openai_chat.request import ChatRequest
 from cliproxy.translators.openai_chat.wire import KNOWN_FIELDS, AssistantMessage, AudioPart, ChatBody, FilePart, ImagePart, Message
@@ -89,13 +90,16 @@ def _cap(document: dict[str, Any], wire: ChatBody, cap: int, on_excess: str) -> 
     return lowest
 
 
+_COUNTED_OPTIONS = frozenset(("include_usage",))
+
+
 def _ask_for_usage(document: dict[str, Any], wire: ChatBody) -> bool:
-    """Make what leaves ask for the usage event, and return whether the client did. Ours comes last, behind any other spelling."""
+    """Make what leaves ask for the usage event, and return whether the client did."""
     if wire.stream_options is None:
         document["stream_options"] = {"include_usage": True}
         return False
     options = document["stream_options"]
-    options.pop("include_usage", None)
+    verify_spelling(options.keys() - _COUNTED_OPTIONS, _COUNTED_OPTIONS)
     options["include_usage"] = True
     return wire.stream_options.include_usage is True
 

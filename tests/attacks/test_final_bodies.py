@@ -1,0 +1,175 @@
+"""A fallen worker's bodies: whatever a provider could read otherwise than egress did is refused, and what an honest worker writes passes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cliproxy.dialects import ENDPOINTS, Dialect, Endpoint, Operation, Quirks
+from cliproxy.errors import ClientError, SchemaError
+from cliproxy.metering.names import OUTPUT_CAPS_ELSEWHERE, REFUSED_FIELDS, REFUSED_PREFIXES, plain_name
+from cliproxy.metering.table import METERS
+from cliproxy.translators.table import CLIENTS, TARGETS, Given
+
+VECTORS = Path(__file__).parents[1] / "vectors"
+MESSAGES = '"messages":[{"role":"user","content":"x"}]'
+CHAT = f'{{"model":"m",{MESSAGES},"max_tokens":16'
+asked_of_chat = METERS[Endpoint.CHAT_COMPLETIONS].asked_for
+
+# What is put behind the members of a chat that is otherwise in order.
+MORE = [
+    '"max_tokens":99999',
+    '"model":"expensive"',
+    '"MODEL":"expensive"',
+    '"Max_Tokens":99999',
+    '"MAX_TOKENS":99999',
+    '"max-tokens":99999',
+    '"max_to\u212aens":99999',  # Kelvin sign
+    '"\u017ftream":true',  # long s
+    '"max_complet\u0131on_tokens":99999',  # dotless i
+    '"m\\u0061x_tokens":99999',
+    '"Max_Completion_Tokens":99999',
+    '"N":100',
+    '"user":"a","User":"b"',
+    '"user":"a","user":"b"',
+    '"extra_body":{"max_tokens":99999}',
+    '"Extra-Body":{"model":"expensive"}',
+    '"api_base":"http://attacker.example"',
+    '"litellm_params":{}',
+    '"num_predict":99999',
+    '"temperature":1e99999',
+    '"seed":-1e400',
+    '"metadata":{"a":[1e999]}',
+    '"seed":' + "9" * 309,
+    '"logit_bias":{"1":[2,' + "1" * 400 + "]}",
+    '"stream":true,"stream_options":{"include_usage":true,"include_usage":false}',
+    '"stream":true,"stream_options":{"include_usage":true,"Include_Usage":false}',
+    '"stream":true,"stream_options":{"include_usage": true}',
+    ' "seed":1',
+    '"seed" :1',
+    '"seed":1\n',
+]
+
+
+@pytest.mark.parametrize("more", MORE)
+@pytest.mark.parametrize("room", ["", ',"tools":[]', ',"unknown_field":1'])
+def test_a_body_of_a_fallen_worker_that_a_provider_could_read_otherwise_is_refused(more: str, room: str) -> None:
+    asked_of_chat(f"{CHAT}{room}}}".encode())
+    for body in (f"{CHAT}{room},{more}}}", f'{{{more},"model":"m",{MESSAGES},"max_tokens":16{room}}}'):
+        with pytest.raises(SchemaError):
+            asked_of_chat(body.encode())
+
+
+@pytest.mark.parametrize(
+    "place", ['{"model":"m","messages":[{"role":"user","content":"%s"}],"max_tokens":16}', CHAT + ',"user":"%s"}', CHAT + ',"x":{"%s":1}}']
+)
+@pytest.mark.parametrize("text", [b"\xff", b"\xed\xa0\x80", b"\xc0\xaf"])
+def test_bytes_that_are_no_utf8_are_refused_wherever_they_stand(place: str, text: bytes) -> None:
+    with pytest.raises(SchemaError):
+        asked_of_chat(place.encode().replace(b"%s", text))
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        (Endpoint.GENERATE_CONTENT, '{"contents":[],"generationConfig":{"maxOutputTokens":5,"maxOutputTokens":99}}'),
+        (Endpoint.GENERATE_CONTENT, '{"contents":[],"generationConfig":{"maxOutputTokens":5,"MaxOutputTokens":99}}'),
+        (Endpoint.GENERATE_CONTENT, '{"contents":[],"generationConfig":{"maxOutputTokens":5},"GenerationConfig":{"maxOutputTokens":99}}'),
+        (Endpoint.GENERATE_CONTENT, '{"contents":[],"generationConfig":{"maxOutputTokens":5},"generationConfig":{"maxOutputTokens":5}}'),
+        (Endpoint.CONVERSE, '{"messages":[],"inferenceConfig":{"maxTokens":5,"maxTokens":99}}'),
+        (Endpoint.CONVERSE, '{"messages":[],"inferenceConfig":{"maxTokens":5,"MaxTokens":99}}'),
+        (Endpoint.MESSAGES, '{"model":"m","messages":[],"max_tokens":5,"Max_Tokens":99}'),
+        (Endpoint.MESSAGES, '{"model":"m","messages":[],"max_tokens":5,"max_tokens":99}'),
+        (Endpoint.RESPONSES, '{"model":"m","input":"x","max_output_tokens":5,"MAX_OUTPUT_TOKENS":99}'),
+        (Endpoint.EMBEDDINGS, '{"model":"m","input":"x","Model":"n"}'),
+        (Endpoint.IMAGES, '{"model":"m","prompt":"x","n":1,"N":10}'),
+    ],
+)
+def test_so_it_is_in_every_dialect(endpoint: Endpoint, body: str) -> None:
+    with pytest.raises(SchemaError):
+        METERS[endpoint].asked_for(body.encode())
+
+
+NAMES = [
+    "model",
+    "MODEL",
+    "max_tokens",
+    "Max_Tokens",
+    "max-tokens",
+    "n",
+    "N",
+    "user",
+    "User",
+    "u\\u0073er",
+    "seed",
+    "extra_body",
+    "messages",
+    "temperature",
+    "stream",
+]
+VALUES = ["1", "16", '"m"', "null", "true", "[]", '[{"role":"user","content":"x"}]', "1e999", "0.5", "1e15", '"\\u0061"', '{"a":1}']
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(VALUES)), max_size=5),
+    st.sampled_from(["", " "]),
+    st.permutations(['"model":"m"', MESSAGES, '"max_tokens":16']),
+)
+def test_what_passes_is_read_alike_by_a_reader_that_takes_the_first_the_last_or_any_case(more: list[tuple[str, str]], gap: str, base: list[str]) -> None:
+    body = "{" + ",".join([*base, *(f'"{name}":{gap}{value}' for name, value in more)]) + "}"
+    try:
+        asked = asked_of_chat(body.encode())
+    except SchemaError:
+        return
+    pairs: list[tuple[str, Any]] = json.loads(body, object_pairs_hook=lambda pairs: pairs)
+    first: dict[str, Any] = {}
+    for name, value in pairs:
+        plain = plain_name(name)
+        assert plain not in REFUSED_FIELDS and plain not in OUTPUT_CAPS_ELSEWHERE and not plain.startswith(REFUSED_PREFIXES)
+        first.setdefault(plain, value)
+    last = {plain_name(name): value for name, value in pairs}
+    for read in (first, last):
+        assert (asked.model, asked.max_tokens, asked.n, asked.stream) == (read["model"], read["max_tokens"], read.get("n") or 1, read.get("stream") is True)
+    assert "1e999" not in body and not gap * bool(more)
+
+
+def requests_of(dialect: str) -> list[Any]:
+    found = [json.loads(file.read_text()) for file in sorted((VECTORS / dialect).glob("*.json"))]
+    return [one["body"] for one in found if one.get("kind") == "request"]
+
+
+CLIENTS_OF_VECTORS = [dialect for dialect in Dialect if (VECTORS / dialect.value).exists() and (dialect, Operation.GENERATE) in CLIENTS]
+
+
+@pytest.mark.parametrize("dialect", CLIENTS_OF_VECTORS)
+@pytest.mark.parametrize("quirks", [Quirks.NONE, Quirks.OLD_TOKEN_CAP, Quirks.CLAUDE])
+def test_what_an_honest_worker_writes_for_any_target_passes(dialect: Dialect, quirks: Quirks) -> None:
+    row = CLIENTS[dialect, Operation.GENERATE]
+    passed = 0
+    for vector in requests_of(dialect.value):
+        for stream in (False, True):
+            body = vector if dialect is Dialect.GEMINI_GENERATE else vector | {"stream": stream}
+            try:
+                request = row.decode(msgspec.json.encode(body), Given(4096, "clamp", stream, "m", False), None)
+            except ClientError:
+                continue
+            bodies = []
+            if row.same is not None:
+                bodies.append((next(end for end, kind in ENDPOINTS.items() if kind == (Operation.GENERATE, dialect)), row.same(request, quirks)))
+            for endpoint, target in TARGETS.items():
+                if ENDPOINTS[endpoint][0] is Operation.GENERATE and row.hub_of is not None:
+                    try:
+                        bodies.append((endpoint, target.encode(row.hub_of(request), quirks)))
+                    except ClientError:
+                        continue
+            for endpoint, encoded in bodies:
+                final = encoded.prefix + (b'"up"' if encoded.suffix else b"") + encoded.suffix
+                METERS[endpoint].asked_for(final)
+                passed += 1
+    assert passed
