@@ -13,6 +13,7 @@ import pytest
 from cliproxy.bounds import SHARED_RATE_WAYS
 from cliproxy.errors import ChannelError
 from cliproxy.limits import shared
+from cliproxy.limits.locks import LOST_NANOSECONDS, STRIPES, Held
 from cliproxy.limits.shared import RECENT_SECONDS, TABLE_BYTES, RecentAddresses, SharedRates, create
 
 SECOND = 10**9
@@ -67,7 +68,7 @@ def test_a_million_addresses_are_bounded_and_take_no_ones_tokens(table: int) -> 
     count = 1_000_000
     refused = sum(subject.admit(subject.bucket(number.to_bytes(4, "big")), NOW) is not None for number in range(count))
     assert refused == 0  # each is new: nobody is denied for another's requests
-    assert os.fstat(table).st_size == TABLE_BYTES == 4096 + 4 * 1024 * 1024
+    assert os.fstat(table).st_size == TABLE_BYTES == 2 * 4096 + 4 * 1024 * 1024
     late = subject.bucket((count - 1).to_bytes(4, "big"))
     assert subject.admit(late, NOW) is not None  # who came last is remembered
 
@@ -134,6 +135,55 @@ def test_a_bucket_that_changes_without_end_denies(table: int) -> None:
     other.admit(bucket, NOW)
     subject._words = Contended(other._words, bucket[0] + 1, 10**6)  # type: ignore[assignment]
     assert subject.admit(bucket, NOW) == pytest.approx(0.1)
+
+
+def test_workers_that_ask_at_once_admit_together_what_one_bucket_admits(table: int) -> None:
+    """Without the lock four processes that do nothing but ask admit about twice the limit."""
+    os.set_inheritable(table, True)
+    burst, processes = 20_000, 4
+    program = (
+        "import sys\n"
+        f"from cliproxy.limits.shared import SharedRates; r = SharedRates({table}, rate=10, burst={burst}); b = r.bucket(b'address')\n"
+        "print('here', flush=True); sys.stdin.readline()\n"
+        f"print(sum(r.admit(b, {NOW}) is None for _ in range({burst})))"
+    )
+    asking = [
+        subprocess.Popen([sys.executable, "-c", program], pass_fds=[table], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(processes)
+    ]
+    for process in asking:
+        assert process.stdout is not None and process.stdout.readline() == "here\n"
+    for process in asking:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    admitted = [int(process.communicate(timeout=120)[0]) for process in asking]
+    assert burst // 2 <= sum(admitted) <= burst
+
+
+def test_while_another_worker_is_inside_a_request_is_denied_and_nothing_is_counted(table: int) -> None:
+    subject, other = rates(table), rates(table)
+    bucket = subject.bucket(b"address")
+    assert other._locks.take(bucket[0] // 8, NOW) is Held.OURS
+    assert subject.admit(bucket, NOW + 1) == pytest.approx(0.1)
+    other._locks.release(bucket[0] // 8)
+    assert [subject.admit(bucket, NOW + 1) for _ in range(20)] == [None] * 20
+
+
+def test_a_lock_that_its_holder_took_into_death_keeps_nobody_out(table: int) -> None:
+    os.set_inheritable(table, True)
+    subject = rates(table)
+    bucket = subject.bucket(b"address")
+    program = (
+        "import os\nfrom cliproxy.limits.shared import SharedRates\n"
+        f"SharedRates({table}, rate=1, burst=1)._locks.take({bucket[0] // 8}, {NOW})\nos.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], pass_fds=[table], timeout=30, check=False).returncode == -9
+    assert subject.admit(bucket, NOW + LOST_NANOSECONDS - 1) is not None
+    later = NOW + LOST_NANOSECONDS
+    assert [subject.admit(bucket, later) is None for _ in range(30)].count(True) == 20
+    for nonsense in (2**63 - 1, -(2**63)):  # a fallen worker's: that it holds the lock since then
+        subject._locks._words[bucket[0] // 8 % STRIPES * 8 + 5] = nonsense
+        assert subject.admit(bucket, later + SECOND) is None
 
 
 def test_nobody_can_cut_the_table_under_the_others(table: int) -> None:

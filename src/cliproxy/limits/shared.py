@@ -7,8 +7,9 @@ What always holds:
 - When a set is full the bucket that refills soonest is given up, at worst an address gets a fresh burst; nobody is denied for another's requests.
 - A word that no bucket can hold (a fallen worker may write anything here) is denied for one interval at most.
 
-There is no lock. Words are aligned and eight bytes long, so they are read and written whole. Two workers that judge the same address in the same
-microsecond may both read the old time and admit one request too many; docs/adr/0040 says what that costs.
+Whoever changes a set holds its lock (`limits/locks.py`), so that together the workers admit what one bucket admits, and not one request more. While another
+worker is inside, which takes it a microsecond, a request is denied rather than counted wrongly. A lock that its holder took into death is passed over;
+docs/adr/0136 says what that costs.
 """
 
 from __future__ import annotations
@@ -22,15 +23,18 @@ import time
 from cliproxy.bounds import SHARED_RATE_SETS, SHARED_RATE_WAYS
 from cliproxy.errors import ChannelError
 from cliproxy.limits.gcra import in_nanoseconds
+from cliproxy.limits.locks import LOCKS_BYTES, Held, Locks
 
 KEY_BYTES = 32
 _PAGE = 4096
 _MAGIC = b"cliproxy-rates-1"
-TABLE_BYTES = _PAGE + SHARED_RATE_SETS * SHARED_RATE_WAYS * 16  # a header page with the key, then the buckets
+_BUCKETS_AT = _PAGE + LOCKS_BYTES  # after a header page with the key, and the locks
+TABLE_BYTES = _BUCKETS_AT + SHARED_RATE_SETS * SHARED_RATE_WAYS * 16
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW  # nobody can truncate it under the others (SIGBUS)
 
 _TRIES = 8
 RECENT_SECONDS = 3600  # an hour: a key that was good before lunch is good for a connection after it
+_SET_WORDS = SHARED_RATE_WAYS * 2
 Bucket = tuple[int, int]  # index of the first word of a set, tag
 
 
@@ -39,6 +43,7 @@ def create() -> int:
     descriptor = os.memfd_create("address-rates", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(descriptor, TABLE_BYTES)
     os.pwrite(descriptor, _MAGIC + os.urandom(KEY_BYTES), 0)
+    Locks(mmap.mmap(descriptor, TABLE_BYTES), _PAGE).make()
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
     return descriptor
 
@@ -46,7 +51,7 @@ def create() -> int:
 class _Table:
     """One process's view of the table. Make it before the lockdown: it maps the file."""
 
-    __slots__ = ("_key", "_map", "_whose", "_words")
+    __slots__ = ("_key", "_locks", "_map", "_whose", "_words")
 
     def __init__(self, descriptor: int, whose: bytes) -> None:
         if os.fstat(descriptor).st_size != TABLE_BYTES:
@@ -55,19 +60,20 @@ class _Table:
         if self._map[: len(_MAGIC)] != _MAGIC:
             raise ChannelError(f"descriptor {descriptor} is no table of address rates")
         self._key = self._map[len(_MAGIC) : len(_MAGIC) + KEY_BYTES]
-        self._words = memoryview(self._map)[_PAGE:].cast("q")
+        self._words = memoryview(self._map)[_BUCKETS_AT:].cast("q")
+        self._locks = Locks(self._map, _PAGE)
         self._whose = whose
 
     def bucket(self, group: bytes) -> Bucket:
         """Return where the bucket of the address, or group of addresses, `group` is. Compute it once a connection."""
         digest = hashlib.blake2b(group, digest_size=16, key=self._key, person=self._whose).digest()
-        return (int.from_bytes(digest[:8], "little") % SHARED_RATE_SETS) * SHARED_RATE_WAYS * 2, int.from_bytes(digest[8:], "little", signed=True) or 1
+        return (int.from_bytes(digest[:8], "little") % SHARED_RATE_SETS) * _SET_WORDS, int.from_bytes(digest[8:], "little", signed=True) or 1
 
     def _find(self, first: int, tag: int) -> int:
         """Return the place of `tag`; a new one, of time 0, in place of the one with the earliest time if there is none."""
         words = self._words
         oldest = first
-        for place in range(first, first + SHARED_RATE_WAYS * 2, 2):
+        for place in range(first, first + _SET_WORDS, 2):
             if words[place] == tag:
                 return place
             if words[place + 1] < words[oldest + 1]:
@@ -89,13 +95,18 @@ class RecentAddresses(_Table):
     def note(self, group: bytes) -> None:
         """A key is good at the address `group`, now."""
         first, tag = self.bucket(group)
-        self._words[self._find(first, tag) + 1] = time.monotonic_ns()
+        now = time.monotonic_ns()
+        held = self._locks.take(first // _SET_WORDS, now)
+        if held is not Held.OTHERS:  # it would be remembered a moment later, or is already
+            self._words[self._find(first, tag) + 1] = now
+        if held is Held.OURS:
+            self._locks.release(first // _SET_WORDS)
 
     def has(self, group: bytes) -> bool:
         """Say whether a key was good there within `RECENT_SECONDS`. A time that is still to come, which nobody here wrote, says no."""
         first, tag = self.bucket(group)
         words = self._words
-        for place in range(first, first + SHARED_RATE_WAYS * 2, 2):
+        for place in range(first, first + _SET_WORDS, 2):
             if words[place] == tag:
                 return 0 <= time.monotonic_ns() - words[place + 1] < RECENT_SECONDS * 10**9
         return False
@@ -116,6 +127,18 @@ class SharedRates(_Table):
 
     def admit(self, bucket: Bucket, now: int) -> float | None:
         """Take one token at `now` (nanoseconds of the monotonic clock, which all processes share): None, or the seconds until there is one."""
+        locks, which = self._locks, bucket[0] // _SET_WORDS
+        held = locks.take(which, now)
+        if held is Held.OURS:
+            try:
+                return self._take(bucket, now)
+            finally:
+                locks.release(which)
+        if held is Held.LOST:
+            return self._take(bucket, now)
+        return self._gcra.interval / 1e9
+
+    def _take(self, bucket: Bucket, now: int) -> float | None:
         words = self._words
         first, tag = bucket
         if words[first] == tag:
@@ -126,7 +149,7 @@ class SharedRates(_Table):
         for _ in range(_TRIES):
             seen = words[time_at]
             tat, wait = self._gcra.judge(seen, now)
-            if words[time_at] == seen:  # nobody was here meanwhile: what is left of the race is the next line
+            if words[time_at] == seen:  # without the lock somebody may have been here meanwhile: what is left of the race is the next line
                 words[time_at] = int(tat)
                 return None if wait <= 0 else wait / 1e9
         return self._gcra.interval / 1e9  # so contended that it is above any rate
