@@ -3,7 +3,7 @@
 A row's request is whatever its own `decode` returns, and its hub is `ConversationRequest` and `ConversationAnswer`, or `EmbeddingRequest` and
 `EmbeddingAnswer`, or, for counting, `ConversationRequest` and a number. Only rows of one operation meet, so the pairs fit; types end at this table's edge.
 
-Egress must not import this: it reads `usage.py` of the dialects and nothing else.
+Egress must not import this: of the dialects it has what `metering` reads, and nothing else.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A request for Bedrock's Converse. The model is in the path, so `Encoded.prefix` is all of it.
 
 What always holds: what leaves has a cap on output tokens; turns alternate and the user begins; no text is empty; thoughts go back only if Bedrock's model
-signed them; every field is one of `usage.py`, which egress reads again.
+signed them; every field is one that `metering` knows, which egress reads again.
 
 Converse has no word for thinking and `top_k`: where the model is Anthropic's (`Quirks.CLAUDE`) they go into `additionalModelRequestFields`
 (https://docs.aws.amazon.com/bedrock/latest/userguide/claude-messages-extended-thinking.html), as `translators.claude_thinking` says; for other models `top_k`
