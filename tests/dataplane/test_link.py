@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from cliproxy.dataplane.backlog import Backlog
-from cliproxy.dataplane.link import NO_EGRESS, EgressLink
+from cliproxy.dataplane.link import EGRESS_SILENT_SECONDS, NO_EGRESS, EgressLink
 from cliproxy.dataplane.rooms import Account
 from cliproxy.errors import ChannelError, Unavailable
-from cliproxy.ipc.mux import HEADER, Abort, Answer, CallHead, Kind
+from cliproxy.ipc.mux import HEADER, Abort, Answer, CallHead, Kind, Readiness, cancel_of
 
 CALL = CallHead(1, bytes(32), "r", "127.0.0.1", "m", 1, 1, False, 1, 0, 2, b"{}")
 
@@ -223,3 +223,78 @@ def test_what_has_left_counts_for_nobody() -> None:
     assert backlog.admits(first, 1 << 20, 6 << 20) and first.backlog == 6 << 20  # the first body is gone: what waits is no more than the second
     backlog.clear()
     assert first.backlog == 0 and not backlog.waiting
+
+
+READINESS = msgspec.msgpack.encode(Readiness(policy_number=0, vault_age=0.0, auditor=True))
+
+
+def frames(data: bytes) -> list[tuple[Kind, bytes]]:
+    found = []
+    while data:
+        length, kind, _ = HEADER.unpack_from(data)
+        found.append((Kind(kind), data[HEADER.size : HEADER.size + length]))
+        data = data[HEADER.size + length :]
+    return found
+
+
+def watch(link: EgressLink, *, seconds: float, began: float = 1000.0) -> None:
+    for second in range(int(seconds) + 1):
+        link.watch(began + second)
+
+
+def test_an_egress_that_says_nothing_any_more_ends_what_waits_and_gets_no_new_call_until_it_speaks() -> None:
+    async def scenario() -> None:
+        case = Case()
+        theirs = await case.attach()
+        waiting, later = Owner(), Owner()
+        case.link.send(waiting, CALL, CALL.body)
+        watch(case.link, seconds=EGRESS_SILENT_SECONDS)
+        assert waiting.endings == []
+        case.link.watch(1001.0 + EGRESS_SILENT_SECONDS)
+        assert (waiting.endings, case.link.open_calls, case.turns[-2:]) == ([NO_EGRESS], 0, [True, False])
+        with pytest.raises(Unavailable) as refused:
+            case.link.send(later, CALL, CALL.body)
+        assert refused.value.code == "egress_unavailable"
+        case.link.watch(1002.0 + EGRESS_SILENT_SECONDS)
+        await settle()
+        assert frames(theirs.recv(65536))[2:] == [(Kind.CANCEL, cancel_of("egress_unavailable"))]  # after HELLO and CALL, and once
+        theirs.send(HEADER.pack(len(READINESS), Kind.READINESS, 0) + READINESS)
+        await settle()
+        case.link.send(later, CALL, CALL.body)
+        watch(case.link, seconds=EGRESS_SILENT_SECONDS, began=2000.0)
+        assert (later.endings, len(waiting.endings), case.link.lost_at, case.violations) == ([], 1, None, [])
+        theirs.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_was_stopped_itself_takes_no_egress_for_hung() -> None:
+    async def scenario() -> None:
+        case = Case()
+        theirs = await case.attach()
+        waiting = Owner()
+        case.link.send(waiting, CALL, CALL.body)
+        for wake in (1000.0, 1001.0, 9000.0):
+            case.link.watch(wake)
+        assert waiting.endings == []
+        theirs.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_new_channel_is_given_as_much_time_as_the_first() -> None:
+    async def scenario() -> None:
+        case = Case()
+        first = await case.attach()
+        watch(case.link, seconds=EGRESS_SILENT_SECONDS + 1)
+        case.link.close()
+        watch(case.link, seconds=EGRESS_SILENT_SECONDS + 1, began=2000.0)
+        second = await case.attach()
+        owner = Owner()
+        case.link.send(owner, CALL, CALL.body)
+        watch(case.link, seconds=EGRESS_SILENT_SECONDS, began=3000.0)
+        assert owner.endings == []
+        first.close()
+        second.close()
+
+    asyncio.run(scenario())

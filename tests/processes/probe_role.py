@@ -7,6 +7,7 @@ import json
 import os
 import select
 import sys
+import time
 
 from cliproxy.processes import child, topology
 from cliproxy.processes.boot import read_sealed
@@ -73,7 +74,11 @@ def body(boot, _prepared, control):
     if wanted.get("claims") == boot.role:
         control.send(Up.STOP)
     prepared = None
+    alive_at = 0.0
     while True:
+        if time.monotonic() >= alive_at:
+            alive_at = time.monotonic() + 2.0
+            control.send(Up.ALIVE)
         for number, _ in poll.poll(100):
             if number == control.fileno():
                 for order in control.receive():

@@ -2,7 +2,10 @@
 
 import pytest
 
+from cliproxy.dataplane.link import EGRESS_SILENT_SECONDS
 from cliproxy.processes.fleet import Fleet, State, Supplies, pause_after
+from cliproxy.processes.role import ALIVE_SECONDS
+from cliproxy.processes.topology import HUNG_SECONDS, ROLES
 from cliproxy.processes.wiring import Member
 
 
@@ -72,3 +75,67 @@ def test_worker_slots_run_out_at_all_generations_of_all_workers():
     for _ in range(160):
         fleet.add(fleet.free_worker(), generation=1)
     assert fleet.free_worker() is None
+
+
+class Serving(Quiet):
+    """Children that serve, looked at every other second unless it is said otherwise."""
+
+    def __init__(self, *members):
+        super().__init__()
+        self.now = 1000.0
+        for member in members:
+            child = self.add(member, generation=1)
+            self.start(child)
+            self.ready(child)
+
+    def serve(self, seconds, *, heard=(), look_after=2.0):
+        until = self.now + seconds
+        while self.now < until:
+            self.now += look_after
+            for child in self:
+                if child.name in heard:
+                    child.silence.end()
+            self.kill_hung(self.now)
+
+
+@pytest.mark.parametrize("role", sorted(HUNG_SECONDS))
+def test_who_serves_and_gives_no_sign_of_life_is_killed_when_its_time_is_over_and_not_before(role):
+    fleet = Serving(Member(role))
+    fleet.serve(HUNG_SECONDS[role] + 2.0)
+    assert fleet.killed == []
+    fleet.serve(2.0)
+    assert fleet.killed == [Member(role).name]
+    fleet.serve(HUNG_SECONDS[role])  # it takes its time to die
+    assert len(fleet.killed) == 1
+
+
+def test_whoever_reports_anything_lives():
+    fleet = Serving(Member("egress"), Member("vault"), Member("worker", 2))
+    fleet.serve(600.0, heard={"egress", "vault"})
+    assert set(fleet.killed) == {"worker-2"}
+
+
+def test_time_in_which_the_supervisor_itself_did_not_run_makes_nobody_hang():
+    """A machine that was suspended, a gateway that was stopped as a whole: at the next look an hour has passed, and for the children too."""
+    fleet = Serving(Member("egress"))
+    fleet.serve(1.0)
+    fleet.serve(3600.0, look_after=3600.0)
+    assert fleet.killed == []
+    fleet.serve(HUNG_SECONDS["egress"] - 4.0)
+    assert fleet.killed == []
+    fleet.serve(6.0)
+    assert fleet.killed == ["egress"]
+
+
+@pytest.mark.parametrize("state", [State.STARTING, State.LEAVING, State.WAITING])
+def test_who_does_not_serve_has_other_deadlines(state):
+    fleet = Serving(Member("egress"))
+    fleet[Member("egress")].state = state
+    fleet.serve(600.0)
+    assert fleet.killed == []
+
+
+def test_everybody_has_a_time_and_several_signs_of_life_fit_the_shortest():
+    assert sorted(HUNG_SECONDS) == sorted(ROLES)
+    assert min(HUNG_SECONDS.values()) >= 5 * ALIVE_SECONDS
+    assert min(HUNG_SECONDS.values()) > EGRESS_SILENT_SECONDS  # workers have ended what waits before egress is killed for it

@@ -19,7 +19,8 @@ _CHILD = (
     "processes.slots processes.spawn processes.topology"
 )
 OURS = {
-    "supervisor": f"{_EVERY} audit.files limits sandbox.bpf sandbox.calls sandbox.kernel sandbox.landlock sandbox.syscalls processes.boot processes.fleet "
+    "supervisor": f"{_EVERY} ipc.silence audit.files "
+    "limits sandbox.bpf sandbox.calls sandbox.kernel sandbox.landlock sandbox.syscalls processes.boot processes.fleet "
     "processes.journal processes.lines processes.listeners processes.loader_protocol processes.openings processes.outlet "
     "processes.plan processes.relay processes.reloading processes.service processes.spawn "
     "processes.supervisor processes.topology processes.wiring processes.workspace",

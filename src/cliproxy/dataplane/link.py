@@ -1,7 +1,8 @@
 """The worker's end of the worker-egress edge: which calls are under way, their credit, the policy feed, and whether egress is there.
 
 A call gets exactly one ending: an answer that is final, END, or ABORT. When the channel goes, every open call gets an ABORT of ours;
-nothing that may have left is sent again. A bug that raises in one call's code ends that call and no other.
+nothing that may have left is sent again. The same when egress says nothing for `EGRESS_SILENT_SECONDS`; then no call is taken until it speaks again.
+A bug that raises in one call's code ends that call and no other.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from cliproxy.dataplane.rooms import Account, Room
 from cliproxy.errors import ChannelError, Unavailable
 from cliproxy.ipc.mux import TO_WORKER, Abort, Answer, CallHead, Hello, Kind, MuxChannel, Readiness, Reroute, cancel_of
 from cliproxy.ipc.policy_feed import PolicyFeed
+from cliproxy.ipc.silence import Silence
 
+# Egress says each second how it stands. Ten in a row missed are no busy machine any more; the supervisor, whose remedy ends every call, waits a little longer.
+EGRESS_SILENT_SECONDS: Final = 10.0
 CREDIT = struct.Struct("<I")
 POLICY_ACK = struct.Struct("<q")
 NO_EGRESS = Abort(
@@ -78,6 +82,8 @@ class EgressLink:
         self.readiness: Readiness | None = None
         self._readiness_at = 0.0
         self._channel: MuxChannel | None = None
+        self._taking: MuxChannel | None = None  # the channel, while egress is heard of on it: what new calls go to
+        self._silence = Silence()
         self._calls: dict[int, CallOwner] = {}
         self._room = Room(MAX_STREAMS_PER_CHANNEL, least=ORDINARY_CALLS)
         self._backlog = Backlog()
@@ -96,7 +102,8 @@ class EgressLink:
     def attach(self) -> MuxChannel:
         """Return the protocol for a new channel to egress, and introduce ourselves on it. The old one must be gone."""
         channel = MuxChannel(self, peer="egress", accepts=TO_WORKER)
-        self._channel = channel
+        self._channel = self._taking = channel
+        self._silence.end()
         self.lost_at = None
         channel.queue(Kind.HELLO, 0, self._call_encoder.encode(Hello(build=self._build, generation=self._generation)))
         return channel
@@ -127,7 +134,7 @@ class EgressLink:
     def channel_lost(self, error: ChannelError | None) -> None:
         if error is not None:
             self._violation(error)
-        self._channel = None
+        self._channel = self._taking = None
         self.lost_at = time.monotonic()
         self.readiness = None
         calls, self._calls = self._calls, {}
@@ -164,9 +171,9 @@ class EgressLink:
     def send(self, owner: CallOwner, call: CallHead, body: bytes) -> int:
         """Send `call`, whose body is inline when small (then `body` is `call.body`), else follows. Returns the stream's number.
 
-        Raises `Unavailable` when there is no channel, too many calls, or egress does not keep up.
+        Raises `Unavailable` when there is no channel, nothing is heard on it, there are too many calls, or egress does not keep up.
         """
-        channel = self._channel
+        channel = self._taking
         if channel is None:
             raise Unavailable(NO_EGRESS.message, code=NO_EGRESS.code)
         account = owner.account
@@ -193,6 +200,17 @@ class EgressLink:
     def _has_room(self, account: Account, taken: int) -> bool:
         self._room.taken = taken
         return self._room.admits(account.calls, 1)
+
+    def watch(self, now: float) -> None:
+        """Once a second: when egress has said nothing for too long, end every call, and take none until it speaks again."""
+        if self._channel is None or self._silence.look(now) <= EGRESS_SILENT_SECONDS or self._taking is None:
+            return
+        self._taking = None
+        self._collect(True)
+        for stream, call in tuple(self._calls.items()):
+            self.cancel(stream, NO_EGRESS.code)  # should it wake up, it learns that nobody waits
+            self._abort(call, NO_EGRESS)
+        self._collect(False)
 
     def cancel(self, stream: int, code: str) -> None:
         """Nobody waits for the answer any more, because of `code` (`ipc.mux.CANCEL_CODES`): that goes into the log, if egress has not settled the call."""
@@ -284,4 +302,6 @@ class EgressLink:
     def _on_readiness(self, stream: int, payload: bytes) -> None:
         self.readiness = self._readinesses.decode(payload)
         self._readiness_at = time.monotonic()
+        self._silence.end()
+        self._taking = self._channel
         self.policy.heard(vault_age=self.readiness.vault_age, now=self._readiness_at)

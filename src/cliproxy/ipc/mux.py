@@ -56,6 +56,7 @@ CANCEL_CODES = (
     "provider_answer_too_large",
     "overloaded",
     "internal_error",
+    "egress_unavailable",
 )
 _BAD_ANSWER = bytes([CANCEL_CODES.index("bad_upstream_answer")])
 _CANCELS = {code: bytes([place]) if place else b"" for place, code in enumerate(CANCEL_CODES)}

@@ -10,14 +10,15 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from cliproxy.bounds import RESTART_FIRST_SECONDS, RESTART_LONGEST_SECONDS, STABLE_SECONDS, START_SECONDS, WORKER_NUMBERS
 from cliproxy.ipc.control import Down, SupervisorControl
+from cliproxy.ipc.silence import Silence
 from cliproxy.processes.boot import Boot, encode_boot, seal
 from cliproxy.processes.spawn import lift, spawn
-from cliproxy.processes.topology import BOOT_FD, CONTROL_FD, WORKER
+from cliproxy.processes.topology import BOOT_FD, CONTROL_FD, HUNG_SECONDS, WORKER
 from cliproxy.processes.wiring import Member, Wiring
 
 
@@ -43,6 +44,7 @@ class Child:
     restart_at: float = 0.0
     ready_at: float = 0.0
     deadline: float = 0.0  # killed then
+    silence: Silence = field(default_factory=Silence)  # since its last report; counted while it is READY
 
     @property
     def name(self) -> str:
@@ -144,6 +146,7 @@ class Fleet:
         if child.state is State.STARTING:
             child.state = State.READY
             child.ready_at = time.monotonic()
+            child.silence.end()
             child.deadline = 0.0
 
     def leave(self, child: Child, order: Down, argument: int, *, seconds: float) -> None:
@@ -178,6 +181,14 @@ class Fleet:
                     continue
                 child.deadline = 0.0
                 self.kill(child)
+
+    def kill_hung(self, now: float) -> list[Child]:
+        """Kill the children that serve and have reported nothing for too long, and return them. To be called every other second at least."""
+        hung = [child for child in self if child.state is State.READY and child.silence.look(now) > HUNG_SECONDS[child.member.role]]
+        for child in hung:
+            child.silence.end()
+            self.kill(child)
+        return hung
 
     def reap(self) -> tuple[list[Death], list[tuple[int, int]]]:
         """Collect every dead process: our children's deaths, and pid and wait status of others (the loader, orphans that pid 1 inherits)."""

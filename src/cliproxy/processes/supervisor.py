@@ -37,6 +37,7 @@ from cliproxy.bounds import (
 from cliproxy.config.schema import decode_settings
 from cliproxy.errors import EXIT_CONFIG, ChannelError, ConfigError
 from cliproxy.ipc.control import Down, Report, Up
+from cliproxy.ipc.silence import MAX_COUNTED_SECONDS
 from cliproxy.processes.boot import Boot, seal
 from cliproxy.processes.fleet import Child, Death, Fleet, State, Supplies
 from cliproxy.processes.journal import Journal
@@ -55,6 +56,7 @@ from cliproxy.processes.topology import (
     COMMAND_ROLES,
     DIALER,
     EGRESS,
+    HUNG_SECONDS,
     ROLES,
     SUPERVISOR,
     VAULT,
@@ -211,6 +213,7 @@ class Supervisor:
         )
         if self._journal.waits:
             wake = min(wake, now + 0.1)  # the auditor was not there to take them
+        wake = min(wake, now + MAX_COUNTED_SECONDS)  # else `kill_hung` would count less than there is
         ready = self._poll.poll(max(0, min(int((wake - now) * 1000) + 1, 3_600_000)))
         if self._service.watchdog_seconds:
             self._service.tell("WATCHDOG=1")
@@ -232,6 +235,7 @@ class Supervisor:
         self._relay.tick(now)
         self._check_listeners(now)
         self._fleet.kill_overdue(now)
+        self._kill_hung(now)
         self._reload.tick(now)
         if self._phases is None:
             self._start_due(now)
@@ -270,6 +274,11 @@ class Supervisor:
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
             self._stop(0, at_once=self._phases is not None)
 
+    def _kill_hung(self, now: float) -> None:
+        for child in self._fleet.kill_hung(now):
+            self._journal.record(Process(code=0, role=child.name, what="hung"))
+            self.say(f"cliproxy: {child.name} has given no sign of life for {HUNG_SECONDS[child.member.role]:.0f} s; it is killed and started again")
+
     def _on_control(self, child: Child) -> None:
         if child.control is None:
             return
@@ -283,6 +292,7 @@ class Supervisor:
             self._ended(child)  # it is leaving; SIGCHLD follows
             child.deadline = min(child.deadline or float("inf"), time.monotonic() + STOP_NOW_SECONDS)
             return
+        child.silence.end()
         for report in reports:
             self._on_report(child, report)
 

@@ -43,6 +43,10 @@ ORDERS: Final[dict[str, frozenset[Down]]] = {
     ADMIN: _EVERYBODY | RECONFIGURED | {Down.RELOADED},
 }
 
+# Seconds without a sign of life after which a process that serves counts as hung, is killed and replaced. Its start is the longest step that a process takes, a
+# second or two, and has 30 s (`START_SECONDS`), which is enough on a busy machine of one core. Vault and auditor wait for disks; Linux itself gives one 30 s.
+HUNG_SECONDS: Final = {WORKER: 20.0, EGRESS: 20.0, DIALER: 20.0, ADMIN: 20.0, VAULT: 60.0, AUDITOR: 60.0}
+
 NULL_FD: Final = 0  # stdin, /dev/null: what `vacate` puts on an empty slot
 STDOUT_FD: Final = 1  # as stderr: the write end of the pipe on which a child speaks (`processes.relay`)
 STDERR_FD: Final = 2

@@ -103,6 +103,7 @@ class Worker:
         self.loop.call_later(1.0, self.tick)
         now = time.monotonic()
         self.exchange.sweep(now)
+        self.link.watch(now)
         self.audit.poll(now)
         events = self.tally.take(int(time.time()))
         if events and not self.audit.offer(events):
