@@ -70,7 +70,7 @@ def test_a_socket_that_does_not_accept_is_noticed_and_listens_again(attack: str)
         gateway.wait_for(lambda: "listening again, but a worker may have fallen" in gateway.messages())
         gateway.wait_for(gateway.is_served)
         gateway.wait_for(lambda: any(line["event"] == "listener_reopened" for line in gateway.audit_lines()))
-        (line,) = [line for line in gateway.audit_lines() if line["event"] == "listener_reopened"]
+        line, *_ = [line for line in gateway.audit_lines() if line["event"] == "listener_reopened"]
         assert line["source"] == "supervisor" and line["address"] == f"127.0.0.1:{gateway.port}"
     finally:
         gateway.__exit__()

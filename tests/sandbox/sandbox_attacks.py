@@ -21,6 +21,7 @@ from typing import Any
 from cliproxy.sandbox.calls import system_call
 
 AT_FDCWD = -100
+IS_GLIBC = platform.libc_ver()[0] == "glibc"  # musl's resolver needs more
 LISTENER = 380  # of the probes; the real roles have theirs in the topology
 WHO_LISTENS = ("worker", "admin")
 _alive: list[Any] = []  # buffers whose addresses went to the kernel
@@ -307,7 +308,7 @@ ATTACKS: tuple[Attack, ...] = (
         "EPERM",
         lambda s, p: system_call("bind", p, pointer(internet_address(s)[:2] + bytes(14)), 16),
         prepare=open_socket,
-        roles=only("EACCES", "dialer"),
+        roles={} if IS_GLIBC else only("EACCES", "dialer"),
     ),
     Attack("listen on a passed socket", "EPERM", lambda s, p: system_call("listen", p, 1), prepare=bound_socket),
     Attack(
@@ -315,7 +316,21 @@ ATTACKS: tuple[Attack, ...] = (
         "EPERM",
         lambda s, p: system_call("sendto", p, pointer(b"x"), 1, 0, pointer(internet_address(s)), 16),
         prepare=udp_socket,
-        roles=only("done", "dialer"),
+        roles={} if IS_GLIBC else only("done", "dialer"),
+    ),
+    Attack(
+        "ask for a descriptor of the peer's process",
+        "EPERM",
+        lambda s, p: system_call("getsockopt", p[0], 1, 77, pointer(b""), pointer(struct.pack("=I", 4))),
+        prepare=other_pair,
+        unlocked=None,  # Linux 6.5
+    ),
+    Attack(
+        "ask who the peer is",
+        "EPERM",
+        lambda s, p: system_call("getsockopt", p[0], 1, 17, pointer(b""), pointer(struct.pack("=I", 12))),
+        prepare=other_pair,
+        roles=only("done", "admin"),
     ),
     Attack(
         "attach a packet filter",
@@ -334,7 +349,13 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("pass a descriptor elsewhere", "EPERM", send_through(lambda s, p: p[0], "sendmsg"), prepare=other_pair),
     Attack("pass many elsewhere", "EPERM", send_through(lambda s, p: p[0], "sendmmsg"), prepare=other_pair, roles=only("done", "dialer")),
     Attack("pass a descriptor on the channel", "done", send_through(lambda s, p: s.channel[0], "sendmsg")),
-    Attack("receive a message elsewhere", "EPERM", receive_through(lambda s, p: p[0], "recvmsg"), prepare=pair_with_data, roles=only("done", "dialer")),
+    Attack(
+        "receive a message elsewhere",
+        "EPERM",
+        receive_through(lambda s, p: p[0], "recvmsg"),
+        prepare=pair_with_data,
+        roles={} if IS_GLIBC else only("done", "dialer"),
+    ),
     Attack("receive many messages", "EPERM", receive_through(lambda s, p: p[0], "recvmmsg"), prepare=pair_with_data),
     Attack("dup", "EPERM", lambda s, p: system_call("dup", s.channel[0])),
     Attack(

@@ -8,6 +8,7 @@ after it was taken over (running a program, tracing, mounting, opening what its 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -86,7 +87,7 @@ brk munmap mremap madvise futex set_robust_list set_tid_address rseq membarrier 
 nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday time times getrusage
 rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack restart_syscall
 getpid gettid getppid getuid geteuid getgid getegid getresuid getresgid getpgrp getpgid getsid getgroups uname sysinfo getrandom exit exit_group
-shutdown getpeername getsockname getsockopt recvfrom
+shutdown getpeername getsockname recvfrom
 """)
 
 PROT_EXEC = 0x4
@@ -111,6 +112,9 @@ _LISTENERS = (
     *(Call(name, (_ON_LISTENING,), EPERM) for name in ("fcntl", "shutdown", "setsockopt", "dup2", "dup3")),
 )
 
+_SO_TYPE, _SO_ERROR, _SO_PEERCRED, _SO_PROTOCOL, _SO_DOMAIN = 3, 4, 17, 38, 39
+_ASKED_OPTIONS = (_SO_TYPE, _SO_ERROR, _SO_PROTOCOL, _SO_DOMAIN)  # not SO_PEERPIDFD, which makes a descriptor of another process
+
 _BASE: tuple[Call, ...] = (
     *_LISTENERS,
     *(Call(name) for name in _ANY),
@@ -129,6 +133,7 @@ _BASE: tuple[Call, ...] = (
     Call("recvmsg", (When(0, Later.ANCILLARY, INT),)),
     Call("dup2", (When(1, Later.REPLACEABLE, INT),)),
     Call("dup3", (When(1, Later.REPLACEABLE, INT),)),
+    Call("getsockopt", (_equals(1, _SOL_SOCKET), _equals(2, *_ASKED_OPTIONS))),
     Call("setsockopt", (_equals(1, _SOL_SOCKET), _equals(2, *_SOCKET_OPTIONS))),
     Call("setsockopt", (_equals(1, _IPPROTO_TCP), _equals(2, *_TCP_OPTIONS))),
 )
@@ -206,6 +211,17 @@ _SOCK_STREAM, _SOCK_DGRAM, _SOCK_TYPE_MASK = 1, 2, 0xF
 _IP_RECVERR, _IPV6_RECVERR, _IPV6_V6ONLY = 11, 25, 26
 EAFNOSUPPORT = errno_action(errno.EAFNOSUPPORT)
 
+
+def _is_glibc() -> bool:
+    try:
+        return bool(os.confstr("CS_GNU_LIBC_VERSION"))
+    except (ValueError, OSError):
+        return False
+
+
+# musl's resolver binds, asks and hears on a socket that it never connects; glibc's connects first
+_MUSL_RESOLVER = () if _is_glibc() else _calls("bind recvmsg sendto")
+
 DIALER = Profile(
     role="dialer",
     calls=(
@@ -213,8 +229,8 @@ DIALER = Profile(
         *_SET_STATUS_FLAGS,
         *_THREADS,
         *_FSTAT,
-        *_calls("connect bind sendmmsg eventfd2 lseek pread64 newfstatat stat lstat"),
-        *_calls("recvmsg sendto"),  # musl's resolver asks and hears from an unconnected socket
+        *_calls("connect sendmmsg eventfd2 lseek pread64 newfstatat stat lstat"),
+        *_MUSL_RESOLVER,
         Call(
             "socket",
             (
@@ -256,7 +272,18 @@ AUDITOR = Profile(
     threads=True,
 )
 
-ADMIN = Profile(role="admin", calls=(*_BASE, *_NO_THREADS, *_SET_STATUS_FLAGS, *_FSTAT, *_calls("accept4 eventfd2 pread64")), kills=_CLOSED)
+ADMIN = Profile(
+    role="admin",
+    calls=(
+        *_BASE,
+        *_NO_THREADS,
+        *_SET_STATUS_FLAGS,
+        *_FSTAT,
+        *_calls("accept4 eventfd2 pread64"),
+        Call("getsockopt", (_equals(1, _SOL_SOCKET), _equals(2, _SO_PEERCRED))),
+    ),
+    kills=_CLOSED,
+)
 
 PROFILES: dict[str, Profile] = {profile.role: profile for profile in (WORKER, EGRESS, DIALER, VAULT, AUDITOR, ADMIN)}
 
