@@ -337,8 +337,8 @@ def test_an_emptied_home_is_not_taken_for_a_new_one(cliproxy: Run, home: Path, t
     assert begun.json["created"] and cliproxy("keys", "list", "--home", str(copy)).code == 0
 
 
-@pytest.mark.parametrize(("name", "said"), [("auths", "put auths/ back"), ("logs", "the audit log does not know the vault")])
-def test_a_home_with_one_of_the_two_emptied_is_refused(cliproxy: Run, home: Path, tmp_path: Path, name: str, said: str) -> None:
+@pytest.mark.parametrize(("name", "said"), [("auths", ("put auths/ back",)), ("logs", ("the audit log does not know the vault", "the vault has seen"))])
+def test_a_home_with_one_of_the_two_emptied_is_refused(cliproxy: Run, home: Path, tmp_path: Path, name: str, said: tuple[str, ...]) -> None:
     copy = emptied(home, tmp_path, name)
     for command in (("serve",), ("keys", "list"), ("init", "--new-vault")):
         done = cliproxy(*command, "--home", str(copy))
@@ -346,7 +346,7 @@ def test_a_home_with_one_of_the_two_emptied_is_refused(cliproxy: Run, home: Path
             assert "nothing was changed" in done.out  # there is a vault
             continue
         assert done.code == 78
-        assert said in done.err
+        assert any(words in done.err for words in said)  # which of two is first depends on whether the vault has sealed what it saw of the log
 
 
 def test_an_init_that_was_killed_before_the_vault_is_taken_up_by_init_and_by_nothing_else(cliproxy: Run, home: Path, tmp_path: Path) -> None:
