@@ -15,7 +15,7 @@ from cliproxy.dialects import ENDPOINTS, Dialect, Endpoint, Operation, Quirks
 from cliproxy.errors import ClientError, SchemaError
 from cliproxy.metering.names import OUTPUT_CAPS_ELSEWHERE, REFUSED_FIELDS, REFUSED_PREFIXES, plain_name
 from cliproxy.metering.table import METERS
-from cliproxy.translators.table import CLIENTS, TARGETS, Given
+from cliproxy.translators.table import CLIENTS, TARGETS, DecodeOptions
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 MESSAGES = '"messages":[{"role":"user","content":"x"}]'
@@ -156,7 +156,7 @@ def test_what_an_honest_worker_writes_for_any_target_passes(dialect: Dialect, qu
         for stream in (False, True):
             body = vector if dialect is Dialect.GEMINI_GENERATE else vector | {"stream": stream}
             try:
-                request = row.decode(msgspec.json.encode(body), Given(4096, "clamp", stream, "m", False), None)
+                request = row.decode(msgspec.json.encode(body), DecodeOptions(4096, "clamp", stream, "m", False), None)
             except ClientError:
                 continue
             bodies = []
