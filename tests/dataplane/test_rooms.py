@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from cliproxy.dataplane.memory import EBB_BYTES, Ebb
+from cliproxy.memory import EBB_BYTES, Ebb
 from cliproxy.dataplane.rooms import Accounts, Room
 
 

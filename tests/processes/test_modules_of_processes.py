@@ -25,7 +25,7 @@ OURS = {
     "processes.plan processes.relay processes.reloading processes.service processes.spawn "
     "processes.supervisor processes.topology processes.wiring processes.workspace",
     "worker": f"{_CHILD} processes.worker auth config.routes dialects dataplane formats ingress ipc.mux ipc.policy_feed limits metering providers translators",
-    "egress": f"{_CHILD} processes.egress auth config.routes dialects egress formats ipc.mux ipc.policy_feed limits metering providers",
+    "egress": f"{_CHILD} processes.egress auth config.routes dialects egress memory formats ipc.mux ipc.policy_feed limits metering providers",
     "dialer": f"{_CHILD} processes.dialer dialects dialer providers",
     "vault": f"{_CHILD} processes.vault vault secure_files audit.files ipc.commands config.addresses providers.origin",
     "auditor": f"{_CHILD} processes.auditor processes.queries processes.senders audit ipc.commands secure_files",

@@ -38,7 +38,6 @@ from cliproxy.config.schema import ServerLimits
 from cliproxy.dataplane.connection import Connection
 from cliproxy.dataplane.errors import encode_error
 from cliproxy.dataplane.host import Exchange
-from cliproxy.dataplane.memory import Ebb, give_back
 from cliproxy.dataplane.outbox import CLOSE, status_line
 from cliproxy.dataplane.rooms import Account, Room
 from cliproxy.dataplane.routes import surface_of
@@ -50,6 +49,7 @@ from cliproxy.ingress.headers import security_headers
 from cliproxy.ingress.rules.address_rate import AddressRate
 from cliproxy.ingress.rules.table import AcceptRules
 from cliproxy.ingress.tls import ServerContext
+from cliproxy.memory import Ebb, give_back
 
 ORDINARY_UNREAD_BYTES: Final = 256 * KIB  # one stream's window
 CONNECTION_BYTES: Final = 24 * KIB  # what a connection costs that sends nothing, over TLS; measured: 18 to 35 KiB

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from cliproxy.audit.client import AuditClient
-from cliproxy.bounds import MAX_HELD_ANSWER_BYTES, MAX_KEPT_BODY_BYTES, MAX_OUTCOMES_WAITING, MIB, TIMER_EARLY_SECONDS
+from cliproxy.bounds import MAX_HELD_ANSWER_BYTES, MAX_KEPT_BODY_BYTES, MAX_OUTCOMES_WAITING, MIB, STREAM_WINDOW_BYTES, TIMER_EARLY_SECONDS
 from cliproxy.egress.attempt import Attempt, Outcome, Sending
 from cliproxy.egress.audit_gate import NO_AUDIT, AuditGate
 from cliproxy.egress.authorise import Authoriser, Wait
@@ -29,6 +29,7 @@ from cliproxy.errors import ChannelError, CliproxyError, NotPermitted, ProviderR
 from cliproxy.ipc.messages import PolicyAck
 from cliproxy.ipc.mux import CallHead, Reroute
 from cliproxy.ipc.policy_feed import PolicyFeed, PolicyFrame
+from cliproxy.memory import Ebb, give_back
 
 MAX_UNFINISHED_EVENT_BYTES = 256 * MIB  # of all calls together; one event of Responses may have 8 MiB, and 2,048 connections could each hold one back
 _TURNED_AWAY = frozenset({501, 503, 529})  # of the 5xx: not implemented, overloaded
@@ -70,6 +71,7 @@ class Dispatcher:
         self.unfinished: Room[str] = Room(MAX_UNFINISHED_EVENT_BYTES)
         self.gate = AuditGate(audit, self, loop=self._loop)
         self.flush = self.gate.flush
+        self._ebb = Ebb(give_back)
         self._relay = PolicyRelay(
             policy,
             self._workers.values(),
@@ -113,9 +115,10 @@ class Dispatcher:
         return sum(call.state is not State.ARRIVING for worker in self._workers.values() for call in worker.calls.values())
 
     def sweep(self, now: float) -> None:
-        """Once a second: tell the workers how things stand, and the auditor what it had no room for."""
+        """Once a second: tell the workers how things stand, the auditor what it had no room for, and give memory back after a crowd."""
         self._relay.sweep(now)
         self.gate.offer_outcomes()
+        self._ebb.look(self.kept.used + self.held.used + self.calls_under_way * STREAM_WINDOW_BYTES)
 
     # --- from state to state ---
 
