@@ -6,8 +6,8 @@ import gc
 
 import pytest
 
-from cliproxy.memory import EBB_BYTES, Ebb
 from cliproxy.dataplane.rooms import Accounts, Room
+from cliproxy.memory import EBB_BYTES, Ebb
 
 
 def filled(room: Room, *, pieces: int) -> int:
