@@ -24,8 +24,9 @@ OURS = {
     "processes.journal processes.lines processes.listeners processes.loader_protocol processes.openings processes.outlet "
     "processes.plan processes.relay processes.reloading processes.service processes.spawn "
     "processes.supervisor processes.topology processes.wiring processes.workspace",
-    "worker": f"{_CHILD} processes.worker auth config.routes dialects dataplane formats ingress ipc.mux ipc.policy_feed limits metering providers translators",
-    "egress": f"{_CHILD} processes.egress auth config.routes dialects egress memory formats ipc.mux ipc.policy_feed limits metering providers",
+    "worker": f"{_CHILD} processes.worker auth config.routes dialects dataplane formats ingress ipc.mux "
+    "ipc.policy_feed limits memory metering providers translators",
+    "egress": f"{_CHILD} processes.egress auth config.routes dialects egress formats ipc.mux ipc.policy_feed limits memory metering providers",
     "dialer": f"{_CHILD} processes.dialer dialects dialer providers",
     "vault": f"{_CHILD} processes.vault vault secure_files audit.files ipc.commands config.addresses providers.origin",
     "auditor": f"{_CHILD} processes.auditor processes.queries processes.senders audit ipc.commands secure_files",
