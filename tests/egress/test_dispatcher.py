@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from typing import Any
 
@@ -16,7 +17,7 @@ from cliproxy.config.schema import ModelRoute, PoolMember, Provider, ProviderRat
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.call import Call, State
 from cliproxy.egress.cooldowns import Key, fault_of
-from cliproxy.errors import ChannelError, CliproxyError, Unavailable, UpstreamError
+from cliproxy.errors import ChannelError, CliproxyError, ProviderRefusal, Unavailable, UpstreamError
 from cliproxy.ipc.messages import PolicyChange, PolicyRules
 from cliproxy.ipc.mux import Abort, Answer, CallHead, Kind, Reroute
 from cliproxy.secret import Secret
@@ -690,5 +691,28 @@ def test_a_body_leaves_once() -> None:
         case.submit()
         with pytest.raises(ChannelError):
             case.started[0].request.take_body()
+
+    in_a_loop(test)
+
+
+def test_calls_that_failed_everywhere_leave_nothing_behind() -> None:
+    """Each kept its last error for ever, and with it the frames that had raised it: what held the call was hidden from the garbage collector."""
+
+    def test() -> None:
+        case = Case()
+
+        def errors_kept() -> int:
+            for kept in (case.frames, case.started, case.bodies, case.cancelled):
+                kept.clear()
+            case.logged()
+            gc.collect()
+            return sum(isinstance(thing, ProviderRefusal) for thing in gc.get_objects())
+
+        before = errors_kept()
+        for number in range(1, 21):
+            case.submit(number)
+            for _ in range(3):
+                case.fail(refusal(409))
+        assert errors_kept() <= before
 
     in_a_loop(test)

@@ -49,7 +49,7 @@ class Case:
             acknowledge=self.acknowledged.append,
         )
         self.frames: list[tuple[int, int, bytes]] = []
-        self.workers = [self.dispatcher.worker(slot, max_body_bytes=1 << 20) for slot in range(2)]
+        self.workers = [self.dispatcher.worker(index, max_body_bytes=1 << 20) for index in range(2)]
         for worker in self.workers:
             worker.introduced = True
             worker.channel.queue = lambda kind, stream, payload: self.frames.append((kind, stream, payload))  # type: ignore[method-assign]

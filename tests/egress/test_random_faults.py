@@ -97,7 +97,7 @@ class Weather:
         limits = ({}, {"concurrency": 3}, {"tokens_per_minute": 4000}, {"requests_per_minute": 400})
         self.records = tuple(KeyRecord(id=f"k{number}", digest=digest_of(proof(number)), name="k", models=("*",), **limits[number]) for number in range(KEYS))
         self.snapshot(1)
-        self.workers = [self.fresh_worker(slot) for slot in (0, 1)]
+        self.workers = [self.fresh_worker(index) for index in (0, 1)]
         self.live: list[Attempt] = []
         self.open: dict[tuple[int, int], CallHead] = {}  # by worker's index and stream
         self.endings: Counter[tuple[int, int, int]] = Counter()
@@ -115,10 +115,10 @@ class Weather:
             self.dispatcher.policy(message)
         self.policy.heard(vault_age=0.0, now=time.monotonic())
 
-    def fresh_worker(self, slot: int) -> WorkerChannel:
-        worker = self.dispatcher.worker(slot, max_body_bytes=1 << 20)
+    def fresh_worker(self, index: int) -> WorkerChannel:
+        worker = self.dispatcher.worker(index, max_body_bytes=1 << 20)
         worker.introduced = True
-        worker.channel.queue = lambda kind, stream, payload: self.on_frame(slot, kind, stream, payload)  # type: ignore[method-assign]
+        worker.channel.queue = lambda kind, stream, payload: self.on_frame(index, kind, stream, payload)  # type: ignore[method-assign]
         worker.channel.fail = lambda error: pytest.fail(str(error))  # type: ignore[method-assign]
         return worker
 
@@ -129,17 +129,17 @@ class Weather:
         self.live.append(call)
         return SimpleNamespace(cancel=lambda: None, pause_reading=lambda: None, resume_reading=lambda: None)
 
-    def on_frame(self, slot: int, kind: Kind, stream: int, payload: bytes) -> None:
+    def on_frame(self, index: int, kind: Kind, stream: int, payload: bytes) -> None:
         if not stream:
             return
         final = kind in (Kind.END, Kind.ABORT, Kind.REROUTE) or (kind is Kind.ANSWER and msgspec.msgpack.decode(payload, type=Answer).final)
         if not final:
             return
-        call = self.open.pop((slot, stream), None)
+        call = self.open.pop((index, stream), None)
         assert call is not None, f"a second ending, or one that nobody waits for: {kind.name}"
-        self.endings[slot, self.lives[slot], stream] += 1
+        self.endings[index, self.lives[index], stream] += 1
         if kind is Kind.REROUTE and self.dice.random() < 0.8:
-            asyncio.get_running_loop().call_soon(self.again, slot, call, msgspec.msgpack.decode(payload, type=Reroute), self.lives[slot])
+            asyncio.get_running_loop().call_soon(self.again, index, call, msgspec.msgpack.decode(payload, type=Reroute), self.lives[index])
 
     # --- calls ---
 
@@ -163,14 +163,14 @@ class Weather:
         )
         self.send(self.dice.randrange(2), call)
 
-    def again(self, slot: int, call: CallHead, reroute: Reroute, life: int) -> None:
-        if self.lives[slot] == life:
+    def again(self, index: int, call: CallHead, reroute: Reroute, life: int) -> None:
+        if self.lives[index] == life:
             self.streams += 1
-            self.send(slot, msgspec.structs.replace(call, endpoint=reroute.endpoint, quirks=reroute.quirks, tried=reroute.tried))
+            self.send(index, msgspec.structs.replace(call, endpoint=reroute.endpoint, quirks=reroute.quirks, tried=reroute.tried))
 
-    def send(self, slot: int, call: CallHead) -> None:
-        self.open[slot, self.streams] = call
-        self.workers[slot]._on_call(self.streams, msgspec.msgpack.encode(call))
+    def send(self, index: int, call: CallHead) -> None:
+        self.open[index, self.streams] = call
+        self.workers[index]._on_call(self.streams, msgspec.msgpack.encode(call))
 
     def any_live(self) -> Attempt | None:
         self.live = [call for call in self.live if not call._over]
@@ -218,17 +218,17 @@ class Weather:
 
     def client_goes(self) -> None:
         if self.open:
-            slot, stream = self.dice.choice(list(self.open))
-            del self.open[slot, stream]
-            self.workers[slot]._on_cancel(stream, b"")
+            index, stream = self.dice.choice(list(self.open))
+            del self.open[index, stream]
+            self.workers[index]._on_cancel(stream, b"")
 
     def worker_goes(self) -> None:
-        slot = self.dice.randrange(2)
-        for key in [key for key in self.open if key[0] == slot]:
+        index = self.dice.randrange(2)
+        for key in [key for key in self.open if key[0] == index]:
             del self.open[key]
-        self.workers[slot].channel_lost(None)
-        self.lives[slot] += 1
-        self.workers[slot] = self.fresh_worker(slot)
+        self.workers[index].channel_lost(None)
+        self.lives[index] += 1
+        self.workers[index] = self.fresh_worker(index)
 
     def policy_changes(self) -> None:
         number = self.policy.number + 1
@@ -309,7 +309,7 @@ def test_whatever_happened_nothing_is_held_and_everything_is_in_the_log_once(see
         assert all(meter.debt >= 0.0 for meter in meters.values())
     assert authoriser._router._under_way == {}
     assert [key for key, cooldown in authoriser.cooldowns.table.items() if cooldown.probing] == []
-    assert all(order.body == b"" and order.kept == 0 for order, _ in dispatcher._rerouted.calls.values())
+    assert all(call.body == b"" and call.kept == 0 for call, _ in dispatcher._rerouted.calls.values())
     assert set(weather.endings.values()) <= {1}
     intents = Counter((event.request, event.attempt) for event in weather.log if isinstance(event, ProviderRequest))
     outcomes = Counter((event.request, event.attempt) for event in weather.log if isinstance(event, ProviderOutcome))
