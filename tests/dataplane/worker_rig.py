@@ -126,7 +126,7 @@ class Rig:
             build="b", generation=1, violation=self.faults.append, policy_applied=lambda: None, collect=lambda begins: None, fault=self.faults.append
         )
         self.channel = Channel()
-        self.link._channel = self.channel  # type: ignore[assignment]
+        self.link._channel = self.link._taking = self.channel  # type: ignore[assignment]
         settings = Settings(providers=providers, models=models, requests=requests or Requests())
         self.tally = AuthenticationTally()
         self.exchange = Exchange(settings, self.link, self.tally, address_limit=self.rate, draining=lambda: False)
