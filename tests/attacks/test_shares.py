@@ -18,6 +18,7 @@ from fakes.wire import WireClient, request_bytes
 
 CLIENTS = 60
 ORDINARY_CALLS = 30
+CALL = {"model": "echo", "messages": [{"role": "user", "content": "Hello."}]}
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +112,45 @@ def test_bodies_of_one_key_that_never_end_leave_another_the_room(gateway: Gatewa
     finally:
         for sock in socks:
             sock.close()
+
+
+# --- connections ---------------------------------------------------------------------------------------------------------
+
+HALVES = {"idle": b"", "half a head": b"G", "half a body": b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{"}
+
+
+def kept_open(gateway: Gateway, key: str, address: str, half: bytes) -> socket.socket:
+    """A connection on which `key` was good, once, and `half` follows."""
+    with contextlib.suppress(ConnectionError):
+        sock = socket.create_connection(("127.0.0.1", gateway.port), timeout=30, source_address=(address, 0))
+        sock.sendall(request_bytes("GET", "/v1/models", key=key))
+        sock.recv(65536)
+        sock.sendall(half)
+        return sock
+    return socket.socket()  # turned away
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("crowd", ["an address", "a worker"])
+def test_one_key_s_connections_leave_another_key_room(crowd: str, half: str) -> None:
+    """One key, good once on each of as many connections as there may be, kept every other key of the address, or of the worker, out."""
+    most = 40
+    limits = {"max_connections": most, "max_connections_per_address": 10} if crowd == "a worker" else {"max_connections_per_address": most}
+    with Gateway({"server": {"workers": 1, "limits": {**limits, "body_timeout_seconds": 60, "head_timeout_seconds": 60}}}) as gateway:
+        stolen = str(json.loads(gateway.run("keys", "create", "--json", "--name", "stolen"))["key"])
+        with WireClient(gateway.port) as client:
+            assert client.ask("GET", "/v1/models", key=gateway.key).status == 200
+        kept = []
+        try:
+            for number in range(most + 10):
+                address = "127.0.0.1" if crowd == "an address" else f"127.0.1.{1 + number // 10}"
+                kept.append(kept_open(gateway, stolen, address, HALVES[half]))
+            with WireClient(gateway.port) as stays:
+                for _ in range(10):
+                    assert stays.ask("POST", "/v1/chat/completions", key=gateway.key, body=CALL).status == 200
+                    with WireClient(gateway.port) as comes:
+                        assert comes.ask("GET", "/v1/models", key=gateway.key).status == 200
+                    kept.append(kept_open(gateway, stolen, "127.0.0.1", HALVES[half]))
+        finally:
+            for sock in kept:
+                sock.close()

@@ -107,11 +107,13 @@ def test_addresses_are_grouped_by_64_bits_of_ipv6_and_all_of_ipv4() -> None:
 
 
 class Open:
-    """A connection as the caps see it. `idle`: nothing is under way."""
+    """A connection as the caps see it. `idle`: nothing is under way; `waiting`: its client sends no whole request, or does not read."""
 
-    def __init__(self, caps: ConnectionCaps, text: str, *, key: bool = False, idle: bool = False) -> None:
+    def __init__(self, caps: ConnectionCaps, text: str, *, key: bool = False, idle: bool = False, waiting: bool = False, account: object = "somebody") -> None:
         self.client = parse_address(text)
+        self.account = account
         self.is_idle = idle
+        self.is_answering = not (idle or waiting)
         self.gave_way = False
         self._caps = caps
         caps.enter(self)
@@ -142,7 +144,7 @@ def test_caps_count_exactly_and_forget_everything() -> None:
     assert caps.open == 5 and not caps.admits(parse_address("192.0.2.3"))  # total
     for member in members:
         caps.release(member)
-    assert caps.open == 0 and not caps._crowds and not caps._strangers
+    assert caps.open == 0 and not caps._crowds and not caps._strangers and not caps._holders
 
 
 def test_the_oldest_stranger_of_an_address_gives_way_then_an_idle_key_holder_and_never_one_who_works() -> None:
@@ -155,6 +157,32 @@ def test_the_oldest_stranger_of_an_address_gives_way_then_an_idle_key_holder_and
         Open(caps, "192.0.2.1", key=True)
     assert not caps.admits(OTHER)
     assert not working.gave_way and not elsewhere.gave_way and caps.open == 5
+
+
+def test_of_key_holders_gives_way_who_has_the_most_connections_and_each_account_s_idle_ones_first() -> None:
+    for total, per_address in ((100, 6), (6, 100)):  # at one address, and in a full worker
+        caps, _ = caps_of(total=total, per_address=per_address)
+        small = [Open(caps, "192.0.2.1", key=True, idle=True, account="small") for _ in range(2)]
+        working = Open(caps, "192.0.2.1", key=True, account="large")
+        half_sent, later = (Open(caps, "192.0.2.1", key=True, waiting=True, account="large") for _ in range(2))
+        idle = Open(caps, "192.0.2.1", key=True, idle=True, account="large")
+        for expected in (idle, half_sent):
+            assert caps.admits(OTHER) and expected.gave_way and not later.gave_way
+            Open(caps, "192.0.2.1", key=True, account="third")
+        assert not any(one.gave_way for one in (working, *small))
+        assert caps.admits(OTHER) and small[0].gave_way, "as many as the others, and the first"
+
+
+def test_a_connection_is_its_last_key_s_holder_s() -> None:
+    caps, _ = caps_of(total=10, per_address=3)
+    changed = Open(caps, "192.0.2.1", key=True, idle=True, account="first")
+    changed.account = "second"
+    caps.authenticated(changed)
+    others = [Open(caps, "192.0.2.1", key=True, idle=True, account="first") for _ in range(2)]
+    assert caps.admits(OTHER) and others[0].gave_way and not changed.gave_way
+    caps.release(others[1])
+    caps.release(changed)
+    assert caps.open == 0 and not caps._holders
 
 
 def test_a_full_worker_has_room_for_addresses_where_a_key_was_good_lately() -> None:

@@ -167,6 +167,11 @@ class Connection(Answering, asyncio.Protocol):
         """Whether nothing is under way, nor waits to be read or written."""
         return self._state is _IDLE and not (self.paused or self._outbox.size or self._framer.buffer)
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether the exchange owes an answer, or the rest of one."""
+        return _ASKED <= self._state <= _STREAMING
+
     def give_way(self) -> None:
         """End, so that somebody else has room. It counts no more when this returns."""
         self._host.end(self)
