@@ -771,7 +771,7 @@ def test_a_profile_that_cannot_say_the_request_counts_as_tried() -> None:
 def test_a_reroute_without_a_channel_is_503() -> None:
     worker = rig()
     client = worker.post("/v1/messages", MESSAGES | {"model": "pool"})
-    worker.link._channel = None
+    worker.link._channel = worker.link._taking = None
     worker.reroute(client, Endpoint.CHAT_COMPLETIONS, quirks=chat_quirks(worker))
     assert (client.status, client.json["error"]["type"]) == (503, "overloaded_error")
 
