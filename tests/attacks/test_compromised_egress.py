@@ -167,7 +167,7 @@ NOT_ENROLLED: dict[str, Callable[[int, FakeProvider], str]] = {
     "an address": lambda port, provider: f"127.0.0.1:{port}",
     "a provider's name": lambda port, provider: "fake",
     "nothing": lambda port, provider: "",
-    "a very long one": lambda port, provider: "https://" + "a" * 60_000,
+    "a very long one": lambda port, provider: "https://" + "a" * 250,
 }
 
 
@@ -192,6 +192,7 @@ def test_a_credential_of_another_origin_leads_nowhere(gateway: EgressHeld, diale
 
 
 DIALER_VIOLATIONS: dict[str, list[bytes]] = {
+    "an origin longer than any": [message("Dial", dial=1, origin="https://" + "a" * 60_000)],
     "an address beside the origin": [message("Dial", dial=1, origin="http://127.0.0.1:1", address="127.0.0.1")],
     "an address instead of the origin": [message("Dial", dial=1, address="127.0.0.1")],
     "an origin that is no text": [message("Dial", dial=1, origin=["127.0.0.1", 80])],
@@ -323,6 +324,7 @@ VAULT_VIOLATIONS: dict[str, list[bytes]] = {
     "a hello with an origin": [message("EgressHello", build=build_id(), origin="https://evil.example:443")],
     "a hello of another build": [message("EgressHello", build="0.0.1+0000000000000000")],
     "a second hello": [HELLO, HELLO],
+    "a use of a key with a name longer than any": [HELLO, message("LastUse", keys={"x" * 1000: 1})],
     "an acknowledgement before the hello": [message("PolicyAck", number=0, workers=1, of_workers=1, streams_ended=0)],
     "last use before the hello": [message("LastUse", keys={})],
     "an acknowledgement of what is to come": [HELLO, message("PolicyAck", number=1 << 40, workers=1, of_workers=1, streams_ended=0)],
@@ -360,7 +362,7 @@ def test_last_use_says_what_can_be_and_nothing_else(gateway: EgressHeld, vault: 
     (key,) = json.loads(gateway.run("keys", "list", "--json"))
     vault.send(HELLO)
     snapshot(vault)
-    vault.send(message("LastUse", keys={key["id"]: int(time.time()) + 10_000, "key_0000000000000000": 1, "x" * 1000: -1}))
+    vault.send(message("LastUse", keys={key["id"]: int(time.time()) + 10_000, "key_0000000000000000": 1, "x" * 64: -1}))
     vault.send(message("LastUse", keys={key["id"]: -5}))
     assert receive(vault) is not None  # VaultAlive: it has read them
     (again,) = json.loads(gateway.run("keys", "list", "--json"))
