@@ -11,13 +11,14 @@ from collections.abc import Iterator
 import pytest
 
 from cliproxy.audit.events import AddressDenied, ChannelViolation
-from cliproxy.bounds import MAX_PENDING_DIALS
+from cliproxy.bounds import MAX_HOST_CHARS, MAX_PENDING_DIALS
 from cliproxy.config.schema import Provider, ProviderTimeouts, Settings, encode_settings
 from cliproxy.errors import ChannelError
 from cliproxy.ipc.control import Down, Up
 from cliproxy.ipc.messages import DialFailed
 from fakes.dialer_process import DialerProcess
 
+LONGEST_ORIGIN = MAX_HOST_CHARS + len("https://[]:65535")  # the longest host, and what may stand around it
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[socket.socket]:
@@ -68,11 +69,22 @@ def test_an_enrolled_origin_gives_a_connected_socket(dialer: DialerProcess, serv
         "HTTP://127.0.0.1:{port}",
         "127.0.0.1",
         "",
-        "x" * 10_000,
+        "x" * LONGEST_ORIGIN,
     ],
 )
 def test_an_origin_that_is_not_enrolled_is_not_dialled(dialer: DialerProcess, port: int, origin: str) -> None:
     assert dialer.dial(origin.replace("{port}", str(port))) == "not_enrolled"
+
+
+@pytest.mark.parametrize("characters", [LONGEST_ORIGIN + 1, 10_000])
+def test_an_origin_longer_than_any_closes_the_channel_and_is_audited(dialer: DialerProcess, port: int, characters: int) -> None:
+    dialer.ask("x" * characters)
+    with pytest.raises(ChannelError):
+        dialer.answer()
+    (event,) = dialer.events()
+    assert isinstance(event, ChannelViolation) and event.peer == "egress"
+    dialer.replace_egress()
+    assert dialer.dial(f"http://x.example:{port}") == "not_enrolled"
 
 
 @pytest.mark.parametrize(

@@ -80,13 +80,13 @@ class DialerProcess:
         self._home.cleanup()
 
     def report(self) -> Report:
-        """Return the next thing it tells the supervisor."""
-        if not self._reports:
+        """Return the next thing that it tells the supervisor, signs of life left out: they come when they are due."""
+        while not self._reports:
             readable, _, _ = select.select([self.control.fileno()], [], [], PATIENCE)
             assert readable, "the dialer says nothing"
             reports = self.control.receive()
             assert reports is not None, f"the dialer is gone: {os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])}"
-            self._reports = reports
+            self._reports = [report for report in reports if report.kind is not Up.ALIVE]
         return self._reports.pop(0)
 
     def ask(self, origin: str) -> int:
