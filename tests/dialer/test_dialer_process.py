@@ -20,6 +20,7 @@ from fakes.dialer_process import DialerProcess
 
 LONGEST_ORIGIN = MAX_HOST_CHARS + len("https://[]:65535")  # the longest host, and what may stand around it
 
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listening:

@@ -166,3 +166,28 @@ def test_the_service_managers_socket_is_used_and_stays_over_a_reload():
 def test_an_inherited_socket_that_does_not_listen_is_refused():
     with socket.socket() as sock:
         assert "not a listening stream socket; use ListenStream=" in inheriting(sock.fileno())
+
+
+@pytest.mark.parametrize("shutdowns", [1, 2])
+def test_a_socket_that_was_shut_down_takes_connections_that_can_talk(shutdowns):
+    """The second shutdown, of what listens no more, leaves a mark that the connections of the next `listen` would inherit."""
+    with socket.create_server(("127.0.0.1", 0)) as lost_port:
+        port = lost_port.getsockname()[1]
+    listeners = open_listeners(Server(listen=("127.0.0.1",), port=port), before=None, say=print)
+    (number,) = listeners.sockets.values()
+    with socket.socket(fileno=os.dup(number)) as attacker:
+        attacker.shutdown(socket.SHUT_RDWR)
+        for _ in range(shutdowns - 1):
+            with pytest.raises(OSError, match="not connected"):
+                attacker.shutdown(socket.SHUT_RDWR)
+        assert listeners.reopen() == [(f"127.0.0.1:{port}", "it was shut down")]
+        assert listeners.reopen() == []
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            attacker.settimeout(10)
+            accepted, _ = attacker.accept()
+            with accepted:
+                client.sendall(b"question")
+                assert accepted.recv(20) == b"question"
+                accepted.sendall(b"answer")
+                assert client.recv(20) == b"answer"
+    listeners.close_except(None)

@@ -115,6 +115,8 @@ def _put_right(number: int) -> str:
             name = sock.getsockname()
             try:
                 sock.listen(LISTEN_BACKLOG)
+                sock.shutdown(socket.SHUT_RDWR)  # a second shutdown, of a socket that did not listen any more, marked it, and every connection would be born
+                sock.listen(LISTEN_BACKLOG)  # with the mark: shut down. Only the shutdown of a listening socket takes it away (Linux, `tcp_disconnect`)
                 lost = sock.getsockname() != name  # a port that the system chose is free again after a shutdown
             except OSError:
                 lost = True
