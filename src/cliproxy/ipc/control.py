@@ -1,7 +1,7 @@
 """The channel between the supervisor and each child: fixed-size records upward, fixed-size records with descriptors downward.
 
 The supervisor parses nothing that a client or provider sent, and upward nothing of variable length at all: 16 bytes of kind, argument, value.
-A record of another size, an unknown kind, or a kind with the wrong number of descriptors raises `ChannelError`.
+A record of another size, an unknown kind, a kind with the wrong number of descriptors, or more reports than a child has to make raises `ChannelError`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import array
 import os
 import socket
 import struct
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -21,6 +22,8 @@ from cliproxy.ipc.channel import ChannelClosed
 
 _RECORD: Final = struct.Struct("<BxxxIQ")
 _MAX_RECORDS_PER_TURN: Final = 64
+REPORTS_PER_SECOND: Final = 8.0  # of one child: a sign of life every other second, a new segment of the log, two for a reload
+REPORTS_BURST: Final = 1024.0  # a queue holds hundreds, and all wait when the supervisor was stopped
 
 
 class Up(IntEnum):
@@ -179,6 +182,8 @@ class SupervisorControl:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
+        self._allowance = REPORTS_BURST
+        self._received_at = time.monotonic()
 
     def fileno(self) -> int:
         """The descriptor, for `poll`."""
@@ -197,8 +202,11 @@ class SupervisorControl:
         return True
 
     def receive(self) -> list[Report] | None:
-        """Return the reports that wait, at most 64; `None` when the child's end is closed. Raises `ChannelError` on garbage."""
+        """Return the reports that wait, at most 64; `None` when the child's end is closed. Raises `ChannelError` on garbage, or too many."""
         reports: list[Report] = []
+        now = time.monotonic()
+        self._allowance = min(REPORTS_BURST, self._allowance + (now - self._received_at) * REPORTS_PER_SECOND)
+        self._received_at = now
         for _ in range(_MAX_RECORDS_PER_TURN):
             try:
                 record = self._sock.recv(_RECORD.size + 1)
@@ -210,6 +218,9 @@ class SupervisorControl:
                 return reports or None
             if not record:
                 return reports or None
+            self._allowance -= 1.0
+            if self._allowance < 0.0:
+                raise ChannelError(f"more than {REPORTS_PER_SECOND:g} reports a second")
             reports.append(decode_report(record))
         return reports
 

@@ -285,8 +285,7 @@ class Supervisor:
         try:
             reports = child.control.receive()
         except ChannelError as error:
-            self._journal.record(ChannelViolation(peer=child.name, reason=str(error)))
-            self._fleet.kill(child)
+            self._violated(child, str(error))
             return
         if reports is None:
             self._ended(child)  # it is leaving; SIGCHLD follows
@@ -294,11 +293,14 @@ class Supervisor:
             return
         child.silence.end()
         for report in reports:
-            self._on_report(child, report)
+            if child.control.fileno() in self._controls:
+                self._on_report(child, report)
 
     def _on_report(self, child: Child, report: Report) -> None:
         admin = child.member.role == ADMIN
-        if report.kind is Up.READY:
+        if report.kind is Up.READY and child.state is State.READY:
+            self._violated(child, "READY a second time")
+        elif report.kind is Up.READY:
             self._fleet.ready(child)
             if self._plan.serving:
                 self._journal.record(Process(code=0, role=child.name, what="ready"))
@@ -316,8 +318,14 @@ class Supervisor:
         elif report.kind is Up.SEGMENT and child.member.role == AUDITOR:
             self._open_segment(child, report.argument)
         elif report.kind not in (Up.ALIVE, Up.DRAINED):
-            self._journal.record(ChannelViolation(peer=child.name, reason=f"{report.kind.name} is not for it to say"))
-            self._fleet.kill(child)
+            self._violated(child, f"{report.kind.name} is not for it to say")
+
+    def _violated(self, child: Child, reason: str) -> None:
+        """The child said what it may not: the log tells it once, and nothing that the child said is heard any more."""
+        if child.control is not None and child.control.fileno() in self._controls:
+            self._journal.record(ChannelViolation(peer=child.name, reason=reason))
+            self._ended(child)
+        self._fleet.kill(child)
 
     def _open_segment(self, child: Child, index: int) -> None:
         """The auditor's segment is full. It gets the next one, or the present one again when it asks for that."""
