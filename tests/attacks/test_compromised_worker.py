@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 from cliproxy.audit.events import Authentication, ProviderOutcome
-from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_FRAME_BYTES, MAX_STREAMS_PER_CHANNEL, STREAM_WINDOW_BYTES
+from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_FRAME_BYTES, MAX_REQUEST_BYTES_PER_WORKER, MAX_STREAMS_PER_CHANNEL, STREAM_WINDOW_BYTES
 from cliproxy.ipc.mux import HEADER, Kind
 from cliproxy.processes.topology import AUDITOR, FIRST_WORKER_FD
 from fakes.held import CREDIT, POLICY_ACK, FallenWorker, Held, wait_for
@@ -168,15 +168,6 @@ REFUSED: dict[str, tuple[int, Callable[[WorkerHeld], list[Any]]]] = {
     "two caps on tokens": (400, lambda g: call(g, rest=REST[:-1] + b',"max_completion_tokens":5000}', max_tokens=5000)),
     "too many choices": (400, lambda g: call(g, rest=REST.replace(b'"n":1', b'"n":129'), n=129)),
     "no JSON": (400, lambda g: call(g, rest=b',"messages":[')),
-    "a second model": (400, lambda g: call(g, rest=REST[:-1] + b',"model":"gpt-4-turbo"}')),
-    "second tokens": (400, lambda g: call(g, rest=REST[:-1] + b',"max_tokens":999}')),
-    "a second model to embed": (400, lambda g: call(g, model="echo", endpoint=2, rest=b',"input":"a","model":"other"}')),
-    "a second model in capitals": (400, lambda g: call(g, rest=REST[:-1] + b',"MODEL":"gpt-4-turbo"}')),
-    "second tokens in capitals": (400, lambda g: call(g, rest=REST[:-1] + b',"MAX_TOKENS":999}')),
-    "second tokens with a Kelvin sign": (400, lambda g: call(g, rest=REST[:-1] + ',"max_to\u212aens":999}'.encode())),
-    "a field of another gateway's": (400, lambda g: call(g, rest=REST[:-1] + b',"extra_body":{"max_tokens":999}}')),
-    "a number that no double holds": (400, lambda g: call(g, rest=REST[:-1] + b',"temperature":1e99999}')),
-    "bytes that are no text": (400, lambda g: call(g, rest=REST[:-1] + b',"user":"\xff"}')),
     "two documents": (400, lambda g: call(g, rest=REST + b"{}")),
     "a hole at the beginning": (400, lambda g: call(g, hole=0)),
     "a hole at the end": (400, lambda g: call(g, hole=len(HEAD + REST))),
@@ -197,20 +188,33 @@ def test_a_call_that_may_not_be_is_refused_and_never_leaves(
     assert worker.answer(2)[0] is Kind.ANSWER
 
 
-ONE_KEYS_STREAMS = MAX_STREAMS_PER_CHANNEL // 2  # the other half is for other keys
-
-
-def test_calls_above_the_bound_are_refused_while_the_others_wait(gateway: WorkerHeld, provider: FakeProvider, worker: FallenWorker) -> None:
-    waiting = pack(call(gateway, body=b""))
-    worker.raw(b"".join(HEADER.pack(len(waiting), Kind.CALL, stream) + waiting for stream in range(1, 5001)))
-    refused = []
+def opened(gateway: WorkerHeld, worker: FallenWorker, proofs: list[bytes], *, refused: int) -> list[int]:
+    """Open a stream with each of `proofs`, whose body never comes, and return the first `refused` streams that are refused."""
+    calls = [pack(call(gateway, body=b"", proof=proof)) for proof in proofs]
+    worker.raw(b"".join(HEADER.pack(len(waiting), Kind.CALL, stream) + waiting for stream, waiting in enumerate(calls, 1)))
+    found: list[int] = []
     for kind, stream, payload in worker.frames():
         if kind is Kind.ABORT:
             assert msgspec.msgpack.decode(payload)[0] == 503
-            refused.append(stream)
-            if len(refused) == 5000 - ONE_KEYS_STREAMS:
+            found.append(stream)
+            if len(found) == refused:
                 break
-    assert refused == list(range(ONE_KEYS_STREAMS + 1, 5001))
+    return found
+
+
+def test_calls_above_the_bound_are_refused_while_the_others_wait(gateway: WorkerHeld, provider: FakeProvider, worker: FallenWorker) -> None:
+    """Each says that it is of another key: together they fill the room, and no more."""
+    refused = opened(gateway, worker, [os.urandom(32) for _ in range(5000)], refused=5000 - MAX_STREAMS_PER_CHANNEL)
+    assert refused == list(range(MAX_STREAMS_PER_CHANNEL + 1, 5001))
+    assert_others_are_served(gateway)
+    assert leftover(provider) == []
+
+
+def test_one_key_has_half_of_the_calls_and_the_next_half_of_the_rest(gateway: WorkerHeld, provider: FakeProvider, worker: FallenWorker) -> None:
+    """ADR 0127."""
+    half = MAX_STREAMS_PER_CHANNEL // 2
+    refused = opened(gateway, worker, [os.urandom(32)] * (half + 10) + [os.urandom(32)] * half, refused=10 + half // 2)
+    assert refused == [*range(half + 1, half + 11), *range(half + half // 2 + 11, 2 * half + 11)]
     assert_others_are_served(gateway)
     assert leftover(provider) == []
 
@@ -227,10 +231,13 @@ def test_a_worker_holds_no_more_of_egress_s_memory_than_its_share(gateway: Worke
     before = resident()
     worker.raw(HEADER.pack(0, Kind.DATA, 1) * 1_000_000)
     worker.raw((HEADER.pack(2, Kind.DATA, 1) + b"xy") * 500_000)
-    for stream in range(2, 400):
+    half = MAX_REQUEST_BYTES_PER_WORKER // most // 2  # of one key (ADR 0127)
+    for stream in range(2, half + 2):
         worker.send(Kind.CALL, stream, pack(call(gateway, body=b"", body_bytes=most)))
-    first_refused = next(stream for kind, stream, _ in worker.frames() if kind is Kind.ABORT)
-    assert first_refused == 65  # 64 MiB are announced for one key, half of what the worker has
+    for stream in range(half + 2, 400):  # each says that it is of another key
+        worker.send(Kind.CALL, stream, pack(call(gateway, body=b"", body_bytes=most, proof=os.urandom(32))))
+    refused = (stream for kind, stream, _ in worker.frames() if kind is Kind.ABORT)
+    assert [next(refused), next(refused)] == [half + 1, 2 * half + 2]  # the first key is above its share; then all is announced that there is room for
     assert resident() - before < 16 * 1024
 
 
@@ -275,6 +282,18 @@ VIOLATIONS: dict[str, Deed] = {
     "a body with more choices": asks(rest=REST.replace(b'"n":1', b'"n":9')),
     "a body that streams": asks(rest=REST.replace(b"false", b"true")),
     "a body that does not stream": asks(stream=True),
+    "a second model": asks(rest=REST[:-1] + b',"model":"gpt-4-turbo"}'),
+    "second tokens": asks(rest=REST[:-1] + b',"max_tokens":999}'),
+    "an embeddings body for another model": asks(model="echo", endpoint=2, rest=b',"input":"a","model":"other"}'),
+    "a second model in capitals": asks(rest=REST[:-1] + b',"MODEL":"gpt-4-turbo"}'),
+    "second tokens in capitals": asks(rest=REST[:-1] + b',"MAX_TOKENS":999}'),
+    "second tokens with a Kelvin sign": asks(rest=REST[:-1] + ',"max_to\u212aens":999}'.encode()),
+    "the same field twice, which does not count": asks(rest=REST[:-1] + b',"user":"a","user":"b"}'),
+    "a field of another gateway's": asks(rest=REST[:-1] + b',"extra_body":{"max_tokens":999}}'),
+    "a number that no double holds": asks(rest=REST[:-1] + b',"temperature":1e99999}'),
+    "an integer that no double holds": asks(rest=REST[:-1] + b',"seed":' + b"9" * 309 + b"}"),
+    "bytes that are no text": asks(rest=REST[:-1] + b',"user":"\xff"}'),
+    "a body that our encoder does not write": asks(rest=REST[:-1] + b" }"),
     "a hole outside": asks(hole=len(HEAD + REST) + 1),
     "a hole before": asks(hole=-1),
     "a hole elsewhere, and a model of its own": asks(hole=5, body=b'{"a":,"model":"gpt-4-turbo","max_tokens":16}', body_bytes=44),

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cliproxy.dialects import ENDPOINTS, Dialect, Endpoint, Operation, Quirks
-from cliproxy.errors import ClientError, SchemaError
+from cliproxy.errors import ChannelError, ClientError, SchemaError
 from cliproxy.metering.names import OUTPUT_CAPS_ELSEWHERE, REFUSED_FIELDS, REFUSED_PREFIXES, plain_name
 from cliproxy.metering.table import METERS
 from cliproxy.translators.table import CLIENTS, TARGETS, DecodeOptions
@@ -62,7 +62,7 @@ MORE = [
 def test_a_body_of_a_fallen_worker_that_a_provider_could_read_otherwise_is_refused(more: str, room: str) -> None:
     asked_of_chat(f"{CHAT}{room}}}".encode())
     for body in (f"{CHAT}{room},{more}}}", f'{{{more},"model":"m",{MESSAGES},"max_tokens":16{room}}}'):
-        with pytest.raises(SchemaError):
+        with pytest.raises(ChannelError):
             asked_of_chat(body.encode())
 
 
@@ -71,7 +71,7 @@ def test_a_body_of_a_fallen_worker_that_a_provider_could_read_otherwise_is_refus
 )
 @pytest.mark.parametrize("text", [b"\xff", b"\xed\xa0\x80", b"\xc0\xaf"])
 def test_bytes_that_are_no_utf8_are_refused_wherever_they_stand(place: str, text: bytes) -> None:
-    with pytest.raises(SchemaError):
+    with pytest.raises(ChannelError):
         asked_of_chat(place.encode().replace(b"%s", text))
 
 
@@ -92,7 +92,7 @@ def test_bytes_that_are_no_utf8_are_refused_wherever_they_stand(place: str, text
     ],
 )
 def test_so_it_is_in_every_dialect(endpoint: Endpoint, body: str) -> None:
-    with pytest.raises(SchemaError):
+    with pytest.raises(ChannelError):
         METERS[endpoint].asked_for(body.encode())
 
 
@@ -125,7 +125,7 @@ def test_what_passes_is_read_alike_by_a_reader_that_takes_the_first_the_last_or_
     body = "{" + ",".join([*base, *(f'"{name}":{gap}{value}' for name, value in more)]) + "}"
     try:
         asked = asked_of_chat(body.encode())
-    except SchemaError:
+    except (SchemaError, ChannelError):
         return
     pairs: list[tuple[str, Any]] = json.loads(body, object_pairs_hook=lambda pairs: pairs)
     first: dict[str, Any] = {}
@@ -173,3 +173,92 @@ def test_what_an_honest_worker_writes_for_any_target_passes(dialect: Dialect, qu
                 METERS[endpoint].asked_for(final)
                 passed += 1
     assert passed
+
+
+# --- a client that ends everybody's calls ------------------------------------------------------------------------------
+
+BODIES: dict[Endpoint, dict[str, Any]] = {
+    Endpoint.CHAT_COMPLETIONS: {"model": "m", "messages": [{"role": "user", "content": "x"}]},
+    Endpoint.RESPONSES: {"model": "m", "input": "x"},
+    Endpoint.MESSAGES: {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]},
+    Endpoint.COUNT_MESSAGE_TOKENS: {"model": "m", "messages": [{"role": "user", "content": "x"}]},
+    Endpoint.GENERATE_CONTENT: {"contents": [{"parts": [{"text": "x"}]}]},
+    Endpoint.COUNT_CONTENT_TOKENS: {"contents": [{"parts": [{"text": "x"}]}]},
+    Endpoint.EMBEDDINGS: {"model": "m", "input": "x"},
+    Endpoint.EMBED_CONTENT: {"content": {"parts": [{"text": "x"}]}},
+    Endpoint.IMAGES: {"model": "m", "prompt": "x"},
+    Endpoint.SPEECH: {"model": "m", "input": "x", "voice": "v"},
+}
+_COUNTED = """
+    model models fallbacks messages n best_of stream stream_options include_usage max_tokens max_completion_tokens max_output_tokens partial_images requests
+    generation_config generationConfig maxOutputTokens candidateCount candidate_count routingConfig routing_config modelSelectionConfig
+    generateContentRequest contents content input user seed temperature x
+"""
+COUNTED = _COUNTED.split()
+KELVIN = str.maketrans({"k": "\u212a", "s": "\u017f", "i": "\u0131"})
+RESPELT = st.sampled_from(
+    [lambda name: name] * 4  # type: ignore[list-item]
+    + [str.upper, str.title, lambda name: name.replace("_", "-"), lambda name: name.replace("_", ""), lambda name: name.translate(KELVIN)]
+)
+SPELT = st.builds(lambda name, respelt: respelt(name), st.sampled_from(COUNTED), RESPELT)
+HELD = st.sampled_from([None, None, True, False, 1, 5, "m", [], {}, 10**400, -(10**309), 10**308, "9" * 500, [{"a": 10**310}], 0.5, "\ud83d\ude00"])
+MEMBERS = st.dictionaries(SPELT, HELD | st.dictionaries(SPELT, HELD, max_size=2), min_size=1, max_size=3)
+
+
+def final_bodies(endpoint: Endpoint, body: bytes, quirks: Quirks) -> list[tuple[Endpoint, bytes]]:
+    """What an honest worker writes of a client's `body`, for every target; nothing where it refuses."""
+    operation, dialect = ENDPOINTS[endpoint]
+    row = CLIENTS[dialect, operation]
+    try:
+        request = row.decode(body, DecodeOptions(4096, "clamp", False, "m", False), None)
+    except ClientError:
+        return []
+    encoded = []
+    for target, encode, source in [
+        *([(endpoint, row.same, lambda of: of)] if row.same is not None else []),
+        *((target, found.encode, row.hub_of) for target, found in TARGETS.items() if ENDPOINTS[target][0] is operation and row.hub_of is not None),
+    ]:
+        try:
+            made = encode(source(request), quirks)
+        except ClientError:
+            continue
+        encoded.append((target, made.prefix + (b'"up"' if made.suffix else b"") + made.suffix))
+    return encoded
+
+
+@pytest.mark.parametrize("endpoint", BODIES)
+@given(MEMBERS, st.sampled_from([Quirks.NONE, Quirks.OLD_TOKEN_CAP, Quirks.NEW_TOKEN_CAP, Quirks.CLAUDE]))
+def test_no_body_of_a_clients_closes_the_channel_of_all(endpoint: Endpoint, more: dict[str, Any], quirks: Quirks) -> None:
+    """The worker refuses the same by the same judgement; what it lets through, egress takes."""
+    for target, final in final_bodies(endpoint, json.dumps(BODIES[endpoint] | more).encode(), quirks):
+        METERS[target].asked_for(final)
+
+
+ARGUMENTS = ['{"a":1e999}', '{"a":' + "9" * 309 + "}", '{"a":"\\ud800"}', '{"a":1,"a":2}', '{ "a" : 1 }', '{"a":' + "9" * 308 + "}"]
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_nor_do_the_arguments_of_a_tool_call_in_its_history(arguments: str) -> None:
+    called = {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}]}
+    messages = [{"role": "user", "content": "x"}, called, {"role": "tool", "tool_call_id": "c", "content": "y"}]
+    written = final_bodies(Endpoint.CHAT_COMPLETIONS, json.dumps({"model": "m", "messages": messages}).encode(), Quirks.NONE)
+    assert written
+    for target, final in written:
+        METERS[target].asked_for(final)
+
+
+@pytest.mark.parametrize(("more", "param"), [({"seed": 10**309}, "seed"), ({"metadata": {"a": [-(10**400)]}}, "metadata"), ({"x": [{"y": 10**310}]}, "x")])
+def test_an_integer_that_no_double_holds_is_a_400_that_names_its_field(more: dict[str, Any], param: str) -> None:
+    row = CLIENTS[Dialect.OPENAI_CHAT, Operation.GENERATE]
+    with pytest.raises(SchemaError) as raised:
+        row.decode(json.dumps(BODIES[Endpoint.CHAT_COMPLETIONS] | more).encode(), DecodeOptions(4096, "clamp", False, "m", False), None)
+    assert raised.value.param is not None and raised.value.param.startswith(param)
+
+
+@pytest.mark.parametrize("more", [{}, {"unknown_field": 10**308, "tools": []}])
+def test_a_text_with_many_digits_passes(more: dict[str, Any]) -> None:
+    body = BODIES[Endpoint.CHAT_COMPLETIONS] | {"messages": [{"role": "user", "content": "3" * 10_000}], **more}
+    written = final_bodies(Endpoint.CHAT_COMPLETIONS, json.dumps(body).encode(), Quirks.NONE)
+    assert written
+    for target, final in written:
+        METERS[target].asked_for(final)

@@ -73,11 +73,7 @@ def test_no_field_of_a_clients_makes_a_body_that_egress_reads_otherwise_than_its
             body = final(endpoint, request, quirks)
         except ClientError:
             continue
-        try:
-            asked = meter.asked_for(body)
-        except SchemaError:
-            assert any(body.count(b'"%s":' % name) for name in (b"max_output_tokens", b"candidateCount")), body
-            continue
+        asked = meter.asked_for(body)
         facts = facts_of(request) if facts_of is not None else request
         assert (asked.max_tokens, asked.n) == (facts.max_tokens, facts.n), more
         assert asked.stream == facts.stream or (asked.stream is None and not meter.says_stream), more

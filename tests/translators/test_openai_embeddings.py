@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cliproxy.dialects import Quirks
-from cliproxy.errors import ClientError, SchemaError, UpstreamError
+from cliproxy.errors import ChannelError, ClientError, SchemaError, UpstreamError
 from cliproxy.metering.openai_embeddings import reread, usage_of_embeddings
 from cliproxy.metering.usage import Usage
 from cliproxy.translators.openai_embeddings.decode import decode_embeddings
@@ -79,7 +79,7 @@ def test_as_many_tokens_as_the_vendor_takes_are_taken() -> None:
 def test_garbage_is_a_client_error_in_a_request_and_an_upstream_error_in_an_answer(body: bytes) -> None:
     with pytest.raises(ClientError):
         decode_embeddings(body)
-    with pytest.raises(ClientError):
+    with pytest.raises(ChannelError):
         reread(body)
     with pytest.raises(UpstreamError):
         usage_of_embeddings(body)
@@ -87,7 +87,7 @@ def test_garbage_is_a_client_error_in_a_request_and_an_upstream_error_in_an_answ
 
 def test_the_final_body_is_read_again_and_names_one_model() -> None:
     assert reread(b'{"model":"m","input":"x"}') == "m"
-    with pytest.raises(ClientError):
+    with pytest.raises(ChannelError):
         reread(b'{"model":"m","model":"n"}')
 
 

@@ -18,7 +18,7 @@ from cliproxy.bounds import MAX_TOKEN_COUNT
 from cliproxy.errors import UpstreamError
 from cliproxy.formats.json_bounds import answer_as
 from cliproxy.formats.sse import data_line
-from cliproxy.metering.body import FinalBody, TextMessage
+from cliproxy.metering.body import ABSENT, FinalBody, TextMessage
 from cliproxy.metering.stream import StreamMeter, Verdict
 from cliproxy.metering.usage import AskedFor, Usage
 
@@ -59,8 +59,11 @@ class _AskedToCount(msgspec.Struct, gc=False):
 
 class _Usual(_AskedFor, gc=False, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     messages: list[TextMessage]
-    temperature: msgspec.Raw | None = None
-    top_p: msgspec.Raw | None = None
+    system: str | None = None
+    temperature: msgspec.Raw = ABSENT
+    top_p: msgspec.Raw = ABSENT
+    top_k: msgspec.Raw = ABSENT
+    stop_sequences: msgspec.Raw = ABSENT
 
 
 _final = FinalBody(_AskedFor, refusal="The body is not a Messages request with a cap on output tokens.", usual=_Usual)

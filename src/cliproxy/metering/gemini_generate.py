@@ -16,7 +16,7 @@ from msgspec import Meta
 from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_CHOICES, MAX_TOKEN_COUNT
 from cliproxy.errors import UpstreamError
 from cliproxy.formats.json_bounds import answer_as
-from cliproxy.metering.body import FinalBody, NestedObject
+from cliproxy.metering.body import ABSENT, FinalBody, NestedObject
 from cliproxy.metering.stream import KEPT_PIECE_BYTES, StreamMeter, Verdict
 from cliproxy.metering.usage import AskedFor, Usage
 
@@ -56,8 +56,32 @@ class _CountAsked(msgspec.Struct, gc=False):
     model: None = None
 
 
+class _Text(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    text: str
+
+
+class _Turn(msgspec.Struct, gc=False, forbid_unknown_fields=True, omit_defaults=True):
+    parts: list[_Text]
+    role: str | None = None
+
+
+class _UsualConfig(_Config, gc=False, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    temperature: msgspec.Raw = ABSENT
+    topP: msgspec.Raw = ABSENT
+    topK: msgspec.Raw = ABSENT
+
+
+class _Usual(_AskedFor, gc=False, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    contents: list[_Turn]
+    generationConfig: _UsualConfig
+    systemInstruction: _Turn | None = None
+    safetySettings: msgspec.Raw = ABSENT
+    store: bool | None = None
+
+
 _final = FinalBody(
     _AskedFor,
+    usual=_Usual,
     refusal="The body is not a request for Gemini with a cap on output tokens.",
     param="generationConfig",
     nested={"generationConfig": NestedObject(*(field.encode_name for field in msgspec.structs.fields(_Config)))},

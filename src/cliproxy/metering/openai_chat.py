@@ -16,7 +16,7 @@ from cliproxy.bounds import MAX_CHOICES, MAX_TOKEN_COUNT
 from cliproxy.errors import SchemaError, UpstreamError
 from cliproxy.formats.json_bounds import answer_as
 from cliproxy.formats.sse import data_line
-from cliproxy.metering.body import FinalBody, NestedObject, TextMessage
+from cliproxy.metering.body import ABSENT, FinalBody, NestedObject, TextMessage
 from cliproxy.metering.stream import StreamMeter, Verdict
 from cliproxy.metering.usage import AskedFor, Usage
 
@@ -43,11 +43,18 @@ class _AskedFor(msgspec.Struct, gc=False):
     best_of: None = None
 
 
+class _StreamOptions(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    include_usage: bool
+
+
 class _Usual(_AskedFor, gc=False, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     messages: list[TextMessage]
-    stream_options: msgspec.Raw | None = None
-    temperature: msgspec.Raw | None = None
-    top_p: msgspec.Raw | None = None
+    stream_options: _StreamOptions | None = None
+    user: str | None = None
+    temperature: msgspec.Raw = ABSENT
+    top_p: msgspec.Raw = ABSENT
+    seed: msgspec.Raw = ABSENT
+    stop: msgspec.Raw = ABSENT
 
 
 _final = FinalBody(
@@ -61,8 +68,8 @@ _final = FinalBody(
 def reread(body: bytes) -> AskedFor:
     """Return what the final bytes of a request ask for.
 
-    Raises `SchemaError` if they are not what this gateway's encoder writes for a request with these fields, or name no cap on output tokens, which every body
-    from `decode` has (ADR 0051). Of what does not count only the names are judged.
+    Raises `SchemaError` if they are no request with these fields, or name no cap on output tokens, which every body from `decode` has (ADR 0051), and
+    `ChannelError` if somebody could read them otherwise (ADR 0138).
     """
     read = _final.read(body)
     max_tokens = max(read.max_tokens or 0, read.max_completion_tokens or 0)

@@ -16,7 +16,7 @@ from cliproxy.bounds import MAX_RESPONSES_EVENT_BYTES, MAX_TOKEN_COUNT
 from cliproxy.errors import UpstreamError
 from cliproxy.formats.json_bounds import answer_as
 from cliproxy.formats.sse import data_line
-from cliproxy.metering.body import FinalBody
+from cliproxy.metering.body import ABSENT, FinalBody, TextMessage
 from cliproxy.metering.stream import StreamMeter, Verdict
 from cliproxy.metering.usage import AskedFor, Usage
 
@@ -39,7 +39,18 @@ class _AskedFor(msgspec.Struct, gc=False):
     n: None = None
 
 
-_final = FinalBody(_AskedFor, refusal="The body is not a Responses request with a cap on output tokens.")
+class _Usual(_AskedFor, gc=False, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    input: str | list[TextMessage]
+    instructions: str | None = None
+    store: bool | None = None
+    user: str | None = None
+    temperature: msgspec.Raw = ABSENT
+    top_p: msgspec.Raw = ABSENT
+    reasoning: msgspec.Raw = ABSENT
+    text: msgspec.Raw = ABSENT
+
+
+_final = FinalBody(_AskedFor, refusal="The body is not a Responses request with a cap on output tokens.", usual=_Usual)
 
 
 def reread(body: bytes) -> AskedFor:

@@ -24,9 +24,9 @@ from cliproxy.metering.usage import AskedFor, Usage
 
 
 class Meter(NamedTuple):
-    """`asked_for`: what a final body asks for (`SchemaError` if it is none). `usage_of`: the usage in a whole answer, None if it tells none
-    (`UpstreamError` if it is none). `stream`: None where there are no streams. `says_stream`: the body says whether it wants one; else the path does.
-    `media`: the answer is of a type of its own, which the worker is told.
+    """`asked_for`: what a final body asks for (`SchemaError` if it is none, `ChannelError` if no honest worker wrote it). `usage_of`: the usage in a whole
+    answer, None if it tells none (`UpstreamError` if it is none). `stream`: None where there are no streams. `says_stream`: the body says whether it wants
+    one; else the path does. `media`: the answer is of a type of its own, which the worker is told.
     """
 
     asked_for: Callable[[bytes], AskedFor]

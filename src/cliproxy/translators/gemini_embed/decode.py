@@ -5,6 +5,7 @@ from __future__ import annotations
 from cliproxy.bounds import MAX_CHAT_VALUES
 from cliproxy.errors import SchemaError
 from cliproxy.formats.json_bounds import decode_json
+from cliproxy.metering.names import verify_spelling
 from cliproxy.translators.estimate import FILE_CHARS_PER_TOKEN, tokens_of_text
 from cliproxy.translators.gemini_embed.request import GeminiEmbedRequest
 from cliproxy.translators.gemini_embed.wire import BatchBody, EmbedBody
@@ -34,6 +35,9 @@ def decode_embed(body: bytes, *, model: str, batch: bool, allow_provider_state: 
     for index, said in enumerate(rest):
         path = f"requests[{index}]." if batch else ""
         verify_names(said, _ONE, path)
+        verify_spelling(said.keys() - _ONE.names, _BATCH.names)
+        if said.get("requests") is not None:
+            raise SchemaError("A request for one vector holds no others.", param=f"{path}requests", code="invalid_value")
         _verify_model(wire[index].model, model, f"{path}model")
         said.pop("model", None)
         verify_parts(said["content"], f"{path}content")

@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from cliproxy.bounds import MAX_GEMINI_STOP_SEQUENCES
+from cliproxy.bounds import MAX_CHAT_VALUES, MAX_GEMINI_STOP_SEQUENCES
 from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import SchemaError
-from cliproxy.formats.json_bounds import encode_json
+from cliproxy.formats.json_bounds import decode_json, encode_json
 from cliproxy.translators.conversation import (
     Audio,
     ConversationRequest,
@@ -191,12 +191,13 @@ def _thought(part: Reasoning, losses: ToGemini) -> dict[str, Any] | None:
 def _arguments(call: ToolCall) -> msgspec.Raw:
     """Return the arguments, encoded anew: what a client's history holds may be anything. Raises `UnsupportedFeature` unless it is an object."""
     try:
-        return msgspec.Raw(encode_json(_objects.decode(call.arguments or "{}")))
-    except (msgspec.DecodeError, SchemaError, UnicodeError, RecursionError):
+        said = decode_json((call.arguments or "{}").encode(), max_values=MAX_CHAT_VALUES)
+        written = encode_json(said)
+    except (SchemaError, UnicodeError):
         raise ToGemini.refusal(HubField.ARGUMENTS, call.at) from None
-
-
-_objects = msgspec.json.Decoder(dict[str, Any])
+    if not isinstance(said, dict):
+        raise ToGemini.refusal(HubField.ARGUMENTS, call.at)
+    return msgspec.Raw(written)
 
 
 def _response(result: ToolResult, names: dict[str, str], losses: ToGemini) -> dict[str, Any]:

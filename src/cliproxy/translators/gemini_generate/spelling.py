@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from cliproxy.errors import SchemaError
-from cliproxy.metering.names import OUTPUT_CAPS_ELSEWHERE
+from cliproxy.metering.names import OUTPUT_CAPS_ELSEWHERE, plain_name
 from cliproxy.translators.schema import verify_unknown_fields
 
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -103,7 +103,7 @@ def verify_names(value: dict[str, Any], spelling: Spelling, path: str = "") -> N
     if not unknown:
         return
     for name in unknown:
-        plain = name.casefold().replace("-", "").replace("_", "")
+        plain = plain_name(name).replace("_", "")
         if plain in spelling.folded:
             raise SchemaError("The field is spelt in another way.", param=path + spelling.folded[plain], code="ambiguous_field")
         if plain in _CAPS:

@@ -13,6 +13,7 @@ import msgspec
 from cliproxy.bounds import MAX_CHAT_VALUES
 from cliproxy.errors import SchemaError
 from cliproxy.formats.json_bounds import decode_json
+from cliproxy.metering.names import plain_name
 from cliproxy.translators.estimate import AUDIO_CHARS_PER_TOKEN, FILE_CHARS_PER_TOKEN, IMAGE_TOKENS, tokens_of_text
 from cliproxy.translators.openai_responses.provider_state import HOW_TO, forget, leave_out_thoughts, state_field, verify_credentials
 from cliproxy.translators.openai_responses.request import ResponsesRequest
@@ -93,8 +94,8 @@ def _with_type(item: Any) -> Any:
 
 
 def _verify_fields(document: dict[str, Any]) -> None:
-    for name in document:
-        if name.casefold().replace("-", "_") in _CHAT_FIELDS:
+    for name in document.keys() - KNOWN_FIELDS:
+        if plain_name(name) in _CHAT_FIELDS:
             raise SchemaError("This is a field of chat completions: the Responses API has input and max_output_tokens.", param=name, code="forbidden_field")
     verify_unknown_fields(document, KNOWN_FIELDS)
 
