@@ -287,6 +287,7 @@ def test_status_puts_both_answers_together(bench: Bench) -> None:
         blocked=("10.0.0.0/8",),
         host="127.0.0.1",
         port=8443,
+        reopened=0,
         cert_file="",
     )
 

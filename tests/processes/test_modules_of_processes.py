@@ -21,7 +21,7 @@ _CHILD = (
 OURS = {
     "supervisor": f"{_EVERY} ipc.silence audit.files "
     "limits sandbox.bpf sandbox.calls sandbox.kernel sandbox.landlock sandbox.syscalls processes.boot processes.fleet "
-    "processes.journal processes.lines processes.listeners processes.loader_protocol processes.openings processes.outlet "
+    "processes.journal processes.lines processes.listener_watch processes.listeners processes.loader_protocol processes.openings processes.outlet "
     "processes.plan processes.relay processes.reloading processes.service processes.spawn "
     "processes.supervisor processes.topology processes.wiring processes.workspace",
     "worker": f"{_CHILD} processes.worker auth config.routes dialects dataplane formats ingress ipc.mux "

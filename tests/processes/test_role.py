@@ -33,6 +33,9 @@ class Away:
         self.lost_at: float | None = None
 
 
+OWN = {Down.SEGMENT, Down.RELOADED, Down.REOPENED}  # orders of one role alone
+
+
 class Process:
     """A process of `role` that writes down what its role lets it do."""
 
@@ -47,7 +50,7 @@ class Process:
             "replaced": {number: self.noting("replaced", number) for number in CHANNELS[role]},
             "drain": self.drain,
             "settings": self if takes >= RECONFIGURED else None,
-            "further": {kind: self.further(kind) for kind in takes & {Down.SEGMENT, Down.RELOADED}},
+            "further": {kind: self.further(kind) for kind in takes & OWN},
             "needs": {"egress": self.peer},
         }
         self.role: Role[str] = Role(boot(role), **{**parts, **changes})
@@ -55,8 +58,8 @@ class Process:
     def noting(self, *what: Any) -> Callable[[], None]:
         return lambda: self.done.append(what)
 
-    def further(self, kind: Down) -> Callable[[int, int], None]:
-        return lambda argument, descriptor: self.done.append((kind, argument, os.fstat(descriptor).st_size))
+    def further(self, kind: Down) -> Callable[..., None]:
+        return lambda argument, *descriptors: self.done.append((kind, argument, *(os.fstat(descriptor).st_size for descriptor in descriptors)))
 
     def drain(self, seconds: int) -> None:
         self.done.append(("drain", seconds))
@@ -118,6 +121,7 @@ for one in ("settled", "prepared"):
     ANSWERS[one, Down.DRAIN] = ([("drain", PREPARED)], [(Up.DRAINED, GENERATION)], GENERATION)
     ANSWERS[one, Down.STOP] = ([], [], GENERATION)
     ANSWERS[one, Down.REPLACE] = ([("replaced", CHANNEL)], [], GENERATION)
+    ANSWERS[one, Down.REOPENED] = ([(Down.REOPENED, PREPARED)], [], GENERATION)
     for kind in (Down.SEGMENT, Down.RELOADED):
         ANSWERS[one, kind] = ([(kind, PREPARED, len(encode_settings(Settings())))], [], GENERATION)
 CASES = [(role, stage, kind) for role in ROLES for stage in ("settled", "prepared") for kind in Down if stage == "settled" or role != WORKER]
@@ -161,7 +165,7 @@ def test_the_rows_are_what_the_supervisor_sends() -> None:
     everybody = {Down.REPLACE, Down.DRAIN, Down.STOP}
     assert {role: set(row) - everybody - RECONFIGURED for role, row in ORDERS.items() if set(row) - everybody - RECONFIGURED} == {
         AUDITOR: {Down.SEGMENT},
-        ADMIN: {Down.RELOADED},
+        ADMIN: {Down.RELOADED, Down.REOPENED},
     }
     assert [role for role, row in ORDERS.items() if not row >= RECONFIGURED] == [WORKER]
     assert all(everybody <= row for row in ORDERS.values())

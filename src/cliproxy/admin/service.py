@@ -60,6 +60,7 @@ class AdminService:
         self._answer = answer
         self.generation = generation
         self.server = server  # of that generation
+        self.reopened = 0  # how often a listening socket that accepted nobody was made to listen again, as the supervisor says
         self._now = 0.0
         self._questions = {VAULT: Questions(VAULT, peers.tell_vault), AUDITOR: Questions(AUDITOR, peers.tell_auditor)}
         self._rules = RuleChanges(lambda operator, command, then: self._pass_on(VAULT, operator, command, then))
@@ -163,6 +164,7 @@ class AdminService:
             blocked=() if rules is None else rules.blocked,
             host=self.server.listen[0],
             port=self.server.port,
+            reopened=self.reopened,
             cert_file=self.server.tls.cert_file if self.server.tls.enabled else "",
         )
 

@@ -42,6 +42,7 @@ def command(home: Home, as_json: bool, ready: bool) -> int:
         "auditor": status.auditor,
         "lockdown": status.lockdown,
         "blocked": list(status.blocked),
+        "listeners_reopened": status.reopened,
     }
     good = status.vault and status.auditor
     lines = [
@@ -51,6 +52,9 @@ def command(home: Home, as_json: bool, ready: bool) -> int:
         f"lockdown {'ON: no call is served' if status.lockdown else 'off'}",
         f"blocked  {', '.join(status.blocked) or 'nobody'}",
     ]
+    if status.reopened:
+        times = "once" if status.reopened == 1 else f"{status.reopened} times"
+        lines.append(f"sockets  ACCEPTED NOBODY {times} and were opened again: a worker may have fallen; see the audit log, and restart")
     if ready:
         data["ready"], reason = _ask_ready(status)
         good = good and data["ready"]

@@ -145,7 +145,7 @@ class VaultStatus(Reply, frozen=True, tag="vault_status"):
 
 class Status(Reply, frozen=True, tag="status"):
     """`vault` and `auditor`: whether each answered within its time just now. `host`, `port` and `cert_file` (empty: no TLS) are where it listens first,
-    by the configuration in force, which the file need not be any more."""
+    by the configuration in force, which the file need not be any more. `reopened`: how often a listening socket was made to listen again since the start."""
 
     build: Label
     serving: bool
@@ -157,6 +157,7 @@ class Status(Reply, frozen=True, tag="status"):
     blocked: BlockedNetworks
     host: Label
     port: Count
+    reopened: Count
     cert_file: _Path
 
 

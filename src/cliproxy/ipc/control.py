@@ -24,6 +24,7 @@ _RECORD: Final = struct.Struct("<BxxxIQ")
 _MAX_RECORDS_PER_TURN: Final = 64
 REPORTS_PER_SECOND: Final = 8.0  # of one child: a sign of life every other second, a new segment of the log, two for a reload
 REPORTS_BURST: Final = 1024.0  # a queue holds hundreds, and all wait when the supervisor was stopped
+MAX_ARGUMENT: Final = 2**32 - 1  # what the record has room for
 
 
 class Up(IntEnum):
@@ -51,6 +52,7 @@ class Down(IntEnum):
     REPLACE = 6  # argument: descriptor number; one descriptor: the new channel, already on that number when the body sees the order
     SEGMENT = 7  # argument: index; one descriptor: the new log segment
     RELOADED = 8  # admin only; argument: the generation now in force, 0 if the reload was refused; one descriptor: sealed memfd, one line why it was
+    REOPENED = 9  # admin only; argument: how often a listening socket that accepted nobody was made to listen again since the start
 
 
 _WITH_DESCRIPTOR: Final = frozenset({Down.PREPARE, Down.REPLACE, Down.SEGMENT, Down.RELOADED})

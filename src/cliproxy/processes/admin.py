@@ -78,7 +78,7 @@ class Admin:
             replaced={AUDIT_FD: self._audit.replaced, AdminSlots.VAULT_FD: self._vault_replaced, AdminSlots.AUDITOR_FD: self._auditor_replaced},
             drain=lambda _seconds: self._role.drained(),
             settings=self,
-            further={Down.RELOADED: self._reloaded},
+            further={Down.RELOADED: self._reloaded, Down.REOPENED: self._reopened},
             needs={"the vault": self._vault, "the auditor": self._auditor, "the audit log": self._audit},
         )
         self._role.ready()
@@ -152,6 +152,9 @@ class Admin:
 
     def _reloaded(self, generation: int, descriptor: int) -> None:
         self._service.on_reloaded(generation, read_sealed(descriptor).decode("utf-8", "replace"))
+
+    def _reopened(self, times: int) -> None:
+        self._service.reopened = times
 
     def check(self, settings: Settings) -> Settings:
         """What admin needs of them is right when they can be decoded."""

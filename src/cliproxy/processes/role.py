@@ -56,7 +56,7 @@ _MAY_COME: Final[dict[Down, frozenset[Stage]]] = {
     Down.PREPARE: frozenset({Stage.SETTLED}),
     Down.COMMIT: frozenset({Stage.PREPARED}),
     Down.ABANDON: _STANDING,  # SETTLED: everybody is told, also who refused or was started since
-    **dict.fromkeys((Down.DRAIN, Down.STOP, Down.REPLACE, Down.SEGMENT, Down.RELOADED), _STANDING),
+    **dict.fromkeys((Down.DRAIN, Down.STOP, Down.REPLACE, Down.SEGMENT, Down.RELOADED, Down.REOPENED), _STANDING),
 }
 
 
@@ -88,12 +88,12 @@ class Role(Generic[T]):
         replaced: Mapping[int, Callable[[], None]],
         drain: Callable[[int], None],
         settings: Reconfigurable[T] | None = None,
-        further: Mapping[Down, Callable[[int, int], None]] = MappingProxyType({}),
+        further: Mapping[Down, Callable[..., None]] = MappingProxyType({}),
         needs: Mapping[str, Losable],
     ) -> None:
         """`replaced`: by descriptor number, what to do when a new channel is on it. `drain`: let what is under way finish, for at most so many seconds,
-        then call `drained`. `further`: the orders of this role alone, called with argument and descriptor, which is closed afterwards. `needs`: by the
-        peer's name, the channels without which it cannot work.
+        then call `drained`. `further`: the orders of this role alone, called with the argument and, where one comes along, the descriptor, which is closed
+        afterwards. `needs`: by the peer's name, the channels without which it cannot work.
 
         Raises `ValueError` when that is not the role's row of the topology.
         """

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Final
 
 from cliproxy import __version__
-from cliproxy.audit.events import ChannelViolation, ConfigurationChange, ListenerReopened, Process
+from cliproxy.audit.events import ChannelViolation, ConfigurationChange, Process
 from cliproxy.bounds import (
     DRAIN_GRACE_SECONDS,
     MAX_DESCRIPTORS,
@@ -42,6 +42,7 @@ from cliproxy.processes.boot import Boot, seal
 from cliproxy.processes.fleet import Child, Death, Fleet, State, Supplies
 from cliproxy.processes.journal import Journal
 from cliproxy.processes.lines import EXIT_OTHER_BUILD, EXIT_SOFTWARE, describe, exit_code, say, visible
+from cliproxy.processes.listener_watch import ListenerWatch
 from cliproxy.processes.loader_protocol import UNSAFE_NO_SANDBOX
 from cliproxy.processes.openings import Openings
 from cliproxy.processes.outlet import Outlet
@@ -67,7 +68,6 @@ from cliproxy.processes.wiring import Member
 
 _SIGNALS: Final = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _STOP_ORDER: Final = (WORKER, EGRESS, DIALER, VAULT, ADMIN, AUDITOR)
-LISTENER_CHECK_SECONDS: Final = 5.0  # how long a socket that a fallen worker shut down stays so: two questions to the kernel for each address
 LAST_WORDS_SECONDS: Final = 1.0  # for what a stopped terminal or a full pipe has not taken when the run is over
 
 
@@ -91,7 +91,6 @@ class Supervisor:
         self._journal = Journal(self._poll, deadline_seconds=settings.audit.deadline_seconds)
         self._controls: dict[int, Child] = {}
         self._announced = False
-        self._check_listeners_at = 0.0
         self._start_deaths = 0
         self._phases: list[str] | None = None  # roles that are still to stop; None: running
         self._hurry = False  # stop at once
@@ -99,6 +98,7 @@ class Supervisor:
         supplies = Supplies(boot_of=self._boot_of, files_of=self._files_of, program=program, output_of=lambda child: self.output_of(child.name))
         self._fleet = Fleet(supplies, on_start=self._started, on_end=self._ended)
         self._fleet.outside[Member(SUPERVISOR)] = self._journal.take_channel
+        self._listener_watch = ListenerWatch(self._fleet, self._journal, say=self.say)
         loader = [*program("config_loader"), plan.config_file, *([UNSAFE_NO_SANDBOX] if plan.allow_no_sandbox else [])]
         self._reload = Reload(self._fleet, self, loader_command=loader)
 
@@ -208,7 +208,7 @@ class Supervisor:
             self._fleet.next_time(),
             self._reload.next_time(),
             self._relay.next_time(),
-            self._check_listeners_at,
+            self._listener_watch.next_time(),
             now + (self._service.watchdog_seconds or 3600.0),
         )
         if self._journal.waits:
@@ -233,25 +233,13 @@ class Supervisor:
                 self._on_outlet(number)
         now = time.monotonic()
         self._relay.tick(now)
-        self._check_listeners(now)
+        self._listener_watch.tick(now, self.in_force.listeners if self._phases is None else None)
         self._fleet.kill_overdue(now)
         self._kill_hung(now)
         self._reload.tick(now)
         if self._phases is None:
             self._start_due(now)
         self._journal.flush()
-
-    def _check_listeners(self, now: float) -> None:
-        """Look now and then whether the listening sockets still accept."""
-        if now < self._check_listeners_at:
-            return
-        if self.in_force.listeners is None or self._phases is not None:
-            self._check_listeners_at = float("inf")  # no gateway, or it ends
-            return
-        self._check_listeners_at = now + LISTENER_CHECK_SECONDS
-        for address, fault in self.in_force.listeners.reopen():
-            self._journal.record(ListenerReopened(address=address, reason=fault))
-            self.say(f"cliproxy: {address} accepted nobody ({fault}); listening again, but a worker may have fallen: see the audit log, and restart")
 
     def _on_outlet(self, number: int) -> None:
         for outlet in (self._stdout, self._stderr):
@@ -305,6 +293,8 @@ class Supervisor:
             if self._plan.serving:
                 self._journal.record(Process(code=0, role=child.name, what="ready"))
             self._reload.reported(child, Up.READY, report.argument)
+            if admin:
+                self._listener_watch.admin_ready(child)
             if not self._announced and all(one.state is State.READY for one in self._fleet):
                 self._announce()
         elif report.kind in (Up.PREPARED, Up.REFUSED, Up.COMMITTED):

@@ -40,7 +40,7 @@ ORDERS: Final[dict[str, frozenset[Down]]] = {
     DIALER: _EVERYBODY | RECONFIGURED,
     VAULT: _EVERYBODY | RECONFIGURED,
     AUDITOR: _EVERYBODY | RECONFIGURED | {Down.SEGMENT},
-    ADMIN: _EVERYBODY | RECONFIGURED | {Down.RELOADED},
+    ADMIN: _EVERYBODY | RECONFIGURED | {Down.RELOADED, Down.REOPENED},
 }
 
 # Seconds without a sign of life after which a process that serves counts as hung, is killed and replaced. Its start is the longest step that a process takes, a
