@@ -22,7 +22,7 @@ from cliproxy.audit.events import ChannelViolation, ProviderRequest
 from cliproxy.bounds import EGRESS_MESSAGES_PER_SECOND, MAX_CONTROL_MESSAGE_BYTES, MAX_DIALS_PER_SECOND
 from cliproxy.ipc.mux import HEADER, Kind
 from cliproxy.processes.spawn import build_id
-from cliproxy.processes.topology import AUDITOR, DIALER, VAULT, AuditorSlots, DialerSlots, VaultSlots, WorkerSlots
+from cliproxy.processes.topology import AUDITOR, DIALER, VAULT, AuditorDescriptors, DialerDescriptors, VaultDescriptors, WorkerDescriptors
 from fakes.held import SECONDS, Held, wait_for
 from fakes.memory import secrets_of_vault
 from fakes.provider import FakeProvider
@@ -98,9 +98,9 @@ def push(sock: socket.socket, packet: bytes) -> bool:
 
 @pytest.fixture
 def dialer(gateway: EgressHeld) -> Iterator[socket.socket]:
-    with gateway.fresh(DIALER, DialerSlots.EGRESS_FD) as sock:
+    with gateway.fresh(DIALER, DialerDescriptors.EGRESS_FD) as sock:
         yield sock
-    with gateway.fresh(DIALER, DialerSlots.EGRESS_FD) as sock:  # the next egress is served
+    with gateway.fresh(DIALER, DialerDescriptors.EGRESS_FD) as sock:  # the next egress is served
         answer, connection = dial(sock, 1, gateway.settings["providers"]["fake"]["base_url"].removesuffix("/v1"))
         assert answer["type"] == "Dialled" and connection is not None
         connection.close()
@@ -182,7 +182,7 @@ def test_no_other_host_is_reached_however_it_is_spelled(
 
 def test_a_credential_of_another_origin_leads_nowhere(gateway: EgressHeld, dialer: socket.socket) -> None:
     """What was sealed to the old origin is granted for it alone, and the dialer no longer knows it."""
-    with gateway.fresh(VAULT, VaultSlots.EGRESS_FD) as vault:
+    with gateway.fresh(VAULT, VaultDescriptors.EGRESS_FD) as vault:
         vault.send(message("EgressHello", build=build_id()))
         grants = [one for one in snapshot(vault) if one["type"] == "Grant"]
     (moved,) = [grant for grant in grants if grant["provider"] == "moved"]
@@ -223,7 +223,7 @@ def test_the_dialer_takes_nothing_but_the_question_it_knows(gateway: EgressHeld,
 
 def test_one_number_for_two_dials_is_refused(gateway: EgressHeld, provider: FakeProvider) -> None:
     before = len(gateway.violations("dialer"))
-    with gateway.fresh(DIALER, DialerSlots.EGRESS_FD) as sock:
+    with gateway.fresh(DIALER, DialerDescriptors.EGRESS_FD) as sock:
         for _ in range(200):  # some of them while the first is still resolved
             if not push(sock, message("Dial", dial=1, origin=provider.origin)):
                 break
@@ -277,9 +277,9 @@ def snapshot(vault: socket.socket) -> list[dict[str, Any]]:
 @pytest.fixture
 def vault(gateway: EgressHeld) -> Iterator[socket.socket]:
     """A channel on which nothing was said yet. Afterwards the vault serves admin, and the next egress."""
-    with gateway.fresh(VAULT, VaultSlots.EGRESS_FD) as sock:
+    with gateway.fresh(VAULT, VaultDescriptors.EGRESS_FD) as sock:
         yield sock
-    with gateway.fresh(VAULT, VaultSlots.EGRESS_FD) as sock:
+    with gateway.fresh(VAULT, VaultDescriptors.EGRESS_FD) as sock:
         sock.send(message("EgressHello", build=build_id()))
         assert len([one for one in snapshot(sock) if one["type"] == "Grant"]) == 2
     assert gateway.is_running(VAULT)
@@ -390,14 +390,14 @@ AUDIT_PACKETS: dict[str, Any] = {
 @pytest.mark.parametrize("packets", AUDIT_PACKETS.values(), ids=AUDIT_PACKETS.keys())
 def test_egress_tells_the_log_of_its_calls_and_of_nothing_else(gateway: EgressHeld, packets: Any) -> None:
     before = len(gateway.violations(AUDITOR))
-    with gateway.fresh(AUDITOR, AuditorSlots.EGRESS_FD) as sock:
+    with gateway.fresh(AUDITOR, AuditorDescriptors.EGRESS_FD) as sock:
         for packet in packets if isinstance(packets, list) else [packets]:
             sock.send(msgspec.msgpack.encode(packet))
         while sock.recv(100):
             pass
     (line,) = wait_for(lambda: gateway.violations(AUDITOR)[before:], "an audit event")
     assert line["peer"] == "egress"
-    with gateway.fresh(AUDITOR, AuditorSlots.EGRESS_FD) as sock:  # the next egress is heard
+    with gateway.fresh(AUDITOR, AuditorDescriptors.EGRESS_FD) as sock:  # the next egress is heard
         sock.send(msgspec.msgpack.encode((1, [ChannelViolation(peer="nobody", reason="still heard")])))
         assert sock.recv(100)
 
@@ -419,12 +419,12 @@ class ToWorker:
 
     def __init__(self, gateway: EgressHeld) -> None:
         self.gateway = gateway
-        self.sock = gateway.fresh("worker-0", WorkerSlots.EGRESS_FD, kind=socket.SOCK_STREAM)
+        self.sock = gateway.fresh("worker-0", WorkerDescriptors.EGRESS_FD, kind=socket.SOCK_STREAM)
         self.rest = b""
 
     def make_ready(self) -> None:
         self.send(Kind.HELLO, 0, msgspec.msgpack.encode([build_id(), 1]))
-        with self.gateway.fresh(VAULT, VaultSlots.EGRESS_FD) as vault:
+        with self.gateway.fresh(VAULT, VaultDescriptors.EGRESS_FD) as vault:
             vault.send(HELLO)
             for one in snapshot(vault):
                 if one["type"].startswith("Policy"):

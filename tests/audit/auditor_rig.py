@@ -20,7 +20,7 @@ from cliproxy.ipc.control import Down, Report, SupervisorControl, Up
 from cliproxy.ipc.messages import Anchor, AuditorToVault, LogKey
 from cliproxy.processes.boot import Boot, encode_boot, seal
 from cliproxy.processes.spawn import build_id, lift, program, spawn
-from cliproxy.processes.topology import AUDITOR, BOOT_FD, CONTROL_FD, AuditorSlots
+from cliproxy.processes.topology import AUDITOR, BOOT_FD, CONTROL_FD, AuditorDescriptors
 from cliproxy.processes.workspace import Workspace
 from cliproxy.secret import Secret
 from fakes.output import spawn_output
@@ -29,14 +29,14 @@ SEED = bytes(range(32))
 PATIENCE = 20.0  # seconds; a bound for tests that hang, not a measure
 
 SLOTS = {
-    "vault": AuditorSlots.VAULT_FD,
-    "egress": AuditorSlots.EGRESS_FD,
-    "dialer": AuditorSlots.DIALER_FD,
-    "admin": AuditorSlots.ADMIN_FD,
-    "supervisor": AuditorSlots.SUPERVISOR_FD,
-    "worker-0": AuditorSlots.WORKER_FDS[0],
-    "worker-3": AuditorSlots.WORKER_FDS[3],
-    "query": AuditorSlots.ADMIN_QUERY_FD,
+    "vault": AuditorDescriptors.VAULT_FD,
+    "egress": AuditorDescriptors.EGRESS_FD,
+    "dialer": AuditorDescriptors.DIALER_FD,
+    "admin": AuditorDescriptors.ADMIN_FD,
+    "supervisor": AuditorDescriptors.SUPERVISOR_FD,
+    "worker-0": AuditorDescriptors.WORKER_FDS[0],
+    "worker-3": AuditorDescriptors.WORKER_FDS[3],
+    "query": AuditorDescriptors.ADMIN_QUERY_FD,
 }
 
 
@@ -76,7 +76,7 @@ class Rig:
         self.control = SupervisorControl(ours)
         theirs[CONTROL_FD] = lift(there.detach())
         theirs[BOOT_FD] = lift(seal(encode_boot(self._boot()), name="boot"))
-        files = {AuditorSlots.SEGMENT_FD: self.segment, AuditorSlots.CHECKPOINTS_FD: self.checkpoints}
+        files = {AuditorDescriptors.SEGMENT_FD: self.segment, AuditorDescriptors.CHECKPOINTS_FD: self.checkpoints}
         self.pid = spawn(program(AUDITOR), descriptors={**theirs, **files}, output=spawn_output())
         for descriptor in theirs.values():
             os.close(descriptor)

@@ -20,8 +20,8 @@ from cliproxy.egress.pool import Pool
 from cliproxy.egress.trust import TrustStore
 from cliproxy.processes import child
 from cliproxy.processes.child import Boot, Control
-from cliproxy.processes.slots import channel
-from cliproxy.processes.topology import AUDIT_FD, EgressSlots
+from cliproxy.processes.descriptors import channel
+from cliproxy.processes.topology import AUDIT_FD, EgressDescriptors
 from cliproxy.providers.origin import parse_base_url
 from cliproxy.sandbox.loop import make_event_loop
 from cliproxy.secret import Secret
@@ -38,7 +38,7 @@ class Prepared:
 async def calls(prepared: Prepared) -> dict[str, object]:
     loop = asyncio.get_running_loop()
     violations: list[str] = []
-    dialer = DialerClient(loop, channel(EgressSlots.DIALER_FD), violated=violations.append)
+    dialer = DialerClient(loop, channel(EgressDescriptors.DIALER_FD), violated=violations.append)
     injector = Injector(prepared.providers)
     pool = Pool(loop, dialer=dialer, providers=prepared.providers, contexts=prepared.trust.contexts_for(prepared.providers), sweep_seconds=0.05)
     told: dict[str, object] = {}

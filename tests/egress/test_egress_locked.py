@@ -13,7 +13,7 @@ import pytest
 from cliproxy.config.schema import Provider, Settings, encode_settings
 from cliproxy.processes.boot import Boot, encode_boot, seal
 from cliproxy.processes.spawn import build_id, lift, spawn
-from cliproxy.processes.topology import AUDIT_FD, BOOT_FD, CONTROL_FD, EgressSlots
+from cliproxy.processes.topology import AUDIT_FD, BOOT_FD, CONTROL_FD, EgressDescriptors
 from fakes.certificates import Authority
 from fakes.dialer_process import DialerProcess, pair
 from fakes.output import spawn_output
@@ -40,7 +40,7 @@ def run_locked_pool(providers: dict[str, Provider]) -> dict[str, object]:
             supervisor_pid=os.getpid(),
         )
         lifted = {number: lift(sock.detach()) for number, sock in {CONTROL_FD: control_far, AUDIT_FD: audit_far}.items()}
-        lifted[EgressSlots.DIALER_FD] = lift(os.dup(dialer.channel.fileno()))
+        lifted[EgressDescriptors.DIALER_FD] = lift(os.dup(dialer.channel.fileno()))
         lifted[BOOT_FD] = lift(seal(encode_boot(boot), name="boot"))
         pid = spawn([sys.executable, "-I", "-B", str(Path(__file__).parent / "locked_pool.py")], descriptors=lifted, output=spawn_output())
         for number in lifted.values():

@@ -17,7 +17,7 @@ from cliproxy.ipc.control import Down, Report, SupervisorControl, Up
 from cliproxy.ipc.messages import Dial, DialerToEgress, DialFailed, Dialled
 from cliproxy.processes.boot import Boot, encode_boot, seal
 from cliproxy.processes.spawn import build_id, lift, program, spawn
-from cliproxy.processes.topology import AUDIT_FD, BOOT_FD, CONTROL_FD, DialerSlots
+from cliproxy.processes.topology import AUDIT_FD, BOOT_FD, CONTROL_FD, DialerDescriptors
 from fakes.output import spawn_output
 
 PATIENCE = 20.0
@@ -53,7 +53,7 @@ class DialerProcess:
         control, control_far = pair()
         self.audit, audit_far = pair()
         self.egress, egress_far = pair()
-        given = {CONTROL_FD: control_far, AUDIT_FD: audit_far, DialerSlots.EGRESS_FD: egress_far}
+        given = {CONTROL_FD: control_far, AUDIT_FD: audit_far, DialerDescriptors.EGRESS_FD: egress_far}
         lifted = {number: lift(sock.detach()) for number, sock in given.items()}
         lifted[BOOT_FD] = lift(seal(encode_boot(boot), name="boot"))
         self.pid = spawn(program("dialer"), descriptors=lifted, output=spawn_output())
@@ -127,7 +127,7 @@ class DialerProcess:
         """Give it a new channel to egress, as after egress's restart."""
         old = self.channel
         near, far = pair()
-        assert self.control.order(Down.REPLACE, DialerSlots.EGRESS_FD, [far.fileno()])
+        assert self.control.order(Down.REPLACE, DialerDescriptors.EGRESS_FD, [far.fileno()])
         far.close()
         self.egress = near
         self.channel = self._channel_over(near)

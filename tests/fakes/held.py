@@ -29,7 +29,7 @@ from cliproxy.processes.boot import Boot
 from cliproxy.processes.fleet import Child, Fleet, State, Supplies
 from cliproxy.processes.openings import Openings
 from cliproxy.processes.spawn import FIRST_SOURCE_FD, build_id, lift, program
-from cliproxy.processes.topology import EGRESS, ROLES, SUPERVISOR, WORKER, EgressSlots, uid_offset
+from cliproxy.processes.topology import EGRESS, ROLES, SUPERVISOR, WORKER, EgressDescriptors, uid_offset
 from cliproxy.processes.wiring import Member
 from fakes.gateway import Gateway
 
@@ -187,7 +187,7 @@ class FallenWorker:
 
     def __init__(self, gateway: Held, number: int = 0) -> None:
         self.slot = number
-        self.sock = gateway.fresh(EGRESS, EgressSlots.WORKER_FDS[number], kind=socket.SOCK_STREAM)
+        self.sock = gateway.fresh(EGRESS, EgressDescriptors.WORKER_FDS[number], kind=socket.SOCK_STREAM)
         self.rest = b""
         self.closed = False
 

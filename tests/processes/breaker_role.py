@@ -17,12 +17,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import thief_role
 
-from cliproxy.processes.topology import WorkerSlots
+from cliproxy.processes.topology import WorkerDescriptors
 from cliproxy.sandbox.calls import system_call
 
 thief_role.PROGRAM = __file__
-LISTENER = WorkerSlots.LISTEN_FDS[0]
-EGRESS_FD = WorkerSlots.EGRESS_FD
+LISTENER = WorkerDescriptors.LISTEN_FDS[0]
+EGRESS_FD = WorkerDescriptors.EGRESS_FD
 _buffer = ctypes.create_string_buffer(struct.pack("=ii", 1, 0), 64)
 _zero = ctypes.create_string_buffer(64)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).parent.parent / "sandbox"))
 
 PATIENCE_SECONDS = 20
-LISTENER = 8  # WorkerSlots.LISTEN_FDS[0], AdminSlots.LISTEN_FD
+LISTENER = 8  # WorkerDescriptors.LISTEN_FDS[0], AdminDescriptors.LISTEN_FD
 FAR_END = 390  # where the other end of a probe's own channel is, beyond every slot
 WITHOUT_LOCKDOWN = "worker"  # in one role the attacks are tried without the lockdown, too
 # These are tried on the control channel, the others on a channel that a restarted peer's replaces.

@@ -12,7 +12,7 @@ import time
 from cliproxy.processes import child, topology
 from cliproxy.processes.boot import read_sealed
 from cliproxy.processes.child import Down, Up
-from cliproxy.processes.slots import is_socket
+from cliproxy.processes.descriptors import is_socket
 
 
 def trace(boot, what, **more):
@@ -62,7 +62,7 @@ def body(boot, _prepared, control):
     if boot.role != topology.AUDITOR:  # the supervisor's own audit channel speaks another protocol
         channels = [slot for slot in channels if slot != topology.AUDIT_FD]
     else:
-        channels = [slot for slot in channels if slot == topology.AuditorSlots.ADMIN_QUERY_FD]
+        channels = [slot for slot in channels if slot == topology.AuditorDescriptors.ADMIN_QUERY_FD]
     for slot in channels:
         poll.register(slot, select.POLLIN)
         greet(boot, slot)

@@ -21,7 +21,7 @@ PREFIX = """
 import os, sys
 from cliproxy.processes import child
 from cliproxy.processes.child import Down, Up
-from cliproxy.processes.slots import channel, is_socket, take, vacate
+from cliproxy.processes.descriptors import channel, is_socket, take, vacate
 from cliproxy.errors import *
 def prepare(boot): return 5
 def body(boot, prepared, control): pass
@@ -173,7 +173,7 @@ def body(boot, prepared, control):
     run = Run(code)
     assert run.report()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    run.control.order(Down.REPLACE, topology.DialerSlots.EGRESS_FD, (theirs.fileno(),))
+    run.control.order(Down.REPLACE, topology.DialerDescriptors.EGRESS_FD, (theirs.fileno(),))
     theirs.close()
     assert ours.recv(100) == b"hello"
     (report,) = run.report()

@@ -16,7 +16,7 @@ REPORTER = Path(__file__).parent / "reporting_role.py"
 _EVERY = "errors bounds secret config.schema audit.client audit.events ipc.channel ipc.control"
 _CHILD = (
     f"{_EVERY} sandbox ipc.fields ipc.messages ipc.silence processes.boot processes.child processes.lines processes.role "
-    "processes.slots processes.spawn processes.topology"
+    "processes.descriptors processes.spawn processes.topology"
 )
 OURS = {
     "supervisor": f"{_EVERY} ipc.silence audit.files "

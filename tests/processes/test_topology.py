@@ -7,13 +7,13 @@ import pytest
 from cliproxy.bounds import MAX_DRAINING_GENERATIONS, MAX_WORKERS
 from cliproxy.processes import topology
 from cliproxy.processes.spawn import FIRST_SOURCE_FD
-from cliproxy.processes.topology import CHANNELS, EDGES, FILES, ROLES, SUPERVISOR, WORKER_SLOTS
+from cliproxy.processes.topology import CHANNELS, EDGES, FILES, ROLES, SUPERVISOR, WORKER_NUMBERS
 
 EVERYONE = (*ROLES, SUPERVISOR)
 
 
 def slots_of(end):
-    return range(end.slot, end.slot + (WORKER_SLOTS if end.workers else 1))
+    return range(end.number, end.number + (WORKER_NUMBERS if end.workers else 1))
 
 
 def test_the_edges_are_those_of_the_design_and_no_others():
@@ -38,7 +38,7 @@ def test_no_two_ends_of_a_role_share_a_number(role):
 
 @pytest.mark.parametrize("role", ROLES)
 def test_slots_lie_below_what_is_taken_and_below_the_sources_of_a_spawn(role):
-    assert max(topology.all_slots(role)) < topology.FIRST_FREE_FD < FIRST_SOURCE_FD
+    assert max(topology.all_descriptors(role)) < topology.FIRST_FREE_FD < FIRST_SOURCE_FD
 
 
 def test_only_worker_ends_are_one_and_the_other_side_has_room_for_all():
@@ -46,19 +46,19 @@ def test_only_worker_ends_are_one_and_the_other_side_has_room_for_all():
         ends = {edge.a.role: edge.a, edge.b.role: edge.b}
         assert ("worker" in ends) == (edge.a.workers or edge.b.workers)
         assert all(not end.workers for role, end in ends.items() if role == "worker")
-    assert WORKER_SLOTS == MAX_WORKERS * (1 + MAX_DRAINING_GENERATIONS)
+    assert WORKER_NUMBERS == MAX_WORKERS * (1 + MAX_DRAINING_GENERATIONS)
 
 
 def test_descriptors_travel_only_on_control_and_between_egress_and_dialer():
     assert {role: topology.ancillary(role) - {topology.CONTROL_FD} for role in ROLES if topology.ancillary(role) != {topology.CONTROL_FD}} == {
-        "egress": {topology.EgressSlots.DIALER_FD},
-        "dialer": {topology.DialerSlots.EGRESS_FD},
+        "egress": {topology.EgressDescriptors.DIALER_FD},
+        "dialer": {topology.DialerDescriptors.EGRESS_FD},
     }
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_control_boot_and_files_are_never_replaced_but_the_log_segment(role):
-    fixed = {topology.CONTROL_FD, topology.BOOT_FD, *FILES[role]} - {topology.AuditorSlots.SEGMENT_FD}
+    fixed = {topology.CONTROL_FD, topology.BOOT_FD, *FILES[role]} - {topology.AuditorDescriptors.SEGMENT_FD}
     assert not fixed & topology.replaceable(role)
     assert topology.replaceable(role) >= set(CHANNELS[role])
 
@@ -71,6 +71,6 @@ def test_every_role_has_a_uid_of_its_own():
 
 @pytest.mark.parametrize("role", ROLES)
 def test_the_slot_classes_name_only_slots_of_their_role(role):
-    named = vars({name.lower().removesuffix("slots"): value for name, value in vars(topology).items() if name.endswith("Slots")}[role])
+    named = vars({name.lower().removesuffix("descriptors"): value for name, value in vars(topology).items() if name.endswith("Descriptors")}[role])
     numbers = [number for name, value in named.items() if not name.startswith("_") for number in (value if isinstance(value, tuple) else (value,))]
-    assert set(numbers) == topology.all_slots(role) - {topology.CONTROL_FD, topology.BOOT_FD}
+    assert set(numbers) == topology.all_descriptors(role) - {topology.CONTROL_FD, topology.BOOT_FD}

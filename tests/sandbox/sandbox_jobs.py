@@ -454,7 +454,7 @@ def prepare_slot(place: Workplace, channel: Channel) -> Channel:
 
 
 def move_off_the_slot(channel: Channel) -> None:
-    """What closes its descriptor itself gets a copy (processes/slots.py)."""
+    """What closes its descriptor itself gets a copy (processes/descriptors.py)."""
     moved = fcntl.fcntl(channel[0], fcntl.F_DUPFD_CLOEXEC, 200)
     os.dup2(0, channel[0], inheritable=False)
     os.write(moved, b"hello")

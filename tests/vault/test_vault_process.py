@@ -17,7 +17,7 @@ from cliproxy.config.schema import Provider
 from cliproxy.ipc import commands, messages
 from cliproxy.ipc.channel import ChannelClosed
 from cliproxy.ipc.control import Down, Up
-from cliproxy.processes.topology import VaultSlots
+from cliproxy.processes.topology import VaultDescriptors
 from cliproxy.secret import Secret
 
 SECRET = b"sk-canary-Zx9QvT4mW7kLp2Rb8Ny5"
@@ -167,7 +167,7 @@ def test_a_key_beyond_the_bounds_of_its_message_closes_admins_channel(start: Sta
     with pytest.raises(ChannelClosed):
         vault.ask(commands.CreateKey, digest=b"short", name="n", models=("*",))
     assert "may not" in log.wait_for(ChannelViolation)[0].reason
-    vault.admin = type(vault.admin)(vault.replace(VaultSlots.ADMIN_FD), incoming=commands.VaultToAdmin, peer="vault", per_second=1e6)
+    vault.admin = type(vault.admin)(vault.replace(VaultDescriptors.ADMIN_FD), incoming=commands.VaultToAdmin, peer="vault", per_second=1e6)
     assert vault.ask(commands.GetVaultStatus).epoch == before.epoch
 
 
@@ -287,7 +287,7 @@ def test_a_new_egress_gets_everything_again(start: Start) -> None:
     vault.egress.close()
     added = vault.add_credential(SECRET).credential
     create(vault)
-    vault.egress = vault.egress_channel(vault.replace(VaultSlots.EGRESS_FD))
+    vault.egress = vault.egress_channel(vault.replace(VaultDescriptors.EGRESS_FD))
     vault.hello()
     number, keys, _, grants = vault.state_for_egress()
     assert (number, len(keys), list(grants)) == (2, 1, [added.id])

@@ -14,7 +14,7 @@ from vault_process import AuditorEnd, LogOfEvents, Start, create, digest
 from cliproxy.audit.events import ChannelViolation, CredentialAccess
 from cliproxy.ipc import commands, messages
 from cliproxy.processes.spawn import build_id
-from cliproxy.processes.topology import VaultSlots
+from cliproxy.processes.topology import VaultDescriptors
 from cliproxy.secret import Secret
 
 SECRET = b"sk-canary-Zx9QvT4mW7kLp2Rb8Ny5"
@@ -48,7 +48,7 @@ class TestTheReceiverEnforces:
             with pytest.raises(Exception, match="clos"):
                 while True:
                     vault.next_for_egress()
-            vault.egress = vault.egress_channel(vault.replace(VaultSlots.EGRESS_FD))
+            vault.egress = vault.egress_channel(vault.replace(VaultDescriptors.EGRESS_FD))
         assert len(log.wait_for(ChannelViolation, 2)) == 2
 
     def test_admin_that_sends_junk_is_cut_off_and_gets_no_secret_in_any_case(self, start: Start, log: LogOfEvents) -> None:
@@ -57,7 +57,7 @@ class TestTheReceiverEnforces:
         assert select.select([vault.admin.fileno()], [], [], 20)[0]
         assert vault.admin._sock.recv(1 << 16) == b""
         assert log.wait_for(ChannelViolation)[0].peer == "admin"
-        vault.admin = type(vault.admin)(vault.replace(VaultSlots.ADMIN_FD), incoming=commands.VaultToAdmin, peer="vault", per_second=1e6)
+        vault.admin = type(vault.admin)(vault.replace(VaultDescriptors.ADMIN_FD), incoming=commands.VaultToAdmin, peer="vault", per_second=1e6)
         assert isinstance(vault.ask(commands.GetRules), commands.Rules)
 
 
@@ -77,7 +77,7 @@ class TestTheAuditorIsNeeded:
         vault.auditor.sock.shutdown(2)
         vault.auditor.join(20)
         assert "audit log is not available" in create(vault, 2).message
-        vault.auditor = AuditorEnd(vault.replace(VaultSlots.AUDIT_FD), log)
+        vault.auditor = AuditorEnd(vault.replace(VaultDescriptors.AUDIT_FD), log)
         until = time.monotonic() + 20
         while vault.auditor.anchor is None and time.monotonic() < until:
             time.sleep(0.01)
@@ -95,7 +95,7 @@ class TestTheAuditorIsNeeded:
         assert isinstance(vault.next_for_egress(), messages.PolicyBegin)
         assert isinstance(vault.next_for_egress(), messages.PolicyEnd)
         assert not select.select([vault.egress.fileno()], [], [], 1.5)[0]
-        vault.auditor = AuditorEnd(vault.replace(VaultSlots.AUDIT_FD), log)
+        vault.auditor = AuditorEnd(vault.replace(VaultDescriptors.AUDIT_FD), log)
         assert vault.next_for_egress().id == added.id
         assert len(log.wait_for(CredentialAccess)) == 1
 

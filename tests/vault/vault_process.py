@@ -24,7 +24,7 @@ from cliproxy.ipc.channel import PacketChannel
 from cliproxy.ipc.control import Down, Report, SupervisorControl, Up
 from cliproxy.processes.boot import Boot, encode_boot, seal
 from cliproxy.processes.spawn import build_id, lift, program, spawn
-from cliproxy.processes.topology import BOOT_FD, CONTROL_FD, VaultSlots
+from cliproxy.processes.topology import BOOT_FD, CONTROL_FD, VaultDescriptors
 from cliproxy.secret import Secret
 from cliproxy.vault.crypto import credential_context, seal_to
 from cliproxy.vault.identity import Identity, read_identity
@@ -118,7 +118,7 @@ class VaultProcess:
         self.requests = 0
         ends = {
             slot: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            for slot in (CONTROL_FD, VaultSlots.AUDIT_FD, VaultSlots.EGRESS_FD, VaultSlots.ADMIN_FD)
+            for slot in (CONTROL_FD, VaultDescriptors.AUDIT_FD, VaultDescriptors.EGRESS_FD, VaultDescriptors.ADMIN_FD)
         }
         boot = Boot(
             role="vault",
@@ -137,7 +137,7 @@ class VaultProcess:
         )
         handed = {slot: lift(os.dup(theirs.fileno())) for slot, (_, theirs) in ends.items()}
         handed[BOOT_FD] = lift(seal(encode_boot(boot), name="boot"))
-        handed[VaultSlots.MASTER_KEY_FD] = lift(into_memfd(master))
+        handed[VaultDescriptors.MASTER_KEY_FD] = lift(into_memfd(master))
         self.pid = spawn(program("vault"), descriptors=handed, output=spawn_output())
         for descriptor in handed.values():
             os.close(descriptor)
@@ -145,9 +145,9 @@ class VaultProcess:
             theirs.close()
         self.code: int | None = None
         self.control = SupervisorControl(ends[CONTROL_FD][0])
-        self.auditor = AuditorEnd(ends[VaultSlots.AUDIT_FD][0], log)
-        self.egress = self.egress_channel(ends[VaultSlots.EGRESS_FD][0])
-        self.admin: PacketChannel[Any] = PacketChannel(ends[VaultSlots.ADMIN_FD][0], incoming=commands.VaultToAdmin, peer="vault", per_second=1e6)
+        self.auditor = AuditorEnd(ends[VaultDescriptors.AUDIT_FD][0], log)
+        self.egress = self.egress_channel(ends[VaultDescriptors.EGRESS_FD][0])
+        self.admin: PacketChannel[Any] = PacketChannel(ends[VaultDescriptors.ADMIN_FD][0], incoming=commands.VaultToAdmin, peer="vault", per_second=1e6)
 
     @staticmethod
     def egress_channel(sock: socket.socket) -> PacketChannel[Any]:

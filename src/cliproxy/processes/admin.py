@@ -23,9 +23,9 @@ from cliproxy.ipc.commands import AdminToAuditor, AdminToVault, Hello
 from cliproxy.processes import child
 from cliproxy.processes.boot import read_sealed
 from cliproxy.processes.child import Boot, Control, Down, Up
+from cliproxy.processes.descriptors import channel
 from cliproxy.processes.role import Peer, Role, take_orders
-from cliproxy.processes.slots import channel
-from cliproxy.processes.topology import ADMIN, AUDIT_FD, AdminSlots
+from cliproxy.processes.topology import ADMIN, AUDIT_FD, AdminDescriptors
 
 _ENDED = select.POLLHUP | select.POLLERR | select.POLLNVAL
 _TURN_MILLISECONDS = 1000  # deadlines are swept at least this often
@@ -42,16 +42,16 @@ class Admin:
         self._control: Control | None = None
         self._audit = AuditClient(channel(AUDIT_FD), deadline_seconds=settings.audit.deadline_seconds)
         self._vault: Peer[commands.VaultToAdmin] = Peer(
-            AdminSlots.VAULT_FD, name="vault", incoming=commands.VaultToAdmin, per_second=MAX_ADMIN_ANSWERS_PER_SECOND, secrets=False
+            AdminDescriptors.VAULT_FD, name="vault", incoming=commands.VaultToAdmin, per_second=MAX_ADMIN_ANSWERS_PER_SECOND, secrets=False
         )
         self._auditor: Peer[commands.AuditorToAdmin] = Peer(
-            AdminSlots.AUDITOR_FD, name="auditor", incoming=commands.AuditorToAdmin, per_second=MAX_ADMIN_ANSWERS_PER_SECOND, secrets=False
+            AdminDescriptors.AUDITOR_FD, name="auditor", incoming=commands.AuditorToAdmin, per_second=MAX_ADMIN_ANSWERS_PER_SECOND, secrets=False
         )
         self._vault.open()
         self._auditor.open()
         now = time.monotonic()
         self._socket = ControlSocket(
-            channel(AdminSlots.LISTEN_FD),
+            channel(AdminDescriptors.LISTEN_FD),
             operator_uid=boot.operator_uid,
             hello=Hello(build=boot.build, serving=boot.serving),
             ask=self._ask,
@@ -75,7 +75,7 @@ class Admin:
         self._role = Role(
             self._boot,
             report=control.send,
-            replaced={AUDIT_FD: self._audit.replaced, AdminSlots.VAULT_FD: self._vault_replaced, AdminSlots.AUDITOR_FD: self._auditor_replaced},
+            replaced={AUDIT_FD: self._audit.replaced, AdminDescriptors.VAULT_FD: self._vault_replaced, AdminDescriptors.AUDITOR_FD: self._auditor_replaced},
             drain=lambda _seconds: self._role.drained(),
             settings=self,
             further={Down.RELOADED: self._reloaded, Down.REOPENED: self._reopened},
@@ -121,10 +121,10 @@ class Admin:
         for descriptor, mask in events:
             if descriptor == self._control.fileno():
                 take_orders(self._control, self._role)
-            elif descriptor == AdminSlots.VAULT_FD:
+            elif descriptor == AdminDescriptors.VAULT_FD:
                 if not self._vault.hear(self._service.on_vault, most=_ANSWERS_PER_TURN, violated=self._violation):
                     self._service.on_vault_lost()
-            elif descriptor == AdminSlots.AUDITOR_FD:
+            elif descriptor == AdminDescriptors.AUDITOR_FD:
                 if not self._auditor.hear(self._service.on_auditor, most=_ANSWERS_PER_TURN, violated=self._violation):
                     self._service.on_auditor_lost()
             elif descriptor != AUDIT_FD:

@@ -1,7 +1,7 @@
 """The auditor: takes everybody's events, writes the log, says what is durable. A plain `poll` loop; `fdatasync` has the only other thread.
 
 It serves once the vault has handed over the signing key and the last checkpoint is genuine under it; what comes before waits, bounded. A
-channel that carries what it may not is closed, and the log says so. What a dead sender had sent is read to the end before its slot is given to
+channel that carries what it may not is closed, and the log says so. What a dead sender had sent is read to the end before its descriptor number is given to
 the next.
 """
 
@@ -30,7 +30,7 @@ from cliproxy.processes.child import Boot, Control, Down, Up
 from cliproxy.processes.queries import Queries
 from cliproxy.processes.role import Role, take_orders
 from cliproxy.processes.senders import AWAITED, FEW, MANY, SENDERS, Pace, Senders
-from cliproxy.processes.topology import AUDITOR, AuditorSlots
+from cliproxy.processes.topology import AUDITOR, AuditorDescriptors
 from cliproxy.secret import Secret
 
 
@@ -76,7 +76,7 @@ class Auditor:
             boot,
             report=control.send,
             replaced={
-                AuditorSlots.ADMIN_QUERY_FD: self._open_queries,
+                AuditorDescriptors.ADMIN_QUERY_FD: self._open_queries,
                 **{number: functools.partial(self._senders.open, number) for number in SENDERS},
             },
             drain=self._drain,
@@ -111,7 +111,7 @@ class Auditor:
             self._look(ready, hurry=self._senders.has_awaited(ready))
         if ready.get(self._syncer.fileno()) and self._syncer.collect() and cycle is not None:
             cycle.synced()
-        if ready.get(AuditorSlots.ADMIN_QUERY_FD):
+        if ready.get(AuditorDescriptors.ADMIN_QUERY_FD):
             self._serve_admin()
         self._advance()
         self._role.tick(now)
@@ -124,7 +124,7 @@ class Auditor:
         """Take what senders sent: from those who send much at the clock's pace, but before anything that was awaited (`hurry`): what egress had said
         before a key was revoked stands before the revocation."""
         if self._holds_much():
-            self._senders.receive(ready, [AuditorSlots.VAULT_FD])
+            self._senders.receive(ready, [AuditorDescriptors.VAULT_FD])
             self._pace.looked(time.monotonic(), 1)  # what waits in the other queues must not wake us without pause
             return
         if not self._senders.has_many(ready):
@@ -141,12 +141,12 @@ class Auditor:
         """Take the channel of admin's questions, if there is one."""
         if self._queries.open():
             for poll in self._polls:
-                poll.register(AuditorSlots.ADMIN_QUERY_FD, select.POLLIN)
+                poll.register(AuditorDescriptors.ADMIN_QUERY_FD, select.POLLIN)
 
     def _serve_admin(self) -> None:
         if not self._queries.serve():
             for poll in self._polls:
-                poll.unregister(AuditorSlots.ADMIN_QUERY_FD)
+                poll.unregister(AuditorDescriptors.ADMIN_QUERY_FD)
 
     def _advance(self) -> None:
         if self._cycle is None or self._intake is None:
@@ -207,7 +207,7 @@ class Auditor:
                 raise ChannelError("the vault brought another signing key")
             return self._log
         now, wall = time.monotonic(), time.time()
-        segment, checkpoints = AuditorSlots.SEGMENT_FD, AuditorSlots.CHECKPOINTS_FD
+        segment, checkpoints = AuditorDescriptors.SEGMENT_FD, AuditorDescriptors.CHECKPOINTS_FD
         because = self._verify_seen(message, signer)
         self._log = LogWriter(self._position, signer, segment=segment, checkpoints=checkpoints, now=timestamp(wall), because=because)
         self._intake = Intake(self._log, unauthenticated_bytes_per_hour=self._settings.unauthenticated_bytes_per_hour, now=now)
@@ -311,7 +311,7 @@ class Auditor:
         if self._cycle is None:
             raise ChannelError("a segment that nobody asked for")
         if self._cycle.segment_begun(number):
-            os.dup2(descriptor, AuditorSlots.SEGMENT_FD, inheritable=False)
+            os.dup2(descriptor, AuditorDescriptors.SEGMENT_FD, inheritable=False)
 
     def check(self, settings: Settings) -> AuditSettings:
         """Return the part that is the auditor's. Raises `ConfigError` when it moves the pin: another file cannot be opened any more."""

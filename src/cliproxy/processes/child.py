@@ -2,7 +2,7 @@
 
     1. signals of the service manager ignored: only the supervisor stops a child
     2. boot record read from its sealed memfd; the role must be the module's own, the build this one
-    3. descriptors that were not handed over are closed, empty slots occupied
+    3. descriptors that were not handed over are closed, empty numbers occupied
     4. `prepare(boot)`: every module imported, database and files opened
     5. no descriptor is a terminal or another device: what it fell into could read what is typed there
     6. the lockdown of the role (`sandbox.lockdown`), after which an import raises
@@ -27,8 +27,8 @@ from cliproxy.ipc.control import Control as _Control
 from cliproxy.ipc.control import Down, Order, Up
 from cliproxy.processes import topology
 from cliproxy.processes.boot import Boot, decode_boot, is_sealed, read_sealed
+from cliproxy.processes.descriptors import is_open, vacate, verify_no_device
 from cliproxy.processes.lines import EXIT_OTHER_BUILD, EXIT_SOFTWARE, describe, exit_code, say
-from cliproxy.processes.slots import is_open, vacate, verify_no_device
 from cliproxy.processes.spawn import build_id
 from cliproxy.processes.topology import BOOT_FD, CONTROL_FD, NULL_FD, STDERR_FD, STDOUT_FD
 from cliproxy.sandbox import lockdown
@@ -40,7 +40,7 @@ P = TypeVar("P")
 
 
 class Control(_Control):
-    """The child's end of the control channel. A `REPLACE` is on its slot before the body sees it."""
+    """The child's end of the control channel. A `REPLACE` is on its number before the body sees it."""
 
     def __init__(self, sock: socket.socket, *, replaceable: frozenset[int]) -> None:
         super().__init__(sock)
@@ -52,7 +52,7 @@ class Control(_Control):
         (received,) = order.descriptors
         try:
             if order.argument not in self._replaceable:
-                raise ChannelError(f"slot {order.argument} is not replaceable")
+                raise ChannelError(f"descriptor {order.argument} is not replaceable")
             os.dup2(received, order.argument, inheritable=False)
         finally:
             os.close(received)
@@ -87,7 +87,7 @@ def run_locked(boot: Boot, *, prepare: Callable[[Boot], P], body: Callable[[Boot
     """Prepare, lock down, run the body, leave. Exit codes: 0 when the body returns or the supervisor is gone, 78 or 70 (`exit_code`) on errors."""
     try:
         _ignore_signals()
-        handed = _occupy_slots(boot.role)
+        handed = _occupy_numbers(boot.role)
         prepared = prepare(boot)
         verify_no_device(_open_descriptors())
         _lock_down(boot, handed)
@@ -112,18 +112,18 @@ def _ignore_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _occupy_slots(role: str) -> frozenset[int]:
-    """Close what is no slot, put the placeholder on empty slots, and return all numbers that must stay."""
-    expected = topology.all_slots(role)
+def _occupy_numbers(role: str) -> frozenset[int]:
+    """Close what has none of our numbers, put the placeholder on the empty ones, and return all numbers that must stay."""
+    expected = topology.all_descriptors(role)
     for number in _open_descriptors():
         if number > STDERR_FD and number not in expected:
             os.close(number)
     os.set_inheritable(CONTROL_FD, False)
-    for slot in sorted({*topology.CHANNELS[role], *topology.listening(role)}):
-        if is_open(slot):
-            os.set_inheritable(slot, False)
+    for number in sorted({*topology.CHANNELS[role], *topology.listening(role)}):
+        if is_open(number):
+            os.set_inheritable(number, False)
         else:
-            vacate(slot)
+            vacate(number)
     return expected | {NULL_FD, STDOUT_FD, STDERR_FD}
 
 

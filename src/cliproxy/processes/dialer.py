@@ -25,9 +25,9 @@ from cliproxy.errors import ChannelError
 from cliproxy.ipc.messages import Dial, DialFailed, Dialled, EgressToDialer
 from cliproxy.processes import child
 from cliproxy.processes.child import Boot, Control
+from cliproxy.processes.descriptors import channel
 from cliproxy.processes.role import Peer, Role, take_orders
-from cliproxy.processes.slots import channel
-from cliproxy.processes.topology import AUDIT_FD, DIALER, DialerSlots
+from cliproxy.processes.topology import AUDIT_FD, DIALER, DialerDescriptors
 
 _QUESTIONS_PER_TURN: Final = 64  # of egress; what has to wait for room in its queue is at most so many answers and the dials under way
 
@@ -59,7 +59,9 @@ class Dialer:
         self._jobs: dict[int, _Job] = {}
         self._racing: dict[int, _Job] = {}
         self._poller = select.poll()
-        self._egress: Peer[EgressToDialer] = Peer(DialerSlots.EGRESS_FD, name="egress", incoming=EgressToDialer, per_second=MAX_DIALS_PER_SECOND, secrets=False)
+        self._egress: Peer[EgressToDialer] = Peer(
+            DialerDescriptors.EGRESS_FD, name="egress", incoming=EgressToDialer, per_second=MAX_DIALS_PER_SECOND, secrets=False
+        )
         self._polls_egress = False
         self._outbox: deque[tuple[Dialled | DialFailed, socket.socket | None]] = deque()
         self._next_tick = 0.0
@@ -69,7 +71,7 @@ class Dialer:
         self._role = Role(
             self._boot,
             report=control.send,
-            replaced={DialerSlots.EGRESS_FD: self._egress_replaced, AUDIT_FD: self._auditor_replaced},
+            replaced={DialerDescriptors.EGRESS_FD: self._egress_replaced, AUDIT_FD: self._auditor_replaced},
             drain=lambda _seconds: self._role.drained(),
             settings=self,
             needs={"egress": self._egress, "the auditor": self._audit},
@@ -89,7 +91,7 @@ class Dialer:
                     self._hear_auditor(now)
                 elif descriptor == self._wake:
                     self._take_resolved(now)
-                elif descriptor == DialerSlots.EGRESS_FD:
+                elif descriptor == DialerDescriptors.EGRESS_FD:
                     self._send_answers()
                     self._take_questions(now)
                 elif descriptor in self._racing:
@@ -101,7 +103,7 @@ class Dialer:
     def _open(self) -> None:
         self._egress.open()
         if self._egress.is_there:
-            self._poller.register(DialerSlots.EGRESS_FD, select.POLLIN)
+            self._poller.register(DialerDescriptors.EGRESS_FD, select.POLLIN)
             self._polls_egress = True
 
     def _close(self) -> None:
@@ -116,7 +118,7 @@ class Dialer:
 
     def _let_go(self) -> None:
         if self._polls_egress:
-            self._poller.unregister(DialerSlots.EGRESS_FD)
+            self._poller.unregister(DialerDescriptors.EGRESS_FD)
             self._polls_egress = False
         self._drop_jobs()
 
@@ -165,7 +167,7 @@ class Dialer:
         except ChannelError:
             self._close()
         if self._egress.is_there:
-            self._poller.modify(DialerSlots.EGRESS_FD, select.POLLOUT if self._outbox else select.POLLIN)
+            self._poller.modify(DialerDescriptors.EGRESS_FD, select.POLLOUT if self._outbox else select.POLLIN)
 
     # --- a dial --------------------------------------------------------------------------------------------------
 

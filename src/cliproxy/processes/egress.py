@@ -42,10 +42,10 @@ from cliproxy.ipc.messages import (
 from cliproxy.ipc.policy_feed import PolicyFeed
 from cliproxy.processes import child
 from cliproxy.processes.child import Boot, Control
+from cliproxy.processes.descriptors import channel, is_socket, take
 from cliproxy.processes.lines import fault_reporter, say
 from cliproxy.processes.role import Peer, Role, attend
-from cliproxy.processes.slots import channel, is_socket, take
-from cliproxy.processes.topology import EGRESS, EgressSlots
+from cliproxy.processes.topology import EGRESS, EgressDescriptors
 from cliproxy.sandbox.loop import make_event_loop
 
 VAULT_MESSAGES_PER_TURN: Final = 256  # a snapshot of 100,000 keys is 1,600; calls go on between
@@ -59,7 +59,7 @@ class Egress:
         self.settings = decode_settings(boot.settings)
         self.loop = make_event_loop()
         self.loop.set_exception_handler(fault_reporter(boot.name))
-        self.audit = AuditClient(channel(EgressSlots.AUDIT_FD), deadline_seconds=self.settings.audit.deadline_seconds)
+        self.audit = AuditClient(channel(EgressDescriptors.AUDIT_FD), deadline_seconds=self.settings.audit.deadline_seconds)
         self.trust = TrustStore(self.settings.providers)
         self.policy = PolicyFeed()
         self.injector = Injector(self.settings.providers)
@@ -69,7 +69,7 @@ class Egress:
         self.dialer: DialerClient | None = None
         self.dispatcher: Dispatcher | None = None
         self.vault: Peer[VaultToEgress] = Peer(
-            EgressSlots.VAULT_FD, name="vault", incoming=VaultToEgress, per_second=MAX_VAULT_MESSAGES_PER_SECOND, secrets=True
+            EgressDescriptors.VAULT_FD, name="vault", incoming=VaultToEgress, per_second=MAX_VAULT_MESSAGES_PER_SECOND, secrets=True
         )
         self.granted: set[str] = set()
         self.has_grants = False
@@ -82,14 +82,14 @@ class Egress:
 
     def run(self, control: Control) -> None:
         """Serve until the supervisor says otherwise."""
-        workers = {number: functools.partial(self.worker_replaced, index) for index, number in enumerate(EgressSlots.WORKER_FDS)}
+        workers = {number: functools.partial(self.worker_replaced, index) for index, number in enumerate(EgressDescriptors.WORKER_FDS)}
         self.role = Role(
             self.boot,
             report=control.send,
             replaced={
-                EgressSlots.AUDIT_FD: self.audit.replaced,
-                EgressSlots.VAULT_FD: self.vault_replaced,
-                EgressSlots.DIALER_FD: self.dialer_replaced,
+                EgressDescriptors.AUDIT_FD: self.audit.replaced,
+                EgressDescriptors.VAULT_FD: self.vault_replaced,
+                EgressDescriptors.DIALER_FD: self.dialer_replaced,
                 **workers,
             },
             drain=self.drain,
@@ -100,7 +100,7 @@ class Egress:
         self.loop.run_forever()
 
     async def start(self, control: Control) -> None:
-        self.dialer = DialerClient(self.loop, channel(EgressSlots.DIALER_FD), violated=self.dialer_violated)
+        self.dialer = DialerClient(self.loop, channel(EgressDescriptors.DIALER_FD), violated=self.dialer_violated)
         self.pool = Pool(self.loop, dialer=self.dialer, providers=self.settings.providers, contexts=self.trust.contexts_for(self.settings.providers))
         self.dispatcher = Dispatcher(
             build=self.boot.build,
@@ -112,7 +112,7 @@ class Egress:
             acknowledge=self.acknowledge,
         )
         attend(self.loop, control, self.role, name=EGRESS)
-        for index, number in enumerate(EgressSlots.WORKER_FDS):
+        for index, number in enumerate(EgressDescriptors.WORKER_FDS):
             if is_socket(number):
                 await self.connect_worker(index)
         self.open_vault()
@@ -122,7 +122,7 @@ class Egress:
     async def connect_worker(self, index: int) -> None:
         assert self.dispatcher is not None
         worker = self.dispatcher.worker(index, max_body_bytes=self.settings.server.limits.max_body_bytes * 2 + 65536)
-        await self.loop.create_unix_connection(lambda: worker.channel, sock=take(EgressSlots.WORKER_FDS[index]))
+        await self.loop.create_unix_connection(lambda: worker.channel, sock=take(EgressDescriptors.WORKER_FDS[index]))
 
     def tick(self) -> None:
         """Once a second."""
@@ -235,7 +235,7 @@ class Egress:
     def dialer_replaced(self) -> None:
         """The dialer was restarted: the channel to the new one is there."""
         assert self.dialer is not None
-        self.dialer.replace(channel(EgressSlots.DIALER_FD))
+        self.dialer.replace(channel(EgressDescriptors.DIALER_FD))
 
     def worker_replaced(self, index: int) -> None:
         """Worker `index` was restarted (or is new): the channel to it is there."""

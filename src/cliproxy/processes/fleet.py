@@ -54,7 +54,7 @@ class Child:
 
 @dataclass(slots=True, kw_only=True)
 class Supplies:
-    """What children are started with beyond their channels. `files_of(role)`: slot to descriptor, which the supervisor keeps.
+    """What children are started with beyond their channels. `files_of(role)`: number to descriptor, which the supervisor keeps.
     `program(role)`: the command that runs the role. `output_of(child)`: what its stdout and stderr are to be, closed here once it has it."""
 
     boot_of: Callable[[Child], Boot]
@@ -103,7 +103,7 @@ class Fleet:
         return child
 
     def free_worker(self) -> Member | None:
-        """Return a worker slot that nobody has, `None` when all are taken."""
+        """Return a worker with an index that nobody has, `None` when all are taken."""
         return next((member for number in range(WORKER_NUMBERS) if (member := Member(WORKER, number)) not in self._children), None)
 
     def start(self, child: Child) -> None:
@@ -241,15 +241,15 @@ class Fleet:
         self._wiring.forget(child.member, [*self.outside, *self._children])
         del self._children[child.member]
 
-    def _deliver(self, member: Member, slot: int, descriptor: int) -> bool:
+    def _deliver(self, member: Member, number: int, descriptor: int) -> bool:
         outside = self.outside.get(member)
         if outside is not None:
-            outside(slot, descriptor)
+            outside(number, descriptor)
             return True
         child = self._children[member]
         if child.control is None:
             return False
-        self.order(child, Down.REPLACE, slot, (descriptor,))
+        self.order(child, Down.REPLACE, number, (descriptor,))
         return True
 
 

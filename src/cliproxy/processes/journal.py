@@ -34,7 +34,7 @@ class Journal:
         """Whether events wait for the auditor."""
         return bool(self._events)
 
-    def take_channel(self, _slot: int, descriptor: int) -> None:
+    def take_channel(self, _number: int, descriptor: int) -> None:
         """The auditor was started (again): this is our end of the channel to it. The descriptor stays the caller's."""
         if self._client is None:
             sock = socket.socket(fileno=lift(os.dup(descriptor)))

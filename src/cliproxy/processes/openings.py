@@ -22,7 +22,7 @@ from cliproxy.processes.boot import VAULT_FILE
 from cliproxy.processes.listeners import Listeners, inherited_listeners, open_listeners
 from cliproxy.processes.plan import Plan
 from cliproxy.processes.spawn import lift
-from cliproxy.processes.topology import ADMIN, AUDITOR, VAULT, WORKER, AdminSlots, AuditorSlots, VaultSlots, WorkerSlots
+from cliproxy.processes.topology import ADMIN, AUDITOR, VAULT, WORKER, AdminDescriptors, AuditorDescriptors, VaultDescriptors, WorkerDescriptors
 from cliproxy.processes.workspace import Workspace
 from cliproxy.sandbox.kernel import require_kernel
 
@@ -49,14 +49,14 @@ class Openings:
         self._rates = lift(shared.create())
 
     def files_of(self, role: str, listeners: Listeners | None) -> dict[int, int]:
-        """Return slot to descriptor of what `role` gets beyond its channels."""
+        """Return number to descriptor of what `role` gets beyond its channels."""
         if role == WORKER:
             sockets = [] if listeners is None else listeners.sockets.values()
-            return {WorkerSlots.LIMITS_FD: self._rates, **dict(zip(WorkerSlots.LISTEN_FDS, sockets, strict=False))}
+            return {WorkerDescriptors.LIMITS_FD: self._rates, **dict(zip(WorkerDescriptors.LISTEN_FDS, sockets, strict=False))}
         return {
-            VAULT: {VaultSlots.MASTER_KEY_FD: self._master_key},
-            AUDITOR: {AuditorSlots.SEGMENT_FD: self._segment, AuditorSlots.CHECKPOINTS_FD: self._checkpoints},
-            ADMIN: {AdminSlots.LISTEN_FD: self._control_socket},
+            VAULT: {VaultDescriptors.MASTER_KEY_FD: self._master_key},
+            AUDITOR: {AuditorDescriptors.SEGMENT_FD: self._segment, AuditorDescriptors.CHECKPOINTS_FD: self._checkpoints},
+            ADMIN: {AdminDescriptors.LISTEN_FD: self._control_socket},
         }.get(role, {})
 
     def segment(self, index: int) -> int:

@@ -10,7 +10,7 @@ from cliproxy.bounds import AUDIT_QUERIES_PER_SECOND
 from cliproxy.errors import ChannelError
 from cliproxy.ipc.commands import AdminToAuditor, Answered, AuditorAnswer, AuditStatus, CheckpointTaken, GetAuditStatus, Refused
 from cliproxy.processes.role import Peer
-from cliproxy.processes.topology import ADMIN, AuditorSlots
+from cliproxy.processes.topology import ADMIN, AuditorDescriptors
 
 _QUESTIONS_PER_TURN = 8
 _WAITING = 64  # questions for a checkpoint at once
@@ -34,7 +34,7 @@ class Queries:
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self._admin: Peer[AdminToAuditor] = Peer(
-            AuditorSlots.ADMIN_QUERY_FD, name=ADMIN, incoming=AdminToAuditor, per_second=AUDIT_QUERIES_PER_SECOND, secrets=False
+            AuditorDescriptors.ADMIN_QUERY_FD, name=ADMIN, incoming=AdminToAuditor, per_second=AUDIT_QUERIES_PER_SECOND, secrets=False
         )
         self._waiting: list[tuple[int, int]] = []  # question, entries that its checkpoint must cover
 

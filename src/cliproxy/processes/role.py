@@ -30,8 +30,8 @@ from cliproxy.ipc.silence import Silence
 from cliproxy.processes import child
 from cliproxy.processes.boot import Boot, read_sealed
 from cliproxy.processes.child import Control
+from cliproxy.processes.descriptors import channel, is_socket
 from cliproxy.processes.lines import describe, say
-from cliproxy.processes.slots import channel, is_socket
 from cliproxy.processes.topology import CHANNELS, ORDERS, RECONFIGURED
 
 if TYPE_CHECKING:

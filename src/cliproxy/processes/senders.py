@@ -1,4 +1,4 @@
-"""The auditor's end of everybody's audit channel: packets in, acknowledgements out, one slot per sender.
+"""The auditor's end of everybody's audit channel: packets in, acknowledgements out, one descriptor number per sender.
 
 The vault begins with the log's key and gets its anchor; everybody else begins with events. A channel that carries what it may not is closed.
 What a dead sender had sent is still read: its end closed, its packets are there.
@@ -23,21 +23,21 @@ from cliproxy.bounds import MAX_CONTROL_MESSAGE_BYTES
 from cliproxy.errors import ChannelError
 from cliproxy.ipc.channel import ChannelClosed, PacketChannel
 from cliproxy.ipc.messages import Anchor, LogKey, VaultToAuditor
-from cliproxy.processes.slots import channel, is_socket, vacate
-from cliproxy.processes.topology import ADMIN, DIALER, EGRESS, SUPERVISOR, VAULT, WORKER, AuditorSlots
+from cliproxy.processes.descriptors import channel, is_socket, vacate
+from cliproxy.processes.topology import ADMIN, DIALER, EGRESS, SUPERVISOR, VAULT, WORKER, AuditorDescriptors
 
 # In this order they are read when several wait: egress's intents hold up calls.
 SENDERS: Final[dict[int, tuple[str, str]]] = {
-    AuditorSlots.EGRESS_FD: (EGRESS, EGRESS),
-    AuditorSlots.VAULT_FD: (VAULT, VAULT),
-    AuditorSlots.SUPERVISOR_FD: (SUPERVISOR, SUPERVISOR),
-    AuditorSlots.ADMIN_FD: (ADMIN, ADMIN),
-    AuditorSlots.DIALER_FD: (DIALER, DIALER),
-    **{slot: (WORKER, f"{WORKER}-{number}") for number, slot in enumerate(AuditorSlots.WORKER_FDS)},
+    AuditorDescriptors.EGRESS_FD: (EGRESS, EGRESS),
+    AuditorDescriptors.VAULT_FD: (VAULT, VAULT),
+    AuditorDescriptors.SUPERVISOR_FD: (SUPERVISOR, SUPERVISOR),
+    AuditorDescriptors.ADMIN_FD: (ADMIN, ADMIN),
+    AuditorDescriptors.DIALER_FD: (DIALER, DIALER),
+    **{number: (WORKER, f"{WORKER}-{index}") for index, number in enumerate(AuditorDescriptors.WORKER_FDS)},
 }
 AWAITED: Final = frozenset({VAULT, ADMIN, SUPERVISOR})  # few events, each waited for
-FEW: Final = tuple(slot for slot, (role, _) in SENDERS.items() if role in AWAITED)
-MANY: Final = tuple(slot for slot, (role, _) in SENDERS.items() if role not in AWAITED)
+FEW: Final = tuple(number for number, (role, _) in SENDERS.items() if role in AWAITED)
+MANY: Final = tuple(number for number, (role, _) in SENDERS.items() if role not in AWAITED)
 _PACKETS_PER_TURN: Final = 512  # whatever a queue holds when packets are small; the channel's socket buffer bounds the bytes
 _KEYS_PER_SECOND: Final = 8.0  # the vault sends one to each auditor
 _LEAST_NAP_SECONDS: Final = 0.004  # after the first packet of a quiet time: 40,000 packets a second fill no queue meanwhile
@@ -102,55 +102,55 @@ class Senders:
         self._poll = poll
         self._awaited_poll = awaited_poll
         self._channels: dict[int, _Channel] = {}
-        for slot in SENDERS:
-            self.open(slot)
+        for number in SENDERS:
+            self.open(number)
 
-    def open(self, slot: int) -> None:
-        """Take the channel that is on `slot` now, if there is one. An old one's object is let go of without touching the number."""
-        if slot in self._channels:
-            self._channels.pop(slot).sock.detach()
-            self._unregister(slot)
-        if not is_socket(slot):
+    def open(self, number: int) -> None:
+        """Take the channel that is on `number` now, if there is one. An old one's object is let go of without touching the number."""
+        if number in self._channels:
+            self._channels.pop(number).sock.detach()
+            self._unregister(number)
+        if not is_socket(number):
             return
-        role, name = SENDERS[slot]
-        sock = channel(slot)
+        role, name = SENDERS[number]
+        sock = channel(number)
         handshake: PacketChannel[VaultToAuditor] | None = None
         if role == VAULT:
             handshake = PacketChannel(sock, incoming=VaultToAuditor, peer=VAULT, per_second=_KEYS_PER_SECOND, secrets=True)
-        self._channels[slot] = _Channel(sock, Source(role, name), handshake)
+        self._channels[number] = _Channel(sock, Source(role, name), handshake)
         self._channels = {one: self._channels[one] for one in SENDERS if one in self._channels}
-        self._poll.register(slot, select.POLLIN)
+        self._poll.register(number, select.POLLIN)
         if role in AWAITED:
-            self._awaited_poll.register(slot, select.POLLIN)
+            self._awaited_poll.register(number, select.POLLIN)
 
     def has_awaited(self, ready: dict[int, int]) -> bool:
         """Whether a sender whose events are each waited for is in `ready`."""
-        return any(slot in ready and slot in self._channels for slot in FEW)
+        return any(number in ready and number in self._channels for number in FEW)
 
     def has_many(self, ready: dict[int, int]) -> bool:
         """Whether a sender that sends much is in `ready`."""
-        return any(slot in ready and slot in self._channels for slot in MANY)
+        return any(number in ready and number in self._channels for number in MANY)
 
     def receive(self, ready: dict[int, int], which: Iterable[int]) -> int:
         """Take what waits from those of `which` that are in `ready`, a bounded number of packets each; return how many the longest queue had."""
-        return max((self._receive(slot, most=_PACKETS_PER_TURN) for slot in which if slot in ready and slot in self._channels), default=0)
+        return max((self._receive(number, most=_PACKETS_PER_TURN) for number in which if number in ready and number in self._channels), default=0)
 
     def receive_last(self, ready: Iterable[tuple[int, int]]) -> None:
         """Take everything from those whose sender has ended."""
-        for slot, what in ready:
-            if what & _CLOSED and slot in self._channels:
-                self._receive(slot, most=_LONGEST_QUEUE)
+        for number, what in ready:
+            if what & _CLOSED and number in self._channels:
+                self._receive(number, most=_LONGEST_QUEUE)
 
     def receive_rest(self) -> None:
         """Take everything that waits."""
-        for slot in tuple(self._channels):
-            self._receive(slot, most=_LONGEST_QUEUE)
+        for number in tuple(self._channels):
+            self._receive(number, most=_LONGEST_QUEUE)
 
     def close_source(self, source: Source, reason: str) -> None:
         """Close the channel of `source`, if it is open, for what it carried."""
-        for slot, one in tuple(self._channels.items()):
+        for number, one in tuple(self._channels.items()):
             if one.source is source:
-                self._close(slot)
+                self._close(number)
         self._owner.violation(source.name, reason)
 
     def sealed(self) -> None:
@@ -172,24 +172,24 @@ class Senders:
 
     def noted(self, size: int, root: bytes) -> None:
         """Tell the vault of a durable checkpoint. One that does not read hears of the next."""
-        vault = self._channels.get(AuditorSlots.VAULT_FD)
+        vault = self._channels.get(AuditorDescriptors.VAULT_FD)
         if vault is not None and vault.handshake is None:
             _send(vault.sock, NOTED.pack(0, size, root))
 
-    def _close(self, slot: int) -> None:
+    def _close(self, number: int) -> None:
         """End the channel; the number stays occupied."""
-        self._channels.pop(slot).sock.detach()
-        vacate(slot)
-        self._unregister(slot)
+        self._channels.pop(number).sock.detach()
+        vacate(number)
+        self._unregister(number)
 
-    def _unregister(self, slot: int) -> None:
-        self._poll.unregister(slot)
-        if SENDERS[slot][0] in AWAITED:
-            self._awaited_poll.unregister(slot)
+    def _unregister(self, number: int) -> None:
+        self._poll.unregister(number)
+        if SENDERS[number][0] in AWAITED:
+            self._awaited_poll.unregister(number)
 
-    def _receive(self, slot: int, *, most: int) -> int:
+    def _receive(self, number: int, *, most: int) -> int:
         """Take up to `most` packets and return how many there were; close the channel when it ended or broke the rules."""
-        one = self._channels[slot]
+        one = self._channels[number]
         now = time.monotonic()
         stamp = timestamp(time.time())
         taken = 0
@@ -201,7 +201,7 @@ class Senders:
                     continue
                 packet = one.sock.recv(MAX_CONTROL_MESSAGE_BYTES + 1, socket.MSG_DONTWAIT)
                 if not packet:
-                    self._close(slot)
+                    self._close(number)
                     break
                 taken += 1
                 self._owner.take(one.source, packet, now=now, stamp=stamp)
@@ -212,7 +212,7 @@ class Senders:
             except ChannelClosed as error:
                 if isinstance(error.__cause__, ConnectionResetError):
                     continue
-                self._close(slot)
+                self._close(number)
                 break
             except ChannelError as error:
                 self.close_source(one.source, str(error))

@@ -17,7 +17,7 @@ from typing import Final
 from cliproxy import __version__
 from cliproxy.processes.topology import FIRST_FREE_FD, NULL_FD, STDERR_FD, STDOUT_FD
 
-# Sources lie above every slot, so that no dup2 of the spawn overwrites the source of a later one.
+# Sources lie above every number of the topology, so that no dup2 of the spawn overwrites the source of a later one.
 FIRST_SOURCE_FD: Final = 400
 assert FIRST_SOURCE_FD > FIRST_FREE_FD
 
@@ -39,7 +39,7 @@ def program(module: str) -> list[str]:
 
 
 def lift(descriptor: int) -> int:
-    """Move `descriptor` above every slot, close-on-exec, and return its new number."""
+    """Move `descriptor` above every number of the topology, close-on-exec, and return its new number."""
     lifted = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, FIRST_SOURCE_FD)
     os.close(descriptor)
     return lifted
@@ -58,7 +58,7 @@ def spawn(command: Sequence[str], *, descriptors: Mapping[int, int], output: int
     ]
     for number, source in descriptors.items():
         if source < FIRST_SOURCE_FD:
-            raise ValueError(f"descriptor {source} lies among the slots")
+            raise ValueError(f"descriptor {source} lies among the numbers of the topology")
         actions.append((os.POSIX_SPAWN_DUP2, source, number))
     return os.posix_spawn(command[0], list(command), scrubbed_environment(), file_actions=actions, setsigmask=_BLOCKED_SIGNALS)
 

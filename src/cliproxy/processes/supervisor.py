@@ -155,7 +155,7 @@ class Supervisor:
         for _ in range(self.in_force.settings.server.workers):
             member = self._fleet.free_worker()
             if member is None:
-                self.say("cliproxy: no worker slot is free")
+                self.say("cliproxy: no worker index is free")
                 return
             self._fleet.add(member, generation=self.in_force.generation)
 

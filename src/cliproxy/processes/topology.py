@@ -1,10 +1,10 @@
-"""Who talks to whom: the one table of roles, slots and edges.
+"""Who talks to whom: the one table of roles, descriptor numbers and edges.
 
-A slot is a fixed descriptor number of a role; its number is its name everywhere (`REPLACE`'s argument too), so that the filters of the
-sandbox can name descriptors. An edge is a socketpair that the supervisor makes between two slots. What is not in `EDGES` has no channel:
+Each channel and file of a role has a fixed descriptor number, which is its name everywhere (`REPLACE`'s argument too), so that the filters of the
+sandbox can name descriptors. An edge is a socketpair that the supervisor makes between two of them. What is not in `EDGES` has no channel:
 there is no worker-vault and no worker-admin.
 
-A slot is never a free number: the child library puts /dev/null on those that were not given (`slots.vacate`), because a descriptor received
+Such a number is never free: the child library puts /dev/null on those that were not given (`descriptors.vacate`), because a descriptor received
 over a channel takes the lowest free number and must not land where the next `REPLACE` will strike.
 """
 
@@ -47,7 +47,7 @@ ORDERS: Final[dict[str, frozenset[Down]]] = {
 # second or two, and has 30 s (`START_SECONDS`), which is enough on a busy machine of one core. Vault and auditor wait for disks; Linux itself gives one 30 s.
 HUNG_SECONDS: Final = {WORKER: 20.0, EGRESS: 20.0, DIALER: 20.0, ADMIN: 20.0, VAULT: 60.0, AUDITOR: 60.0}
 
-NULL_FD: Final = 0  # stdin, /dev/null: what `vacate` puts on an empty slot
+NULL_FD: Final = 0  # stdin, /dev/null: what `vacate` puts on an empty number
 STDOUT_FD: Final = 1  # as stderr: the write end of the pipe on which a child speaks (`processes.relay`)
 STDERR_FD: Final = 2
 CONTROL_FD: Final = 3
@@ -55,12 +55,11 @@ BOOT_FD: Final = 4
 AUDIT_FD: Final = 5
 
 # Old generations drain while the new one serves, so egress and auditor have room for all of them.
-WORKER_SLOTS: Final = WORKER_NUMBERS
 FIRST_WORKER_FD: Final = 16
-FIRST_FREE_FD: Final = FIRST_WORKER_FD + WORKER_SLOTS  # `slots.take` moves a channel to here or above
+FIRST_FREE_FD: Final = FIRST_WORKER_FD + WORKER_NUMBERS  # `descriptors.take` moves a channel to here or above
 
 
-class WorkerSlots:
+class WorkerDescriptors:
     """Descriptors of a worker. `LISTEN_FDS`: those that are sockets are listening ones, in the order of `server.listen`."""
 
     AUDIT_FD: Final = AUDIT_FD
@@ -69,23 +68,23 @@ class WorkerSlots:
     LISTEN_FDS: Final = tuple(range(8, 8 + MAX_LISTENERS))
 
 
-class EgressSlots:
-    """Descriptors of egress. `WORKER_FDS[n]` is the worker in slot n."""
+class EgressDescriptors:
+    """Descriptors of egress. `WORKER_FDS[n]` is the worker with index n."""
 
     AUDIT_FD: Final = AUDIT_FD
     VAULT_FD: Final = 6
     DIALER_FD: Final = 7  # carries descriptors: connected sockets
-    WORKER_FDS: Final = tuple(range(FIRST_WORKER_FD, FIRST_WORKER_FD + WORKER_SLOTS))  # SOCK_STREAM, ipc.mux
+    WORKER_FDS: Final = tuple(range(FIRST_WORKER_FD, FIRST_WORKER_FD + WORKER_NUMBERS))  # SOCK_STREAM, ipc.mux
 
 
-class DialerSlots:
+class DialerDescriptors:
     """Descriptors of the dialer."""
 
     AUDIT_FD: Final = AUDIT_FD
     EGRESS_FD: Final = 6  # carries descriptors: connected sockets
 
 
-class VaultSlots:
+class VaultDescriptors:
     """Descriptors of the vault. The log-signing key goes to the auditor over `AUDIT_FD`, again after each REPLACE of it."""
 
     AUDIT_FD: Final = AUDIT_FD
@@ -94,7 +93,7 @@ class VaultSlots:
     MASTER_KEY_FD: Final = 8  # sealed memfd, 32 bytes: read with pread, a restarted vault reads it again
 
 
-class AuditorSlots:
+class AuditorDescriptors:
     """Descriptors of the auditor: the far ends of everybody's `AUDIT_FD`, the log, and the edge on which admin asks."""
 
     VAULT_FD: Final = 6
@@ -105,10 +104,10 @@ class AuditorSlots:
     ADMIN_FD: Final = 11  # admin's events
     ADMIN_QUERY_FD: Final = 12  # admin's questions
     SUPERVISOR_FD: Final = 13
-    WORKER_FDS: Final = tuple(range(FIRST_WORKER_FD, FIRST_WORKER_FD + WORKER_SLOTS))
+    WORKER_FDS: Final = tuple(range(FIRST_WORKER_FD, FIRST_WORKER_FD + WORKER_NUMBERS))
 
 
-class AdminSlots:
+class AdminDescriptors:
     """Descriptors of admin."""
 
     AUDIT_FD: Final = AUDIT_FD
@@ -119,16 +118,16 @@ class AdminSlots:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """One end of an edge. `workers`: the slot is a range with one number for each worker slot."""
+    """One end of an edge. `workers`: `number` is the first of a range, one for each worker index."""
 
     role: str
-    slot: int
+    number: int
     workers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A socketpair between two slots. `carries`: descriptors may be sent over it, so the filter allows sendmsg and recvmsg there."""
+    """A socketpair between two descriptor numbers. `carries`: descriptors may be sent over it, so the filter allows sendmsg and recvmsg there."""
 
     name: str
     a: End
@@ -138,27 +137,27 @@ class Edge:
 
 
 EDGES: Final = (
-    Edge("worker-egress", End(WORKER, WorkerSlots.EGRESS_FD), End(EGRESS, FIRST_WORKER_FD, workers=True), kind=socket.SOCK_STREAM),
-    Edge("egress-dialer", End(EGRESS, EgressSlots.DIALER_FD), End(DIALER, DialerSlots.EGRESS_FD), carries=True),
-    Edge("egress-vault", End(EGRESS, EgressSlots.VAULT_FD), End(VAULT, VaultSlots.EGRESS_FD)),
-    Edge("admin-vault", End(ADMIN, AdminSlots.VAULT_FD), End(VAULT, VaultSlots.ADMIN_FD)),
-    Edge("admin-auditor", End(ADMIN, AdminSlots.AUDITOR_FD), End(AUDITOR, AuditorSlots.ADMIN_QUERY_FD)),
+    Edge("worker-egress", End(WORKER, WorkerDescriptors.EGRESS_FD), End(EGRESS, FIRST_WORKER_FD, workers=True), kind=socket.SOCK_STREAM),
+    Edge("egress-dialer", End(EGRESS, EgressDescriptors.DIALER_FD), End(DIALER, DialerDescriptors.EGRESS_FD), carries=True),
+    Edge("egress-vault", End(EGRESS, EgressDescriptors.VAULT_FD), End(VAULT, VaultDescriptors.EGRESS_FD)),
+    Edge("admin-vault", End(ADMIN, AdminDescriptors.VAULT_FD), End(VAULT, VaultDescriptors.ADMIN_FD)),
+    Edge("admin-auditor", End(ADMIN, AdminDescriptors.AUDITOR_FD), End(AUDITOR, AuditorDescriptors.ADMIN_QUERY_FD)),
     Edge("worker-audit", End(WORKER, AUDIT_FD), End(AUDITOR, FIRST_WORKER_FD, workers=True)),
-    Edge("egress-audit", End(EGRESS, AUDIT_FD), End(AUDITOR, AuditorSlots.EGRESS_FD)),
-    Edge("dialer-audit", End(DIALER, AUDIT_FD), End(AUDITOR, AuditorSlots.DIALER_FD)),
-    Edge("vault-audit", End(VAULT, AUDIT_FD), End(AUDITOR, AuditorSlots.VAULT_FD)),
-    Edge("admin-audit", End(ADMIN, AUDIT_FD), End(AUDITOR, AuditorSlots.ADMIN_FD)),
-    Edge("supervisor-audit", End(SUPERVISOR, AUDIT_FD), End(AUDITOR, AuditorSlots.SUPERVISOR_FD)),
+    Edge("egress-audit", End(EGRESS, AUDIT_FD), End(AUDITOR, AuditorDescriptors.EGRESS_FD)),
+    Edge("dialer-audit", End(DIALER, AUDIT_FD), End(AUDITOR, AuditorDescriptors.DIALER_FD)),
+    Edge("vault-audit", End(VAULT, AUDIT_FD), End(AUDITOR, AuditorDescriptors.VAULT_FD)),
+    Edge("admin-audit", End(ADMIN, AUDIT_FD), End(AUDITOR, AuditorDescriptors.ADMIN_FD)),
+    Edge("supervisor-audit", End(SUPERVISOR, AUDIT_FD), End(AUDITOR, AuditorDescriptors.SUPERVISOR_FD)),
 )
 
 # Descriptors that are no channel: files, listening sockets, memfds.
 FILES: Final[dict[str, tuple[int, ...]]] = {
-    WORKER: (WorkerSlots.LIMITS_FD, *WorkerSlots.LISTEN_FDS),
+    WORKER: (WorkerDescriptors.LIMITS_FD, *WorkerDescriptors.LISTEN_FDS),
     EGRESS: (),
     DIALER: (),
-    VAULT: (VaultSlots.MASTER_KEY_FD,),
-    AUDITOR: (AuditorSlots.SEGMENT_FD, AuditorSlots.CHECKPOINTS_FD),
-    ADMIN: (AdminSlots.LISTEN_FD,),
+    VAULT: (VaultDescriptors.MASTER_KEY_FD,),
+    AUDITOR: (AuditorDescriptors.SEGMENT_FD, AuditorDescriptors.CHECKPOINTS_FD),
+    ADMIN: (AdminDescriptors.LISTEN_FD,),
 }
 
 
@@ -167,31 +166,31 @@ def _channels(role: str) -> dict[int, Edge]:
     for edge in EDGES:
         for end in (edge.a, edge.b):
             if end.role == role:
-                channels.update(dict.fromkeys(range(end.slot, end.slot + (WORKER_SLOTS if end.workers else 1)), edge))
+                channels.update(dict.fromkeys(range(end.number, end.number + (WORKER_NUMBERS if end.workers else 1)), edge))
     return channels
 
 
 CHANNELS: Final[dict[str, dict[int, Edge]]] = {role: _channels(role) for role in (*ROLES, SUPERVISOR)}
 
 
-def all_slots(role: str) -> frozenset[int]:
+def all_descriptors(role: str) -> frozenset[int]:
     """Return every number that `role` may be handed beyond stdin, stdout, stderr."""
     return frozenset({CONTROL_FD, BOOT_FD, *CHANNELS[role], *FILES[role]})
 
 
 def ancillary(role: str) -> frozenset[int]:
     """Return the descriptors of `role` over which descriptors may travel: the control channel and the edges that carry."""
-    return frozenset({CONTROL_FD, *(slot for slot, edge in CHANNELS[role].items() if edge.carries)})
+    return frozenset({CONTROL_FD, *(number for number, edge in CHANNELS[role].items() if edge.carries)})
 
 
 def listening(role: str) -> frozenset[int]:
     """Return the numbers of `role` on which listening sockets lie: their one open file description is everybody's who accepts on them."""
-    return {WORKER: frozenset(WorkerSlots.LISTEN_FDS), ADMIN: frozenset({AdminSlots.LISTEN_FD})}.get(role, frozenset())
+    return {WORKER: frozenset(WorkerDescriptors.LISTEN_FDS), ADMIN: frozenset({AdminDescriptors.LISTEN_FD})}.get(role, frozenset())
 
 
 def replaceable(role: str) -> frozenset[int]:
     """Return the numbers that `dup2` may target after the lockdown: the channels and, in the auditor, the log segment."""
-    return frozenset({*CHANNELS[role], *((AuditorSlots.SEGMENT_FD,) if role == AUDITOR else ())})
+    return frozenset({*CHANNELS[role], *((AuditorDescriptors.SEGMENT_FD,) if role == AUDITOR else ())})
 
 
 def uid_offset(role: str) -> int:

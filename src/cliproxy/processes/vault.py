@@ -46,9 +46,9 @@ from cliproxy.ipc.messages import (
 from cliproxy.processes import child
 from cliproxy.processes.boot import VAULT_FILE
 from cliproxy.processes.child import Boot, Control
+from cliproxy.processes.descriptors import channel
 from cliproxy.processes.role import Peer, Role, take_orders
-from cliproxy.processes.slots import channel
-from cliproxy.processes.topology import VAULT, VaultSlots
+from cliproxy.processes.topology import VAULT, VaultDescriptors
 from cliproxy.secure_files import create_private_directory
 from cliproxy.vault.contents import Contents, first_records
 from cliproxy.vault.feed import Feed
@@ -71,14 +71,16 @@ class Vault:
         settings = decode_settings(boot.settings)
         self._role: Role[Settings]  # from `run` on
         self._store = store
-        self._audit_sock = channel(VaultSlots.AUDIT_FD)
+        self._audit_sock = channel(VaultDescriptors.AUDIT_FD)
         self._audit = AuditClient(self._audit_sock, deadline_seconds=settings.audit.deadline_seconds, on_noted=self._log_noted)
         self._anchor = LogAnchor(self._audit, deadline_seconds=settings.audit.deadline_seconds)
         self._greeting: PacketChannel[AuditorToVault] | None = None
         self._egress: Peer[EgressToVault] = Peer(
-            VaultSlots.EGRESS_FD, name="egress", incoming=EgressToVault, per_second=EGRESS_MESSAGES_PER_SECOND, secrets=True
+            VaultDescriptors.EGRESS_FD, name="egress", incoming=EgressToVault, per_second=EGRESS_MESSAGES_PER_SECOND, secrets=True
         )
-        self._admin: Peer[AdminToVault] = Peer(VaultSlots.ADMIN_FD, name="admin", incoming=AdminToVault, per_second=ADMIN_REQUESTS_PER_SECOND, secrets=True)
+        self._admin: Peer[AdminToVault] = Peer(
+            VaultDescriptors.ADMIN_FD, name="admin", incoming=AdminToVault, per_second=ADMIN_REQUESTS_PER_SECOND, secrets=True
+        )
         self._answers: deque[VaultToAdmin] = deque()
         self._contents = Contents(store, anchor=self._anchor)
         self._feed = Feed(self._contents, record=self._record)
@@ -96,9 +98,9 @@ class Vault:
             self._boot,
             report=control.send,
             replaced={
-                VaultSlots.AUDIT_FD: self._greet,
-                VaultSlots.EGRESS_FD: self._egress_replaced,
-                VaultSlots.ADMIN_FD: self._admin_replaced,
+                VaultDescriptors.AUDIT_FD: self._greet,
+                VaultDescriptors.EGRESS_FD: self._egress_replaced,
+                VaultDescriptors.ADMIN_FD: self._admin_replaced,
             },
             drain=self._drain,
             settings=self,
@@ -116,7 +118,7 @@ class Vault:
         poller = select.poll()
         poller.register(self._control.fileno(), select.POLLIN)
         if self._greeting is not None or self._audit.healthy(time.monotonic()):  # else its end would be reported without pause
-            poller.register(VaultSlots.AUDIT_FD, select.POLLIN)
+            poller.register(VaultDescriptors.AUDIT_FD, select.POLLIN)
         if self._ready:
             peers: tuple[tuple[Peer[Any], bool], ...] = ((self._egress, self._feed_waits_for_egress()), (self._admin, bool(self._answers)))
             for peer, waiting in peers:
@@ -138,7 +140,7 @@ class Vault:
         for descriptor, _ in ready:
             if descriptor == self._control.fileno():
                 take_orders(self._control, self._role)
-            elif descriptor == VaultSlots.AUDIT_FD:
+            elif descriptor == VaultDescriptors.AUDIT_FD:
                 self._hear_auditor()
             elif descriptor == self._egress.number and self._ready:
                 self._hear_egress()
@@ -213,7 +215,7 @@ class Vault:
     # --- the auditor -------------------------------------------------------------------------------------------------
 
     def _greet(self) -> None:
-        """Hand the log key to the auditor that is on the slot now; its anchor is awaited in the loop."""
+        """Hand the log key to the auditor that is on the number now; its anchor is awaited in the loop."""
         self._anchor.open = False
         self._greeting = PacketChannel(self._audit_sock, incoming=AuditorToVault, peer="auditor", per_second=_HANDSHAKES_PER_SECOND, secrets=True)
         key = self._contents.log_key()
@@ -351,7 +353,7 @@ def open_or_create(home: Path, master_key_fd: int, *, may_create: bool) -> Store
 
 def prepare(boot: Boot) -> Vault:
     """Open the database and everything that it needs later. Each primitive is used once, so that nothing is loaded after the lockdown."""
-    store = open_or_create(Path(boot.home), VaultSlots.MASTER_KEY_FD, may_create=boot.may_create)
+    store = open_or_create(Path(boot.home), VaultDescriptors.MASTER_KEY_FD, may_create=boot.may_create)
     verify_working(store.keyring)
     return Vault(boot, store)
 

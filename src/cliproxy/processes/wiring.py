@@ -17,7 +17,7 @@ from cliproxy.processes.topology import EDGES, WORKER
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A place in the topology: a role and, for a worker, its slot."""
+    """A place in the topology: a role and, for a worker, its index."""
 
     role: str
     number: int = 0
@@ -29,15 +29,15 @@ class Member:
 
 
 def edges_between(mine: Member, other: Member) -> Iterator[tuple[int, int, socket.SocketKind]]:
-    """Yield my slot, the other's slot and the socket type of each edge between the two."""
+    """Yield my descriptor number, the other's and the socket type of each edge between the two."""
     for edge in EDGES:
         for near, far in ((edge.a, edge.b), (edge.b, edge.a)):
             if near.role == mine.role and far.role == other.role:
-                yield near.slot + (other.number if near.workers else 0), far.slot + (mine.number if far.workers else 0), edge.kind
+                yield near.number + (other.number if near.workers else 0), far.number + (mine.number if far.workers else 0), edge.kind
 
 
 class Wiring:
-    """The ends that wait for the start of their process. `deliver(member, slot, descriptor)` hands a new end to a process that lives, and
+    """The ends that wait for the start of their process. `deliver(member, number, descriptor)` hands a new end to a process that lives, and
     returns False when it does not live (yet); it keeps no copy."""
 
     def __init__(self, deliver: Callable[[Member, int, int], bool]) -> None:
@@ -45,7 +45,7 @@ class Wiring:
         self._waiting: dict[tuple[Member, int], int] = {}
 
     def ends_for(self, me: Member, members: Iterable[Member]) -> dict[int, int]:
-        """Return slot to descriptor for a start of `me`, one for each edge to `members`. The caller owns (and closes) them."""
+        """Return number to descriptor for a start of `me`, one for each edge to `members`. The caller owns (and closes) them."""
         ends: dict[int, int] = {}
         for other in members:
             if other == me:
@@ -67,11 +67,11 @@ class Wiring:
                     if key in self._waiting:
                         os.close(self._waiting.pop(key))
 
-    def _hand_over(self, other: Member, slot: int, descriptor: int) -> None:
-        if self._deliver(other, slot, descriptor):
+    def _hand_over(self, other: Member, number: int, descriptor: int) -> None:
+        if self._deliver(other, number, descriptor):
             os.close(descriptor)
             return
-        former = self._waiting.pop((other, slot), None)
+        former = self._waiting.pop((other, number), None)
         if former is not None:
             os.close(former)
-        self._waiting[(other, slot)] = descriptor
+        self._waiting[(other, number)] = descriptor

@@ -26,10 +26,10 @@ from cliproxy.ingress.tls import server_context
 from cliproxy.limits.shared import RecentAddresses, SharedRates
 from cliproxy.processes import child
 from cliproxy.processes.child import Boot, Control
+from cliproxy.processes.descriptors import channel, is_socket, take
 from cliproxy.processes.lines import describe, fault_reporter, say
 from cliproxy.processes.role import Role, attend
-from cliproxy.processes.slots import channel, is_socket, take
-from cliproxy.processes.topology import WORKER, WorkerSlots
+from cliproxy.processes.topology import WORKER, WorkerDescriptors
 from cliproxy.sandbox.loop import make_event_loop
 
 
@@ -41,7 +41,7 @@ class Worker:
         self.settings: Settings = decode_settings(boot.settings)
         self.loop = make_event_loop()
         self.loop.set_exception_handler(fault_reporter(boot.name))
-        self.audit = AuditClient(channel(WorkerSlots.AUDIT_FD), deadline_seconds=self.settings.audit.deadline_seconds)
+        self.audit = AuditClient(channel(WorkerDescriptors.AUDIT_FD), deadline_seconds=self.settings.audit.deadline_seconds)
         self.tally = AuthenticationTally()
         self.link = EgressLink(
             build=boot.build,
@@ -58,13 +58,13 @@ class Worker:
             self.exchange,
             loop=self.loop,
             limits=server.limits,
-            rules=AcceptRules(server.security, server.limits, RecentAddresses(WorkerSlots.LIMITS_FD)),
+            rules=AcceptRules(server.security, server.limits, RecentAddresses(WorkerDescriptors.LIMITS_FD)),
             address_rate=rate,
             tls=server_context(server.tls) if server.tls.enabled else None,
             fault=self.fault,
             denied=self.tally.denied,
         )
-        self.listening = [socket.socket(fileno=number) for number in WorkerSlots.LISTEN_FDS if is_socket(number)]
+        self.listening = [socket.socket(fileno=number) for number in WorkerDescriptors.LISTEN_FDS if is_socket(number)]
         for sock in self.listening:
             sock.setblocking(False)  # before the lockdown
         self.role: Role[None]  # from `run` on
@@ -76,7 +76,7 @@ class Worker:
         self.role = Role(
             self.boot,
             report=control.send,
-            replaced={WorkerSlots.EGRESS_FD: self.egress_replaced, WorkerSlots.AUDIT_FD: self.audit.replaced},
+            replaced={WorkerDescriptors.EGRESS_FD: self.egress_replaced, WorkerDescriptors.AUDIT_FD: self.audit.replaced},
             drain=self.drain,
             needs={"egress": self.link, "the auditor": self.audit},
         )
@@ -96,7 +96,7 @@ class Worker:
             await self.server.start(self.listening)
 
     async def connect_egress(self) -> None:
-        await self.loop.create_unix_connection(self.link.attach, sock=take(WorkerSlots.EGRESS_FD))
+        await self.loop.create_unix_connection(self.link.attach, sock=take(WorkerDescriptors.EGRESS_FD))
 
     def tick(self) -> None:
         """Once a second: deadlines, keep-alive comments, tallies, acknowledgements."""
@@ -165,10 +165,10 @@ class Worker:
 
 def address_rate(limit: schema.AddressRate) -> AddressRate:
     """Return the limits of addresses, with buckets that all workers share."""
-    strangers = SharedRates(WorkerSlots.LIMITS_FD, rate=limit.requests_per_second, burst=limit.burst)
+    strangers = SharedRates(WorkerDescriptors.LIMITS_FD, rate=limit.requests_per_second, burst=limit.burst)
     if not limit.authenticated_requests_per_second:
         return AddressRate(strangers, None)
-    holders = SharedRates(WorkerSlots.LIMITS_FD, rate=limit.authenticated_requests_per_second, burst=limit.authenticated_burst, whose=b"holders")
+    holders = SharedRates(WorkerDescriptors.LIMITS_FD, rate=limit.authenticated_requests_per_second, burst=limit.authenticated_burst, whose=b"holders")
     return AddressRate(strangers, holders)
 
 

@@ -150,7 +150,7 @@ _THREADS = (Call("clone", (_IS_THREAD,), otherwise=KILL_PROCESS),)
 _NO_THREADS = (Call("clone", (_IS_THREAD,), EPERM, otherwise=KILL_PROCESS),)  # a thread is a mistake, a fork is an attack
 _AF_UNIX = 1
 # uvloop makes its wake-up pair each time the loop starts to run; a pair reaches nobody but itself
-# A transport closes its descriptor itself, so a channel's is moved off its fixed slot before it gets one (processes/slots.take): a copy of what one has
+# A transport closes its descriptor itself, so a channel's is moved off its fixed slot before it gets one (processes/descriptors.take): a copy of what one has
 _EVENT_LOOP = (Call("fcntl", (_equals(1, F_DUPFD_CLOEXEC),)), Call("eventfd2"), Call("socketpair", (_equals(0, _AF_UNIX),)), *_SET_STATUS_FLAGS, *_FSTAT)
 
 

@@ -1,6 +1,6 @@
-"""A child's view of its slots: is there a channel, give it up, move it away.
+"""A child's view of its descriptor numbers: is there a channel, give it up, move it away.
 
-A slot stays occupied from the first moment to the last: `/dev/null` sits where there is no channel.
+A number stays occupied from the first moment to the last: `/dev/null` sits where there is no channel.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ def verify_no_device(numbers: Iterable[int]) -> None:
             raise SandboxError(f"descriptor {number} is a terminal or another device", cure="report this")
 
 
-def vacate(slot: int) -> None:
-    """Close what is on `slot` and keep the number occupied. Works in a locked process on replaceable slots."""
-    os.dup2(NULL_FD, slot, inheritable=False)
+def vacate(number: int) -> None:
+    """Close what is on `number` and keep the number occupied. Works in a locked process on replaceable numbers."""
+    os.dup2(NULL_FD, number, inheritable=False)
 
 
-def take(slot: int) -> socket.socket:
-    """Return the channel on `slot` at a number of its own and vacate the slot: for transports that close their descriptor themselves.
+def take(number: int) -> socket.socket:
+    """Return the channel on `number` at a number of its own and vacate it: for transports that close their descriptor themselves.
 
     Not for channels that carry descriptors: those work on their fixed number only.
     """
-    moved = fcntl.fcntl(slot, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE_FD)
-    vacate(slot)
+    moved = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE_FD)
+    vacate(number)
     return socket.socket(fileno=moved)
 
 
-def channel(slot: int) -> socket.socket:
-    """Return the channel on `slot`, which stays there. Let go of it with `detach()` and `vacate(slot)`, never with `close()`."""
-    return socket.socket(fileno=slot)
+def channel(number: int) -> socket.socket:
+    """Return the channel on `number`, which stays there. Let go of it with `detach()` and `vacate(number)`, never with `close()`."""
+    return socket.socket(fileno=number)
