@@ -5,10 +5,10 @@ import subprocess
 from types import ModuleType
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# A deadline measures the machine and whatever else it does at the moment.
-settings.register_profile("cliproxy")
+# A deadline measures the machine and whatever else it does at the moment, and so does the check for slow strategies.
+settings.register_profile("cliproxy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("cliproxy")
 
 _STARTERS = ("fakes.gateway", "fakes.held", "fakes.rig", "fakes.echo_server", "fakes.dialer_process", "gateway_of_probes")
