@@ -941,3 +941,12 @@ def test_an_unknown_model_is_404_in_the_dialect_with_names_like_it(path: str, bo
     error = client.json["error"]
     assert client.status == 404 and "chat" in error["message"] and "chta" not in error["message"]
     assert {error.get("code"), error.get("type"), error.get("status")} & {"model_not_found", "not_found_error", "NOT_FOUND"}
+
+
+def test_what_was_collected_without_an_answer_is_let_go_of_when_the_call_is_rerouted() -> None:
+    worker = rig()
+    client = worker.post("/v1/chat/completions", {**CHAT, "model": "pool"})
+    worker.data(client, b"x" * 1000)
+    worker.reroute(client, Endpoint.CHAT_COMPLETIONS)
+    assert client.status == 502
+    assert worker.exchange.collected.taken == worker.exchange.kept.taken == 0

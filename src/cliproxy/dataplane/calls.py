@@ -210,7 +210,8 @@ class PendingCall:
 
     def on_reroute(self, reroute: Reroute) -> None:
         self.reroutes += 1
-        if self.kept is None or self.reroutes > MAX_REROUTES:
+        has_answer = self._waits or (self._whole is not None and self._whole.size)  # DATA without its ANSWER: no egress of ours
+        if self.kept is None or self.reroutes > MAX_REROUTES or has_answer:
             self.on_abort(BAD_ANSWER)
             return
         try:
