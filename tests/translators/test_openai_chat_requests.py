@@ -144,9 +144,12 @@ def test_a_stream_always_asks_for_usage_and_what_the_client_wished_is_remembered
     assert options == ({"include_usage": True} if stream else None)
 
 
-def test_our_wish_for_usage_stands_behind_every_other_spelling_of_it() -> None:
-    request = decode(body_of(stream=True, stream_options={"include_usage": False, "Include_Usage": False, "include_obfuscation": False}))
-    assert b'"Include_Usage":false,"include_obfuscation":false,"include_usage":true}' in final(request)
+def test_a_stream_asks_for_usage_and_no_other_spelling_says_otherwise() -> None:
+    request = decode(body_of(stream=True, stream_options={"include_usage": False, "include_obfuscation": False}))
+    assert b'"stream_options":{"include_usage":true,"include_obfuscation":false}' in final(request)
+    with pytest.raises(SchemaError) as raised:
+        decode(body_of(stream=True, stream_options={"include_usage": False, "Include_Usage": False}))
+    assert (raised.value.param, raised.value.code) == ("include_usage", "ambiguous_field")
 
 
 def test_the_models_name_is_spliced_in_and_nowhere_else() -> None:
