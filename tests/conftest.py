@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("cliproxy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("cliproxy")
 
-_STARTERS = ("fakes.gateway", "fakes.held", "fakes.rig", "fakes.echo_server", "fakes.dialer_process", "gateway_of_probes")
+_STARTERS = ("fakes.gateway", "fakes.held", "fakes.rig", "fakes.echo_server", "fakes.dialer_process", "processes.gateway_of_probes")
 
 
 def _starts_processes(module: ModuleType) -> bool:

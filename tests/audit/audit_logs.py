@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from cliproxy.audit.checkpoint import Record, RecordReader
-from cliproxy.audit.events import Event, KeyChange, Process, VaultCommit, VaultIntent, lines_of
+from cliproxy.audit.events import Event, KeyChange, Process, ProviderOutcome, ProviderRequest, VaultCommit, VaultIntent, lines_of
 from cliproxy.audit.files import CHECKPOINTS, segment_name
 from cliproxy.audit.log import LogSigner, LogWriter
 from cliproxy.audit.recovery import recover
@@ -22,6 +24,25 @@ def signer(seed: bytes = SEED) -> LogSigner:
 
 def event(number: int) -> Event:
     return Process(code=number, role="worker-0", what="tested")
+
+
+def intent(number: int) -> ProviderRequest:
+    return ProviderRequest(
+        address="192.0.2.1",
+        attempt=1,
+        credential="c_1",
+        endpoint="chat_completions",
+        model="gpt-4o-mini",
+        principal="k_1",
+        provider="openai",
+        request=f"req_{number}",
+        reserved_tokens=100,
+        stream=False,
+    )
+
+
+def outcome(number: int) -> ProviderOutcome:
+    return ProviderOutcome(attempt=1, bytes=1, duration_ms=2, error="", input_tokens=3, output_tokens=4, request=f"req_{number}", status=200)
 
 
 class Log:
@@ -90,6 +111,10 @@ def segments(home: Path) -> list[Path]:
 
 def lines(home: Path) -> list[bytes]:
     return [line for path in segments(home) for line in path.read_bytes().splitlines(keepends=True)]
+
+
+def entries(home: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in lines(home)]
 
 
 def records(home: Path) -> list[Record]:

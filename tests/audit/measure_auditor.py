@@ -8,11 +8,10 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from auditor_rig import Rig
-from test_auditor_process import intent, outcome
-
+from audit.audit_logs import intent, outcome
+from audit.auditor_rig import Rig
 from cliproxy.config.schema import AuditSettings
 
 

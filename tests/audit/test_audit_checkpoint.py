@@ -6,11 +6,11 @@ import base64
 import hashlib
 
 import pytest
-from audit_logs import NOW, signer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
 
+from audit.audit_logs import NOW, signer
 from cliproxy.audit.checkpoint import Checkpoint, Record, RecordReader, VaultAnchor, key_id, leaves_digest, origin_of, parse_checkpoint, parse_note
 from cliproxy.audit.log import verify_note
 from cliproxy.audit.merkle import Frontier, leaf_hash

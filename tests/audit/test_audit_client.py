@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from audit_logs import event
 
+from audit.audit_logs import event
 from cliproxy.audit.client import ACKNOWLEDGEMENT, DURABLE, FAILED, AuditClient, packet_decoder
 from cliproxy.audit.events import Event, Process
 from cliproxy.bounds import MAX_CONTROL_MESSAGE_BYTES, MAX_UNACKNOWLEDGED_BYTES

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from audit_logs import Log, event, records
 
+from audit.audit_logs import Log, event, records
 from cliproxy.audit.cycle import Cycle
 from cliproxy.bounds import AUDIT_RETRY_SECONDS, AUDIT_SYNC_SECONDS, MAX_BATCH_ENTRIES, MAX_UNCOVERED_ENTRIES
 from cliproxy.errors import AuditError

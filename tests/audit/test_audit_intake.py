@@ -7,10 +7,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from audit_logs import KEY_CHANGE, NOW, Log, event
 from hypothesis import given
 from hypothesis import strategies as st
 
+from audit.audit_logs import KEY_CHANGE, NOW, Log, event
 from cliproxy.audit.events import AddressDenied, Authentication, ChannelViolation, Event, ProviderOutcome, VaultIntent
 from cliproxy.audit.intake import Intake, Source
 from cliproxy.audit.quota import HourlyQuota, Suppressed

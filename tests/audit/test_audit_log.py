@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from audit_logs import NOW, SEED, Log, event, lines, records, signer
 
+from audit.audit_logs import NOW, SEED, Log, event, lines, records, signer
 from cliproxy.audit.checkpoint import parse_checkpoint
 from cliproxy.audit.log import LogSigner, LogWriter, verify_note
 from cliproxy.audit.recovery import Position

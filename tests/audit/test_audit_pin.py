@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from audit_logs import Log, build, event
-from auditor_rig import SEED, Rig
 
+from audit.audit_logs import Log, build, event
+from audit.auditor_rig import SEED, Rig
 from cliproxy.audit import pin as module
 from cliproxy.audit.pin import PLACE_BYTES, PLACES, PinFile, Pinned, create_pin, open_pin, parse_pin, read_pin, verify_pinned
 from cliproxy.audit.recovery import recover, verify_seen

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from audit_logs import SEED, Log, build, event, lines, records, segments, signer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from audit.audit_logs import SEED, Log, build, event, lines, records, segments, signer
 from cliproxy.audit import files, recovery
 from cliproxy.audit.events import VaultCommit, VaultIntent
 from cliproxy.audit.recovery import recover

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from audit_logs import Log, build, event, lines, records, segments, signer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from audit.audit_logs import Log, build, event, lines, records, segments, signer
 from cliproxy.audit.checkpoint import parse_checkpoint, parse_note
 from cliproxy.audit.merkle import leaf_hash, verify_consistency, verify_inclusion
 from cliproxy.audit.verify import prove_consistency, prove_inclusion, tail, verify_log

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from audit_logs import event, signer
-from auditor_rig import SEED, Rig
-from test_auditor_process import entries, intent
 
+from audit.audit_logs import entries, event, intent, signer
+from audit.auditor_rig import SEED, Rig
 from cliproxy.audit.checkpoint import parse_checkpoint
 from cliproxy.audit.log import verify_note
 from cliproxy.audit.verify import verify_log

@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from audit_logs import event, signer
-from auditor_rig import SEED, Rig
 
-from cliproxy.audit.events import AddressDenied, Authentication, KeyChange, Process, ProviderOutcome, ProviderRequest, VaultCommit, VaultIntent
+from audit.audit_logs import entries, event, intent, outcome, signer
+from audit.auditor_rig import SEED, Rig
+from cliproxy.audit.events import AddressDenied, Authentication, KeyChange, Process, VaultCommit, VaultIntent
 from cliproxy.audit.verify import verify_log
 from cliproxy.config.schema import AuditSettings
 from cliproxy.ipc.control import Up
@@ -28,29 +28,6 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     one = Rig(tmp_path)
     yield one
     one.close()
-
-
-def intent(number: int) -> ProviderRequest:
-    return ProviderRequest(
-        address="192.0.2.1",
-        attempt=1,
-        credential="c_1",
-        endpoint="chat_completions",
-        model="gpt-4o-mini",
-        principal="k_1",
-        provider="openai",
-        request=f"req_{number}",
-        reserved_tokens=100,
-        stream=False,
-    )
-
-
-def outcome(number: int) -> ProviderOutcome:
-    return ProviderOutcome(attempt=1, bytes=1, duration_ms=2, error="", input_tokens=3, output_tokens=4, request=f"req_{number}", status=200)
-
-
-def entries(home: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for path in sorted((home / "logs").glob("audit-*.jsonl")) for line in path.read_bytes().splitlines()]
 
 
 def test_events_of_every_source_are_in_the_log_with_their_source_and_time(rig: Rig) -> None:

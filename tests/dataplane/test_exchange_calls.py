@@ -6,12 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from worker_rig import Client, Rig, provider
 
 from cliproxy.bounds import MAX_COLLECTED_BYTES, MAX_REROUTES, MAX_WARNINGS, MAX_WHOLE_ANSWER_BYTES, STREAM_GRANT_BYTES
 from cliproxy.config.schema import ModelRoute, PoolMember, Requests
 from cliproxy.dialects import Dialect, Endpoint, Quirks
 from cliproxy.ipc.mux import Kind
+from dataplane.worker_rig import Client, Rig, provider
 from fakes.provider import chat_body, chat_events, embeddings_body
 
 PROVIDERS = {

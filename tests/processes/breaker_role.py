@@ -14,11 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-import thief_role
-
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from cliproxy.processes.topology import WorkerDescriptors
 from cliproxy.sandbox.calls import system_call
+from processes import thief_role
 
 thief_role.PROGRAM = __file__
 LISTENER = WorkerDescriptors.LISTEN_FDS[0]

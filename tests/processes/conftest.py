@@ -1,7 +1,8 @@
 """Gateways of probe roles, ended by pid."""
 
 import pytest
-from gateway_of_probes import Gateway
+
+from processes.gateway_of_probes import Gateway
 
 
 @pytest.fixture

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sandbox_attacks import Attack, Scene
+    from sandbox.sandbox_attacks import Attack, Scene
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "sandbox"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 PATIENCE_SECONDS = 20
 LISTENER = 8  # WorkerDescriptors.LISTEN_FDS[0], AdminDescriptors.LISTEN_FD
@@ -70,7 +70,7 @@ class Trial:
         self.writer = writer
 
     def run(self) -> None:
-        from sandbox_probe import outcome_of
+        from sandbox.sandbox_probe import outcome_of
 
         found = {name: outcome_of(attempt) for name, attempt in self.attempts.items()}
         os.write(self.writer, json.dumps(found).encode())
@@ -80,7 +80,7 @@ class Trial:
 def run(role: str) -> None:
     module = importlib.import_module(f"cliproxy.processes.{role}")
     child = importlib.import_module("cliproxy.processes.child")
-    from sandbox_attacks import call, path, pointer
+    from sandbox.sandbox_attacks import call, path, pointer
 
     trial: Trial | None = None
     falls = False
@@ -108,8 +108,8 @@ def run(role: str) -> None:
 
 def attacked(boot: Any) -> Trial | None:
     """Return the trial in a fork, and None in the process itself, when all is over."""
-    from sandbox_attacks import attacks_here
-    from sandbox_probe import start_victim
+    from sandbox.sandbox_attacks import attacks_here
+    from sandbox.sandbox_probe import start_victim
 
     me = os.getpid()
     scratch = tempfile.mkdtemp(prefix="cliproxy-fallen-")
@@ -154,9 +154,8 @@ def groups(role: str, kind: str, attacks: tuple[Attack, ...]) -> Iterator[tuple[
 
 def in_fork(boot: Any, kind: str, group: tuple[Attack, ...], scene: Scene, writer: int) -> Trial:
     """Make ready what the attacks want and return the trial; without the lockdown, run it here, as the role's user."""
-    from sandbox_probe import become_ordinary
-
     from cliproxy.processes.topology import CHANNELS, CONTROL_FD
+    from sandbox.sandbox_probe import become_ordinary
 
     slot = CONTROL_FD if group[0].name in ON_CONTROL else min(CHANNELS[boot.role])
     take_slot(slot)

@@ -22,9 +22,7 @@ import pytest
 from cliproxy.sandbox.roles import PROFILES
 from fakes.gateway import Gateway
 from fakes.ordinary import ORDINARY_UID, as_ordinary, ordinary_python
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "sandbox"))
-from sandbox_attacks import attacks_here
+from sandbox.sandbox_attacks import attacks_here
 
 PROGRAM = str(Path(__file__).with_name("fallen_role.py"))
 AS_ROOT = os.geteuid() == 0

@@ -5,7 +5,8 @@ import signal
 import socket
 
 import pytest
-from gateway_of_probes import PATIENCE, is_alive, wait_for
+
+from processes.gateway_of_probes import PATIENCE, is_alive, wait_for
 
 
 def accepts(url):

@@ -6,7 +6,8 @@ import socket
 import stat
 
 import pytest
-from gateway_of_probes import PATIENCE, is_alive, wait_for
+
+from processes.gateway_of_probes import PATIENCE, is_alive, wait_for
 
 ALL = ["admin", "auditor", "dialer", "egress", "vault", "worker-0"]
 

@@ -11,7 +11,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from gateway_of_probes import PATIENCE, is_alive, wait_for
+
+from processes.gateway_of_probes import PATIENCE, is_alive, wait_for
 
 CLIPROXY = [sys.executable, "-m", "cliproxy.cli.main"]
 ROLES = ["auditor", "vault", "dialer", "egress", "worker", "admin"]

@@ -20,14 +20,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from sandbox_attacks import LISTENER, WHO_LISTENS, Scene, attacks_here
-from sandbox_jobs import Workplace, jobs_of, make_workplace
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cliproxy.sandbox.calls import prctl
 from cliproxy.sandbox.lockdown import lock_down
 from cliproxy.sandbox.roles import PROFILES
+from sandbox.sandbox_attacks import LISTENER, WHO_LISTENS, Scene, attacks_here
+from sandbox.sandbox_jobs import Workplace, jobs_of, make_workplace
 
 ROLE_UID = 61001
 ORDINARY_UID = 65534

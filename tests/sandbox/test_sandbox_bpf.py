@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from bpf_interpreter import load_program, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cliproxy.sandbox.bpf import ALLOW, INT, KILL_PROCESS, LONG, TRAP, Action, Argument, Clause, Policy, Rule, Verdict, assemble, errno_action
 from cliproxy.sandbox.roles import PROFILES
 from cliproxy.sandbox.syscalls import KNOWN_NAMES, NUMBERS, X32_BIT, Arch
+from sandbox.bpf_interpreter import load_program, run
 
 EPERM, ENOSYS = errno_action(1), errno_action(38)
 NOTHING = (0, 0, 0, 0, 0, 0)

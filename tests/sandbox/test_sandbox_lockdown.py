@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from sandbox_attacks import Attack, attacks_here
-from sandbox_jobs import JOBS
 
 from cliproxy.sandbox.roles import PROFILES
+from sandbox.sandbox_attacks import Attack, attacks_here
+from sandbox.sandbox_jobs import JOBS
 
 PROBE = Path(__file__).with_name("sandbox_probe.py")
 AS_ROOT = os.geteuid() == 0

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from anthropic.types import Message as SdkMessage
-from hub_strategies import answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -33,6 +32,7 @@ from cliproxy.translators.conversation import (
     Text,
     ToolCall,
 )
+from translators.hub_strategies import answers
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "anthropic_messages"
 ANSWERS = {path.stem: json.loads(path.read_text())["body"] for path in sorted(VECTORS.glob("answer_*.json"))}

@@ -11,7 +11,6 @@ import anthropic
 import httpx2
 import pytest
 from anthropic.lib.streaming._messages import accumulate_event
-from hub_strategies import answers, fold, streams
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,6 +45,7 @@ from cliproxy.translators.conversation import (
     TextDelta,
     ToolCall,
 )
+from translators.hub_strategies import answers, fold, streams
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "anthropic_messages"
 STREAMS = {path.stem: path.read_bytes() for path in sorted(VECTORS.glob("*.sse"))}

@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import pytest
-from hub_strategies import Feature, efforts, requests, schemas, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -39,6 +38,7 @@ from cliproxy.translators.conversation import (
     ToolResult,
 )
 from fakes import vendor_anthropic
+from translators.hub_strategies import Feature, efforts, requests, schemas, texts
 
 OURS = Dialect.ANTHROPIC_MESSAGES
 HI = Message("user", (Text("Hi"),))

@@ -13,7 +13,6 @@ import pytest
 from botocore.loaders import Loader
 from botocore.model import ListShape, MapShape, ServiceModel, Shape, StringShape, StructureShape
 from botocore.validate import ParamValidator
-from hub_strategies import ALL, fold, requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,6 +45,7 @@ from cliproxy.translators.conversation import (
     ToolChoice,
     ToolResult,
 )
+from translators.hub_strategies import ALL, fold, requests
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "bedrock_converse"
 OURS = Dialect.BEDROCK_CONVERSE

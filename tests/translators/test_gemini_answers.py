@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_strategies import Feature, answers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +22,7 @@ from cliproxy.translators.gemini_generate.decode import decode_gemini
 from cliproxy.translators.gemini_generate.encode import FOREIGN_SIGNATURE, encode_same
 from cliproxy.translators.gemini_generate.signatures import TAG
 from cliproxy.translators.gemini_generate.to_hub import conversation_of
+from translators.hub_strategies import Feature, answers
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "gemini_generate"
 ANSWERS = {path.stem: json.loads(path.read_text())["body"] for path in sorted(VECTORS.glob("answer_*.json"))}

@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from hub_strategies import Feature, requests
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +38,7 @@ from cliproxy.translators.gemini_generate.encode import FOREIGN_SIGNATURE, encod
 from cliproxy.translators.gemini_generate.request import GeminiRequest
 from cliproxy.translators.gemini_generate.signatures import tag_of
 from cliproxy.translators.gemini_generate.to_hub import FIELD_NAMES, conversation_of
+from translators.hub_strategies import Feature, requests
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "gemini_generate"
 LOADED = {path.stem: json.loads(path.read_text()) for path in sorted(VECTORS.glob("*.json"))}

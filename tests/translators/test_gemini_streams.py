@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_strategies import Feature, answers, fold, streams
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,6 +43,7 @@ from cliproxy.translators.gemini_generate.read_stream import Reader
 from cliproxy.translators.gemini_generate.signatures import tag_of
 from cliproxy.translators.gemini_generate.to_hub import conversation_of
 from cliproxy.translators.gemini_generate.write_stream import KEEP_ALIVE, Passthrough, Writer, error_event
+from translators.hub_strategies import Feature, answers, fold, streams
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "gemini_generate"
 STREAMS = {path.stem: path.read_bytes() for path in sorted(VECTORS.glob("*.sse"))}

@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from hub_strategies import answers, fold, requests, streams, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.lib.streaming._deltas import accumulate_delta
@@ -55,6 +54,7 @@ from cliproxy.translators.openai_chat.read_stream import Reader
 from cliproxy.translators.openai_chat.request import ChatRequest
 from cliproxy.translators.openai_chat.to_hub import FIELD_NAMES, conversation_of
 from cliproxy.translators.openai_chat.write_stream import Passthrough, Writer
+from translators.hub_strategies import answers, fold, requests, streams, texts
 
 CAP = 4096
 REQUEST_FEATURES = frozenset({"system", "tools", "images_base64", "images_url", "documents_base64", "audio"})

@@ -7,7 +7,6 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from hub_strategies import fold
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +31,7 @@ from cliproxy.translators.conversation import (
 from cliproxy.translators.openai_chat.answer import decode_answer
 from cliproxy.translators.openai_chat.read_stream import Reader
 from cliproxy.translators.openai_chat.stream_parts import ObjectScan
+from translators.hub_strategies import fold
 
 DONE = b"data: [DONE]\n\n"
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_strategies import fold
 
 from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import SchemaError, UnsupportedFeature, UpstreamError
@@ -32,6 +31,7 @@ from cliproxy.translators.openai_chat.encode import encode_conversation
 from cliproxy.translators.openai_chat.read_stream import Reader
 from cliproxy.translators.openai_chat.to_hub import conversation_of
 from cliproxy.translators.openai_chat.write_stream import Writer
+from translators.hub_strategies import fold
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_chat"
 ALL: dict[str, dict[str, Any]] = {path.stem: json.loads(path.read_text()) for path in sorted(VECTORS.glob("*.json"))}

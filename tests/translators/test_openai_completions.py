@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_strategies import answers, requests, streams, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types import Completion
@@ -43,6 +42,7 @@ from cliproxy.translators.openai_completions.request import CompletionRequest
 from cliproxy.translators.openai_completions.to_hub import FIELD_NAMES, conversation_of
 from cliproxy.translators.openai_completions.wire import CompletionBody
 from cliproxy.translators.openai_completions.write_stream import Writer
+from translators.hub_strategies import answers, requests, streams, texts
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_completions"
 REQUESTS = {path.stem: json.loads(path.read_text()) for path in sorted(VECTORS.glob("*.json"))}

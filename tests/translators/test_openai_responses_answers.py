@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_strategies import answers, texts
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses import Response
@@ -19,6 +18,7 @@ from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import Choice, Citation, ConversationAnswer, Image, Reasoning, Refusal, StopReason, Text, ToolCall
 from cliproxy.translators.openai_responses.answer import decode_answer, encode_answer
 from cliproxy.translators.openai_responses.decode import decode_responses
+from translators.hub_strategies import answers, texts
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_responses"
 ANSWERS = {path.stem.removeprefix("answer_"): json.loads(path.read_text())["body"] for path in sorted(VECTORS.glob("answer_*.json"))}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_strategies import arguments, requests, texts, visible_texts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,6 +33,7 @@ from cliproxy.translators.openai_responses.decode import decode_responses
 from cliproxy.translators.openai_responses.encode import encode_conversation
 from cliproxy.translators.openai_responses.request import ResponsesRequest
 from cliproxy.translators.openai_responses.to_hub import FIELD_NAMES, conversation_of
+from translators.hub_strategies import arguments, requests, texts, visible_texts
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_responses"
 REQUESTS = {path.stem: json.loads(path.read_text())["body"] for path in sorted(VECTORS.glob("request_*.json"))}

@@ -9,7 +9,6 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from hub_strategies import answers, fold, streams
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,6 +43,7 @@ from cliproxy.translators.openai_responses.answer import decode_answer
 from cliproxy.translators.openai_responses.decode import decode_responses
 from cliproxy.translators.openai_responses.read_stream import Reader
 from cliproxy.translators.openai_responses.write_stream import Passthrough, Writer, error_event
+from translators.hub_strategies import answers, fold, streams
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_responses"
 STREAMS = {path.stem.removeprefix("stream_"): path.read_bytes() for path in sorted(VECTORS.glob("stream_*.sse"))}

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vault_process import LogOfEvents, Start, VaultProcess
+
+from vault.vault_process import LogOfEvents, Start, VaultProcess
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from vault_fakes import ListAnchor, close, new_vault, reopen
 
 from cliproxy.bounds import COOLDOWNS_PER_PACKET, MAX_COOLDOWNS
 from cliproxy.errors import ChannelError
@@ -17,6 +16,7 @@ from cliproxy.ipc.messages import CooldownRecord
 from cliproxy.vault.contents import Contents, first_records
 from cliproxy.vault.feed import Feed
 from cliproxy.vault.service import VaultService
+from vault.vault_fakes import ListAnchor, close, new_vault, reopen
 
 NOW = 1_700_000_000.0
 

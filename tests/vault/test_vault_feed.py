@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vault_fakes import ListAnchor, new_vault
 
 from cliproxy.ipc import commands, messages
 from cliproxy.ipc.policy_feed import PolicyFeed
@@ -13,6 +12,7 @@ from cliproxy.vault import feed as feed_module
 from cliproxy.vault.contents import Contents, first_records
 from cliproxy.vault.crypto import credential_context, seal_to
 from cliproxy.vault.feed import Feed, GrantDue, packed
+from vault.vault_fakes import ListAnchor, new_vault
 
 
 class Scene:

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from vault_fakes import MASTER
 
 from cliproxy.errors import EnvelopeError
 from cliproxy.secret import Secret
 from cliproxy.vault import keyring as keyring_module
 from cliproxy.vault.crypto import KeyTerm, RecordId, seal
 from cliproxy.vault.keyring import KEYRING_ID, Keyring, create_keyring, open_keyring, seal_keyring, verify_working
+from vault.vault_fakes import MASTER
 
 RING = create_keyring()
 RECORD = RecordId(vault=RING.vault, id="r", kind="k", revision=1)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from vault_fakes import ListAnchor, close, new_vault, reopen
 
 from cliproxy.errors import Unavailable
 from cliproxy.vault.contents import Contents, first_records
 from cliproxy.vault.records import LogSeen
+from vault.vault_fakes import ListAnchor, close, new_vault, reopen
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vault_process import PROVIDERS, LogOfEvents, Start, VaultProcess, create, digest
 
 from cliproxy.audit.events import ChannelViolation, CredentialAccess, CredentialChange, KeyChange, PolicyChange, VaultCommit, VaultIntent
 from cliproxy.config.schema import Provider
@@ -19,6 +18,7 @@ from cliproxy.ipc.channel import ChannelClosed
 from cliproxy.ipc.control import Down, Up
 from cliproxy.processes.topology import VaultDescriptors
 from cliproxy.secret import Secret
+from vault.vault_process import PROVIDERS, LogOfEvents, Start, VaultProcess, create, digest
 
 SECRET = b"sk-canary-Zx9QvT4mW7kLp2Rb8Ny5"
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vault_process import AuditorEnd, LogOfEvents, Start, create, digest
 
 from cliproxy.audit.events import ChannelViolation, CredentialAccess
 from cliproxy.ipc import commands, messages
 from cliproxy.processes.spawn import build_id
 from cliproxy.processes.topology import VaultDescriptors
 from cliproxy.secret import Secret
+from vault.vault_process import AuditorEnd, LogOfEvents, Start, create, digest
 
 SECRET = b"sk-canary-Zx9QvT4mW7kLp2Rb8Ny5"
 

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from vault_fakes import MASTER, ListAnchor, close, new_vault, reopen
 
 from cliproxy.errors import ConfigError, TamperedVault, Unavailable, VaultConflict, VaultError
 from cliproxy.secret import Secret
 from cliproxy.vault import database
 from cliproxy.vault.store import Anchored, Store, Write, create_store, open_store
+from vault.vault_fakes import MASTER, ListAnchor, close, new_vault, reopen
 
 SRC = Path(database.__file__).parents[2]
 
@@ -295,9 +295,9 @@ def test_commits_need_no_file_to_be_opened_made_or_removed(path: Path) -> None:
         pytest.skip("the numbers are x86_64's")
     script = f"""
 import ctypes, os, struct, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from pathlib import Path
-from vault_fakes import ListAnchor, new_vault
+from vault.vault_fakes import ListAnchor, new_vault
 from cliproxy.vault.store import Write
 anchor = ListAnchor()
 store = new_vault(Path(sys.argv[1]), anchor)

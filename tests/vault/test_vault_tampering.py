@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from vault_fakes import MASTER, ListAnchor, close, new_vault, reopen
 
 from cliproxy.errors import ConfigError, EnvelopeError, TamperedVault, VaultError
 from cliproxy.vault import database
 from cliproxy.vault.store import Write, open_store
+from vault.vault_fakes import MASTER, ListAnchor, close, new_vault, reopen
 
 CONTENT = {"cred-a": b"sk-a", "cred-b": b"sk-b", "key-1": b"k1", "key-2": b"k2"}
 

@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vault_fakes import MASTER
-
 from cliproxy.audit.client import ACKNOWLEDGEMENT, DURABLE, packet_decoder
 from cliproxy.audit.events import VaultCommit, VaultEvent, VaultIntent
 from cliproxy.config.schema import AuditSettings, Provider, Settings, encode_settings
@@ -30,6 +28,7 @@ from cliproxy.vault.crypto import credential_context, seal_to
 from cliproxy.vault.identity import Identity, read_identity
 from cliproxy.vault.master_key import into_memfd
 from fakes.output import spawn_output
+from vault.vault_fakes import MASTER
 
 BUILD = build_id()
 SECONDS = 20.0  # that any wait in a test may take
