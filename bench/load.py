@@ -46,8 +46,9 @@ for h in a.header:
     head += h + "\r\n"
 request = (head + f"Content-Length: {len(payload)}\r\n\r\n").encode() + payload
 END = b"[DONE]" if a.dialect == "chat" else b"message_stop"  # a stream without it is broken, whatever its status
-times, errors, events = [], 0, 0
-idle = []  # paced: connections that wait for their turn; late counts turns that found none
+times: list[float] = []
+errors, events = 0, 0
+idle: list["Client"] = []  # paced: connections that wait for their turn; late counts turns that found none
 late = 0
 stop_at = 0.0
 

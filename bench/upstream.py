@@ -32,7 +32,7 @@ GEMINI = (
 )
 
 
-def sse_chat() -> bytes:
+def sse_chat() -> list[bytes]:
     head = b'data: {"id":"chatcmpl-9x","object":"chat.completion.chunk","created":1730000000,"model":"gpt-4o-mini","choices":[{"index":0,"delta":'
     parts = [head + b'{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}\n\n']
     parts += [head + b'{"content":" token%d"},"logprobs":null,"finish_reason":null}]}\n\n' % i for i in range(CHUNKS)]
@@ -41,7 +41,7 @@ def sse_chat() -> bytes:
     return parts
 
 
-def sse_messages() -> bytes:
+def sse_messages() -> list[bytes]:
     parts = [
         b'event: message_start\ndata: {"type":"message_start","message":{"id":"msg_01","type":"message","role":"assistant","model":"claude-sonnet-4-5","content":[],"stop_reason":null,"stop_sequence":null,"usage":{"input_tokens":19,"output_tokens":1}}}\n\n',
         b'event: content_block_start\ndata: {"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}\n\n',

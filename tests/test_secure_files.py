@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -158,8 +159,17 @@ def test_writing_replaces_whole_or_not_at_all(home: Path, monkeypatch: pytest.Mo
 def test_writing_is_durable_before_and_after_the_rename(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     real_fsync, real_rename = os.fsync, os.rename
-    monkeypatch.setattr(os, "fsync", lambda fd: (steps.append("sync " + ("directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")), real_fsync(fd))[1])
-    monkeypatch.setattr(os, "rename", lambda *a, **k: (steps.append("rename"), real_rename(*a, **k))[1])
+
+    def noted_fsync(fd: int) -> None:
+        steps.append("sync " + ("directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file"))
+        real_fsync(fd)
+
+    def noted_rename(*names: Any, **more: Any) -> None:
+        steps.append("rename")
+        real_rename(*names, **more)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "rename", noted_rename)
     secure_files.write_private_file(home / "file", b"x", replace=True)
     assert steps == ["sync file", "rename", "sync directory"]
 

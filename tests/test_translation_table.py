@@ -8,7 +8,7 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 import translation_table as made
-from cliproxy.dialects import Dialect, Quirks
+from cliproxy.dialects import Dialect, Endpoint, Quirks
 from cliproxy.errors import UnsupportedFeature
 from cliproxy.translators.conversation import ConversationRequest, OutputFormat, Thinking
 from cliproxy.translators.table import TARGETS
@@ -50,7 +50,7 @@ def test_every_feature_of_a_client_dialect_has_a_request(dialect: Dialect) -> No
 
 
 @pytest.mark.parametrize("endpoint", made.TARGET_ENDPOINTS, ids=lambda endpoint: endpoint.name)
-def test_every_target_has_answers_and_streams(endpoint: made.Endpoint) -> None:
+def test_every_target_has_answers_and_streams(endpoint: Endpoint) -> None:
     found = list(made.vectors(made.SPOKEN[endpoint]))
     for kind in ("answer", "stream"):
         shown = {vector.feature for vector in found if vector.kind == kind}
@@ -76,7 +76,7 @@ def test_no_vector_loses_a_field_that_is_not_listed(dialect: Dialect) -> None:
 @pytest.mark.parametrize("client", made.CLIENT_DIALECTS, ids=lambda dialect: dialect.value)
 @budget(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_no_generated_request_loses_a_field_that_is_not_listed(client: Dialect, endpoint: made.Endpoint, data: st.DataObject) -> None:
+def test_no_generated_request_loses_a_field_that_is_not_listed(client: Dialect, endpoint: Endpoint, data: st.DataObject) -> None:
     request: ConversationRequest = data.draw(requests(client, settings=HINTS))
     try:
         dropped = TARGETS[endpoint].encode(request, Quirks.NONE).dropped

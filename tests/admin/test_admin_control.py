@@ -17,7 +17,7 @@ from cliproxy.admin.control import ControlSocket
 from cliproxy.bounds import CONTROL_IDLE_SECONDS, CONTROL_REQUEST_SECONDS, CONTROL_REQUESTS_PER_SECOND, MAX_COMMAND_LINE_BYTES, MAX_CONTROL_CONNECTIONS
 from cliproxy.errors import ChannelError
 from cliproxy.ipc import commands
-from cliproxy.ipc.commands import Command, Hello, decode_command, decode_reply, encode_line
+from cliproxy.ipc.commands import Hello, OperatorCommand, decode_command, decode_reply, encode_line
 
 OTHER_UID = 54321
 HELLO = Hello(build="b1", serving=True)
@@ -33,13 +33,13 @@ class Server:
         listener.listen(64)
         os.chmod(self.path, 0o666)  # so that what refuses another uid is the check under test
         self.now = 1000.0
-        self.asked: list[tuple[int, str, Command]] = []
+        self.asked: list[tuple[int, str, OperatorCommand]] = []
         self.strangers: list[int] = []
-        self.replies: Callable[[int, Command], None] | None = None
+        self.replies: Callable[[int, OperatorCommand], None] | None = None
         self.control = ControlSocket(listener, operator_uid=os.getuid(), hello=HELLO, ask=self._ask, stranger=self.strangers.append, now=self.now)
         self.clients: list[socket.socket] = []
 
-    def _ask(self, ticket: int, operator: str, command: Command) -> None:
+    def _ask(self, ticket: int, operator: str, command: OperatorCommand) -> None:
         self.asked.append((ticket, operator, command))
         if self.replies is not None:
             self.replies(ticket, command)

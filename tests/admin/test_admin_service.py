@@ -14,7 +14,7 @@ from cliproxy.bounds import MAX_BLOCKED_NETWORKS, PEER_ANSWER_SECONDS, STATUS_WA
 from cliproxy.config.schema import Server
 from cliproxy.errors import ChannelError
 from cliproxy.ipc import commands
-from cliproxy.ipc.commands import AdminToAuditor, AdminToVault, Answered, Asked, Command, Refused, Reply
+from cliproxy.ipc.commands import AdminToAuditor, AdminToVault, Answered, Asked, Refused, Reply
 from cliproxy.ipc.messages import PolicyRules
 
 KEY = commands.KeyInfo(
@@ -77,7 +77,7 @@ class Bench:
         assert ticket not in self.answers, "answered twice"
         self.answers[ticket] = reply
 
-    def take(self, command: Command) -> int:
+    def take(self, command: commands.OperatorCommand) -> int:
         self.tickets += 1
         self.service.take(self.tickets, "uid:1000", command, now=self.now)
         return self.tickets
@@ -105,7 +105,7 @@ CREATE = commands.CreateKey(
 KEY_REVOKED = commands.KeyRevoked(id="k1", serving=True, egress=True, workers=4, of_workers=4, streams_ended=2)
 VAULT_STATUS = commands.VaultStatus(vault_id="v", epoch=2, root=DIGEST, records=3, key_term=1, policy_number=4, public_key=DIGEST)
 AUDIT_STATUS = commands.AuditStatus(size=9, root=DIGEST, segment=1, public_key=DIGEST, healthy=True)
-PASSED_ON: dict[str, tuple[str, Command[Any], Reply]] = {
+PASSED_ON: dict[str, tuple[str, commands.OperatorCommand, Reply]] = {
     # name: (peer, command, its answer)
     "keys.create": (VAULT, CREATE, commands.KeyCreated(key=KEY)),
     "keys.revoke": (VAULT, commands.RevokeKey(key="ci"), KEY_REVOKED),
@@ -221,7 +221,7 @@ def test_a_change_that_changes_nothing_is_done_without_a_write(bench: Bench) -> 
     assert bench.answers == {ticket: commands.Done()}
 
 
-WRONG_CHANGES = {
+WRONG_CHANGES: dict[str, tuple[commands.OperatorCommand, PolicyRules, str]] = {
     "nonsense": (commands.Block(network="host"), PolicyRules(), "no IP address"),
     "host bits": (commands.Block(network="10.0.0.1/8"), PolicyRules(), "write 10.0.0.0/8"),
     "mapped": (commands.Block(network="::ffff:10.0.0.0/104"), PolicyRules(), "10.0.0.0/8"),
@@ -268,7 +268,7 @@ def test_changes_go_on_after_the_vault_was_lost(bench: Bench) -> None:
 
 # --- the gateway -----------------------------------------------------------------------------------------------------
 
-AUDIT_ANSWER = Answered(request=1, answer=AUDIT_STATUS)
+AUDIT_ANSWER: commands.AuditorToAdmin = Answered(request=1, answer=AUDIT_STATUS)
 
 
 def test_status_puts_both_answers_together(bench: Bench) -> None:

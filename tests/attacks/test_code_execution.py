@@ -160,8 +160,8 @@ def suspects_of(source: str) -> set[str]:
             found.add(node.module or "")
         elif isinstance(node, ast.Name | ast.Attribute) and FORBIDDEN_CALLS.fullmatch(name := ast.unparse(node)):
             found.add(name)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and isinstance(name := node.args[1], ast.Constant):
-            found |= {str(name.value)} if FORBIDDEN_CALLS.fullmatch(f"os.{name.value}") else set()
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and isinstance(word := node.args[1], ast.Constant):
+            found |= {str(word.value)} if FORBIDDEN_CALLS.fullmatch(f"os.{word.value!s}") else set()
     return found
 
 

@@ -266,7 +266,7 @@ def test_answers_that_nobody_takes_are_bounded(gateway: EgressHeld, provider: Fa
 
 def snapshot(vault: socket.socket) -> list[dict[str, Any]]:
     """Return all that follows a hello, up to the last grant."""
-    found = []
+    found: list[dict[str, Any]] = []
     while not found or found[-1]["type"] != "GrantsEnd":
         one = receive(vault)
         assert one is not None, "the vault closed the channel"
@@ -374,7 +374,7 @@ def test_last_use_says_what_can_be_and_nothing_else(gateway: EgressHeld, vault: 
 
 def intent(**changes: Any) -> ProviderRequest:
     fields = {"address": "192.0.2.1", "attempt": 1, "credential": "", "endpoint": "e", "model": "m", "principal": "k", "provider": "p", "request": "r"}
-    return ProviderRequest(**{**fields, "reserved_tokens": 1, "stream": False, **changes})  # type: ignore[arg-type]
+    return ProviderRequest(**{**fields, "reserved_tokens": 1, "stream": False, **changes})
 
 
 AUDIT_PACKETS: dict[str, Any] = {

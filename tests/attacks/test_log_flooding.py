@@ -67,7 +67,7 @@ def quiet(gateway: Gateway) -> int:
 
 
 def is_of_a_stranger(line: dict[str, Any]) -> bool:
-    return line["event"] == "address_denied" or (line["event"] == "authentication" and line["result"] == "refused")
+    return bool(line["event"] == "address_denied" or (line["event"] == "authentication" and line["result"] == "refused"))
 
 
 def size_of(line: dict[str, Any]) -> int:

@@ -101,7 +101,7 @@ config home path origin base_url secret key_hash created_at revoked_at max_budge
 
 
 def test_every_command_is_in_the_table() -> None:
-    assert {type(command) for command in EVERY_COMMAND} == set(OperatorCommand.__args__)  # type: ignore[attr-defined]
+    assert {type(command) for command in EVERY_COMMAND} == set(OperatorCommand.__args__)
 
 
 @pytest.mark.parametrize("command", EVERY_COMMAND, ids=lambda command: type(command).__name__)
@@ -109,8 +109,9 @@ def test_no_command_has_a_field_that_is_not_its_own(command: Command[Any]) -> No
     good = json.loads(encode_line(command))
     assert decode_command(json.dumps(good).encode()) == command
     own = set(command.__struct_fields__)
+    values: tuple[object, ...] = (True, "root", 0, None, {})
     for field in set(FIELDS.split()) - own:
-        for value in (True, "root", 0, None, {}):
+        for value in values:
             with pytest.raises(ChannelError):
                 decode_command(json.dumps({**good, field: value}).encode())
 
@@ -228,7 +229,7 @@ def test_no_reply_has_room_for_a_secret() -> None:
     """`credentials.reveal` is no matter of permissions: there are no words for it. What bytes a reply may hold is public."""
     bytes_of = {
         (kind.__name__, field.name)
-        for kind in commands.OperatorReply.__args__  # type: ignore[attr-defined]
+        for kind in commands.OperatorReply.__args__
         for field in msgspec.structs.fields(kind)
         if "bytes" in str(field.type) or "Secret" in str(field.type)
     }

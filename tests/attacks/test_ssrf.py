@@ -76,7 +76,7 @@ def test_a_private_network_is_no_excuse_for_these(name: str) -> None:
     assert resolved.reason == "forbidden_address"
 
 
-SPELLINGS = (
+SPELLINGS: tuple[str, ...] = (
     "0x7f.1",
     "0x7f.0.0.1",
     "0x7f000001",

@@ -121,7 +121,8 @@ def test_a_note_longer_than_the_bound_is_refused() -> None:
 def test_records_are_found_however_the_file_is_cut(sizes: list[int], pieces: list[int]) -> None:
     written = [Record(signer().sign(checkpoint(size).text()), b"12345678" * size) for size in sizes]
     data = b"".join(record.data() for record in written) + b"cliproxy/begun"
-    reader, found, at, turn = RecordReader(), [], 0, 0
+    found: list[Record] = []
+    reader, at, turn = RecordReader(), 0, 0
     while at < len(data):
         piece = pieces[turn % len(pieces)]
         found += reader.feed(data[at : at + piece])

@@ -30,7 +30,7 @@ class Pair:
         self.client = AuditClient(ours, deadline_seconds=2.0)
 
     def received(self) -> list[tuple[int, list[Event]]]:
-        packets = []
+        packets: list[tuple[int, list[Event]]] = []
         while True:
             try:
                 packet = self.auditor.recv(MAX_CONTROL_MESSAGE_BYTES + 1)

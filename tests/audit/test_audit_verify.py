@@ -33,7 +33,7 @@ def home(original: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def rewrite(home: Path, change: Callable[[list[bytes]], None]) -> None:
+def rewrite(home: Path, change: Callable[[list[bytes]], object]) -> None:
     """Change the list of all lines and write it back, each segment with as many lines as before, the rest in the last."""
     sizes = [len(path.read_bytes().splitlines()) for path in segments(home)]
     all_lines = lines(home)
@@ -116,7 +116,7 @@ def test_any_byte_of_an_entry_counts(original: Path, tmp_path: Path) -> None:
             offset += len(line)
             index += 1
 
-    @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.data())
     def check(data: st.DataObject) -> None:
         path, offset, index = data.draw(st.sampled_from(starts))
@@ -144,7 +144,7 @@ def test_any_byte_of_the_checkpoints_counts(original: Path, tmp_path: Path) -> N
         ends.append(ends[-1] + len(record.data()))
     sizes = [0, *(parse_checkpoint(parse_note(record.note).text).size for record in records(original))]
 
-    @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.integers(0, len(whole) - 1), st.integers(1, 255))
     def check(at: int, flip: int) -> None:
         altered = bytearray(whole)
@@ -165,7 +165,7 @@ def test_any_byte_of_the_checkpoints_counts(original: Path, tmp_path: Path) -> N
     check()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(["audit-00000001.jsonl", "audit-00000002.jsonl", "checkpoints"]), garbage=st.binary(max_size=600), keep=st.integers(0, 2000))
 def test_garbage_gives_an_audit_error_and_nothing_else(original: Path, tmp_path_factory: pytest.TempPathFactory, name: str, garbage: bytes, keep: int) -> None:
     home = tmp_path_factory.mktemp("garbage")

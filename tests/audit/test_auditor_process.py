@@ -15,7 +15,7 @@ import pytest
 
 from audit.audit_logs import entries, event, intent, outcome, signer
 from audit.auditor_rig import SEED, Rig
-from cliproxy.audit.events import AddressDenied, Authentication, KeyChange, Process, VaultCommit, VaultIntent
+from cliproxy.audit.events import AddressDenied, Authentication, Event, KeyChange, Process, VaultCommit, VaultIntent
 from cliproxy.audit.verify import verify_log
 from cliproxy.config.schema import AuditSettings
 from cliproxy.ipc.control import Up
@@ -32,7 +32,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 def test_events_of_every_source_are_in_the_log_with_their_source_and_time(rig: Rig) -> None:
     rig.start()
-    sent = {
+    sent: dict[str, Event] = {
         "egress": intent(1),
         "vault": KeyChange(action="created", key="k_1", name="n", operator="uid:0"),
         "supervisor": Process(code=0, role="egress", what="ready"),

@@ -186,7 +186,12 @@ def test_near_names_of_many_models_are_found_with_bounded_work(monkeypatch: pyte
     import difflib
 
     real = difflib.get_close_matches
-    monkeypatch.setattr(difflib, "get_close_matches", lambda word, names, **more: seen.append(len(names)) or real(word, names, **more))
+
+    def counted(word: str, names: list[str], **more: Any) -> list[str]:
+        seen.append(len(names))
+        return real(word, names, **more)
+
+    monkeypatch.setattr(difflib, "get_close_matches", counted)
     assert routes.near("needel", lambda _: True) == ["needle"]
     assert len(routes.near("gpt-" + "0" * 100_000, lambda _: True)) <= MAX_NEAR_NAMES
     assert max(seen) <= 32

@@ -66,7 +66,7 @@ def text_of(shape: str, document: Any) -> str:
     return "".join(part["text"] for part in document["candidates"][0]["content"]["parts"])
 
 
-ASKED = {
+ASKED: dict[str, tuple[str, dict[str, Any]]] = {
     "chat": ("/v1/chat/completions", CHAT),
     "messages": ("/v1/messages", MESSAGES),
     "gemini": ("/v1beta/models/chat:generateContent", CONTENTS),
@@ -169,14 +169,14 @@ def test_an_answer_that_the_client_does_not_wait_for_is_let_go() -> None:
     worker = rig()
     client = worker.post("/v1/messages", MESSAGES)
     worker.answer(client, b"{" * 600, final=False)
-    worker.exchange.on_client_gone(client)  # type: ignore[arg-type]
+    worker.exchange.on_client_gone(client)
     assert worker.exchange.collected.taken == 0 and Kind.CANCEL in worker.kinds(client.number)
     worker.data(client, b"x")
     worker.end(client)
     assert (client.status, worker.faults) == (0, [])
 
 
-EMBEDDINGS = {
+EMBEDDINGS: dict[tuple[str, str], tuple[Endpoint, dict[str, Any]]] = {
     ("/v1/embeddings", "chat"): (Endpoint.EMBEDDINGS, {"model": "chat", "input": ["a", "b"]}),
     ("/v1/embeddings", "gemini"): (Endpoint.EMBED_CONTENT, {"model": "gemini", "input": "a"}),
     ("/v1beta/models/chat:embedContent", "chat"): (Endpoint.EMBEDDINGS, {"content": {"parts": [{"text": "a"}]}}),
@@ -472,7 +472,7 @@ def test_a_stream_that_ends_without_one_event_is_no_answer(path: tuple[str, Any]
 
 def resume(worker: Rig, client: Client) -> None:
     client.paused = False
-    worker.exchange.on_writable(client)  # type: ignore[arg-type]
+    worker.exchange.on_writable(client)
 
 
 @pytest.mark.parametrize("shape", STREAMED)
@@ -507,7 +507,7 @@ def test_what_waited_for_a_client_is_followed_by_what_came_after_it() -> None:
     worker.data(client, events[3])
     client.paused = True
     worker.data(client, events[4])
-    worker.exchange.on_writable(client)  # type: ignore[arg-type]
+    worker.exchange.on_writable(client)
     client.paused = False
     worker.data(client, *events[5:])
     worker.end(client)
@@ -550,7 +550,7 @@ def test_a_client_that_goes_while_pieces_wait_for_it_cancels_the_call() -> None:
     client.paused = True
     worker.data(client, chat_events("m", WORDS)[1])
     call = client.call
-    worker.exchange.on_client_gone(client)  # type: ignore[arg-type]
+    worker.exchange.on_client_gone(client)
     assert worker.cancelled(client.number) == ["client_gone"] and worker.exchange._streams == set()
     call.resume()  # type: ignore[attr-defined]
     assert client.ending == ""
@@ -694,12 +694,7 @@ def test_a_reroute_writes_the_same_request_for_another_profile_and_sends_it_with
     worker = rig()
     client = worker.post("/v1/messages", MESSAGES | {"model": "pool"})
     first = client.number
-    worker.reroute(
-        client,
-        Endpoint.CHAT_COMPLETIONS,
-        "claude/claude-m",
-        quirks=worker.exchange._table.find("pool").by_id["chat/m"].endpoints[Endpoint.CHAT_COMPLETIONS].quirks,
-    )  # type: ignore[union-attr]
+    worker.reroute(client, Endpoint.CHAT_COMPLETIONS, "claude/claude-m", quirks=chat_quirks(worker))
     one, two = worker.calls
     assert (one.endpoint, two.endpoint) == (Endpoint.MESSAGES, Endpoint.CHAT_COMPLETIONS)
     assert (two.tried, two.request_id, two.session, client.status) == (("claude/claude-m",), one.request_id, one.session, 0)
@@ -712,7 +707,7 @@ def test_a_client_that_leaves_between_two_tries_cancels_the_second() -> None:
     worker = rig()
     client = worker.post("/v1/messages", MESSAGES | {"model": "pool"})
     worker.reroute(client, Endpoint.CHAT_COMPLETIONS, "claude/claude-m", quirks=chat_quirks(worker))
-    worker.exchange.on_client_gone(client)  # type: ignore[arg-type]
+    worker.exchange.on_client_gone(client)
     assert worker.kinds(client.number) == [Kind.CALL, Kind.CANCEL]
 
 
@@ -808,7 +803,7 @@ def test_what_is_kept_of_a_request_is_counted_and_let_go_at_its_end(name: str, h
     elif how == "broken":
         worker.abort(client)
     elif how == "left":
-        worker.exchange.on_client_gone(client)  # type: ignore[arg-type]
+        worker.exchange.on_client_gone(client)
     elif how == "nonsense":
         worker.answer(client, b"{}", sse=not stream, final=False)
     else:

@@ -13,7 +13,7 @@ from cliproxy.dataplane.backlog import Backlog
 from cliproxy.dataplane.link import EGRESS_SILENT_SECONDS, NO_EGRESS, EgressLink
 from cliproxy.dataplane.rooms import Account
 from cliproxy.errors import ChannelError, Unavailable
-from cliproxy.ipc.mux import HEADER, Abort, Answer, CallHead, Kind, Readiness, cancel_of
+from cliproxy.ipc.mux import HEADER, Abort, Answer, CallHead, Kind, Readiness, Reroute, cancel_of
 
 CALL = CallHead(1, bytes(32), "r", "127.0.0.1", "m", 1, 1, False, 1, 0, 2, b"{}")
 
@@ -36,6 +36,9 @@ class Owner:
 
     def on_abort(self, abort: Abort) -> None:
         self.endings.append(abort)
+
+    def on_reroute(self, reroute: Reroute) -> None:
+        raise AssertionError("no reroute was sent")
 
 
 class Case:

@@ -371,9 +371,13 @@ def test_what_waits_for_slow_clients_is_counted_together(ends: str) -> None:
         server.connect(receive_buffer=4096) as first,
         server.connect(receive_buffer=4096) as second,
     ):
-        for sock, already in ((first, 0), (second, 8_000_000)):
+
+        def ask_and_not_read(sock: socket.socket, already: int) -> None:
             sock.sendall(get(b"/large?8000000", b"Connection: close"))
-            server.wait_until(lambda already=already: server.server.unread.taken > already + 8_000_000)
+            server.wait_until(lambda: server.server.unread.taken > already + 8_000_000)
+
+        ask_and_not_read(first, 0)
+        ask_and_not_read(second, 8_000_000)
         assert not any(connection.has_room_for(8_000_000) for connection in server.call(lambda: tuple(server.server._connections)))
         if ends == "read":
             assert read_all(first).count(0) == read_all(second).count(0) == 8_000_000
@@ -503,13 +507,13 @@ def test_a_second_answer_to_one_request_is_a_bug_and_is_never_sent() -> None:
         assert [type(fault) for fault in server.faults] == [RuntimeError]
 
 
-def test_a_bug_in_what_is_told_to_the_exchange_closes_that_connection() -> None:
+def test_a_bug_in_what_is_told_to_the_exchange_closes_that_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     with EchoServer() as server:
 
         def broken(_: object) -> None:
             raise ValueError("a bug of ours")
 
-        server.exchange.on_client_gone = broken
+        monkeypatch.setattr(server.exchange, "on_client_gone", broken)
         with server.connect() as sock:
             sock.sendall(get(b"/later"))
             server.wait_until(lambda: server.exchange.waiting)

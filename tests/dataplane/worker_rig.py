@@ -174,7 +174,8 @@ class Rig:
         return sum(int.from_bytes(payload, "little") for kind, number, payload in self.channel.frames if kind is Kind.CREDIT and number == stream)
 
     def answer(self, client: Client, body: bytes = b"", *, sse: bool = False, final: bool = True, **more: Any) -> None:
-        payload = _encoder.encode(Answer(**({"status": 200, "upstream_id": "", "retry_after": 0.0} | more), sse=sse, final=final, body=body))
+        fields: dict[str, Any] = {"status": 200, "upstream_id": "", "retry_after": 0.0} | more
+        payload = _encoder.encode(Answer(**fields, sse=sse, final=final, body=body))
         self.link._on_answer(client.number, payload)
 
     def data(self, client: Client, *pieces: bytes) -> None:

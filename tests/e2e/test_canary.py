@@ -41,11 +41,11 @@ ONLY_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root reads the me
 class CanaryGateway(Gateway):
     """What its vault holds is read before it starts for good."""
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         if not hasattr(self, "vault_secrets"):
             self.run("keys", "list")  # the vault is made by the first command that needs it
             self.vault_secrets = secrets_of_vault(self.home)
-        super().start()
+        super().start(*options)
 
 
 @dataclass

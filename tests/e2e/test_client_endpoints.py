@@ -348,7 +348,7 @@ def test_a_gemini_stream_is_an_array_or_events(gateway: Gateway) -> None:
 @pytest.mark.parametrize("fault", ["cut-event", "cut-utf8", "cut-number", "error-event", "other-dialect"])
 def test_a_stream_that_breaks_is_an_error_of_the_dialect_settled_and_audited(gateway: Gateway, name: str, target: str, fault: str) -> None:
     model = f"{target}/fault-{fault}--{name.rpartition('/')[2]}"
-    more = {} if name == "streamGenerateContent" else {"stream": True}
+    more: dict[str, Any] = {} if name == "streamGenerateContent" else {"stream": True}
     answer = call(gateway, name, model, **more)
     document: Any
     if answer.status == 200:

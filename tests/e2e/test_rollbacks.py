@@ -39,7 +39,7 @@ def put_back(gateway: Gateway, place: Path) -> None:
 
 def revoked_after_a_snapshot(gateway: Gateway, place: Path) -> str:
     """Make a key, take a snapshot, revoke the key, stop; return the key."""
-    key = json.loads(gateway.run("keys", "create", "--name", "thief", "--json"))["key"]
+    key: str = json.loads(gateway.run("keys", "create", "--name", "thief", "--json"))["key"]
     assert answers(gateway, key) == 200
     gateway.stop()
     snapshot(gateway, place)

@@ -268,7 +268,7 @@ def converse(bedrock: Any, messages: list[Any], *, stream: bool, model: str = MO
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_botocore_understands_the_fake(bedrock: Any, stream: bool) -> None:
     user = {"role": "user", "content": [{"text": "[[call]]"}]}
-    fields = {"toolConfig": {"tools": [SPEC]}, "additionalModelRequestFields": {"thinking": {"type": "enabled", "budget_tokens": 2000}}}
+    fields: dict[str, Any] = {"toolConfig": {"tools": [SPEC]}, "additionalModelRequestFields": {"thinking": {"type": "enabled", "budget_tokens": 2000}}}
     message, stop, usage = converse(bedrock, [user], stream=stream, **fields)
     assert stop == "tool_use"
     assert [next(iter(block)) for block in message["content"]] == ["reasoningContent", "text", "toolUse"]

@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from cliproxy.config.schema import decode_settings
+from cliproxy.dialects import Endpoint
 from cliproxy.egress.dialer_client import DialerClient
 from cliproxy.egress.inject import Injector
 from cliproxy.egress.pool import Pool
@@ -25,7 +26,7 @@ from cliproxy.processes.topology import AUDIT_FD, EgressDescriptors
 from cliproxy.providers.origin import parse_base_url
 from cliproxy.sandbox.loop import make_event_loop
 from cliproxy.secret import Secret
-from fakes.rig import SECRET, Endpoint, Recorder, request
+from fakes.rig import SECRET, Recorder, request
 
 
 class Prepared:

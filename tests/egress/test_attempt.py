@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -62,7 +64,7 @@ class Case:
         self.channel, self.sending, self.outcomes = Channel(), Sending(), []
         asked = SimpleNamespace(meter=METERS[endpoint], principal=SimpleNamespace(id="k"))
         call = SimpleNamespace(asked=asked, stream=9)
-        request = SimpleNamespace(stream=stream, endpoint=endpoint, call=call, target=SimpleNamespace(provider="p", model="theirs"), attempt=3)
+        request: Any = SimpleNamespace(stream=stream, endpoint=endpoint, call=call, target=SimpleNamespace(provider="p", model="theirs"), attempt=3)
         self.goes_on, self.began, self.held = goes_on, 0, Room(MAX_HELD_ANSWER_BYTES)
         self.unfinished = Room(MAX_HELD_ANSWER_BYTES)
         self.call = Attempt(request, channel=self.channel, ledger=self)
@@ -298,7 +300,8 @@ def test_calls_take_turns_at_a_channel_that_has_room_again():
             served.append(number)
             worker.channel.paused = len(served) % 3 == 0  # there is room for three
 
-        worker.calls = {number: SimpleNamespace(attempt=SimpleNamespace(channel_ready=lambda number=number: serve(number))) for number in range(7)}
+        calls: dict[int, Any] = {number: SimpleNamespace(attempt=SimpleNamespace(channel_ready=partial(serve, number))) for number in range(7)}
+        worker.calls = calls
         for _ in range(7):
             worker.channel.paused = False
             worker.channel_paused(False)

@@ -25,7 +25,7 @@ from cliproxy.ipc.policy_feed import PolicyFeed
 
 KEYS = 3
 CALLS = 900  # their intents do not fit one packet
-DECODER = packet_decoder(EgressEvent)
+DECODER: msgspec.msgpack.Decoder[Any] = packet_decoder(EgressEvent)
 
 
 class Case:
@@ -81,7 +81,7 @@ class Case:
             self.dispatcher.submit(call, head, b"")  # type: ignore[arg-type]
         self.dispatcher.flush()
 
-    def logged(self, kind: type) -> Counter[str]:
+    def logged(self, kind: type[Any]) -> Counter[str]:
         """Take what the auditor's queue holds; return how often each request is in an event of `kind`."""
         found = Counter[str]()
         while True:
@@ -206,7 +206,7 @@ def test_why_a_worker_cancels_is_in_the_log_and_cools_nothing(code: str) -> None
 
 def packets(case: Case) -> list[list[EgressEvent]]:
     """Take what the auditor's queue holds, packet by packet."""
-    found = []
+    found: list[list[EgressEvent]] = []
     while True:
         try:
             found.append(DECODER.decode(case.auditor.recv(MAX_CONTROL_MESSAGE_BYTES + 1))[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -476,7 +477,7 @@ def test_a_connection_that_was_paused_at_its_end_reads_again(provider: FakeProvi
         ("stall", True, {"total": 0.2}, "provider_total_timeout"),
     ],
 )
-def test_each_deadline_ends_the_call_and_the_connection(provider: FakeProvider, fault: str, stream: bool, timeouts: dict[str, float], code: str) -> None:
+def test_each_deadline_ends_the_call_and_the_connection(provider: FakeProvider, fault: str, stream: bool, timeouts: dict[str, Any], code: str) -> None:
     async def work() -> None:
         rig = Rig(provider.base_url, **timeouts)
         recorder = await rig.call(f"fault-{fault}", stream=stream)

@@ -177,7 +177,7 @@ def feed(
     connection.connection_made(transport)
     shelf.usable.clear()
     notes: Any = Notes()
-    connection.begin(Sent(notes, shelf, guard, stream, b"", b"", 0.0, endpoint, framing), 0.0)  # type: ignore[arg-type]
+    connection.begin(Sent(notes, shelf, guard, stream, b"", b"", 0.0, endpoint, framing), 0.0)
     for piece in pieces:
         if transport.closed:
             break
@@ -240,7 +240,7 @@ def test_a_body_until_close_is_complete_at_a_clean_end_only() -> None:
     transport: Any = Transport()
     connection.connection_made(transport)
     notes: Any = Notes()
-    connection.begin(Sent(notes, shelf, NO_SECRET, False, b"", b"", 0.0), 0.0)  # type: ignore[arg-type]
+    connection.begin(Sent(notes, shelf, NO_SECRET, False, b"", b"", 0.0), 0.0)
     connection.data_received(head + b"{}")
     connection.connection_lost(ConnectionResetError())
     assert isinstance(notes.error, UpstreamError) and notes.error.code == "provider_broke_off"

@@ -94,7 +94,7 @@ class Weather:
         self.dispatcher = Dispatcher(
             build="b", generation=1, policy=self.policy, authoriser=self.authoriser, senders=self, audit=self.audit, acknowledge=lambda message: None
         )
-        limits = ({}, {"concurrency": 3}, {"tokens_per_minute": 4000}, {"requests_per_minute": 400})
+        limits: tuple[dict[str, Any], ...] = ({}, {"concurrency": 3}, {"tokens_per_minute": 4000}, {"requests_per_minute": 400})
         self.records = tuple(KeyRecord(id=f"k{number}", digest=digest_of(proof(number)), name="k", models=("*",), **limits[number]) for number in range(KEYS))
         self.snapshot(1)
         self.workers = [self.fresh_worker(index) for index in (0, 1)]

@@ -8,6 +8,9 @@ import signal
 import socket
 import tempfile
 import time
+from typing import Any
+
+import msgspec
 
 from cliproxy.audit.client import packet_decoder
 from cliproxy.audit.events import DialerEvent
@@ -114,7 +117,7 @@ class DialerProcess:
 
     def events(self, count: int = 1) -> list[DialerEvent]:
         """Return the next `count` or more audit events that it sent."""
-        decoder = packet_decoder(DialerEvent)
+        decoder: msgspec.msgpack.Decoder[Any] = packet_decoder(DialerEvent)
         events: list[DialerEvent] = []
         until = time.monotonic() + PATIENCE
         while len(events) < count:

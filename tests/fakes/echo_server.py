@@ -38,12 +38,12 @@ class EchoExchange:
         self.writable: list[Connection] = []
         self.flooded = 0
 
-    def on_body(self, connection: Connection, request: RawRequest) -> None:
+    def on_body(self, connection: Any, request: RawRequest) -> None:
         pass
 
     on_head = on_body
 
-    def on_request(self, connection: Connection, request: RawRequest) -> None:
+    def on_request(self, connection: Any, request: RawRequest) -> None:
         self.seen.append(request)
         path = request.path
         if path == b"/stream":
@@ -70,13 +70,13 @@ class EchoExchange:
         else:
             connection.respond(200, b"Content-Type: text/plain\r\n", request.method + b" " + path + b" " + request.body)
 
-    def on_client_gone(self, connection: Connection) -> None:
+    def on_client_gone(self, connection: Any) -> None:
         self.gone.append(connection)
 
-    def on_paused(self, connection: Connection) -> None:
+    def on_paused(self, connection: Any) -> None:
         self.paused.append(connection)
 
-    def on_writable(self, connection: Connection) -> None:
+    def on_writable(self, connection: Any) -> None:
         self.writable.append(connection)
 
 

@@ -16,7 +16,7 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -61,7 +61,7 @@ class Gateway:
         self.log_public_key = ""
         self.start_seconds = 0.0  # what the last start took: how busy the machine is
 
-    def __enter__(self) -> Gateway:
+    def __enter__(self) -> Self:
         try:
             made = json.loads(self.run("init", "--json"))
             self.key, self.log_public_key = made["key"], made["log_public_key"]

@@ -16,7 +16,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -56,7 +56,7 @@ class Held(Gateway):
         self.ends: dict[tuple[str, int], socket.socket] = {}
         self._fleet: Fleet | None = None
 
-    def __enter__(self) -> Held:
+    def __enter__(self) -> Self:
         try:
             made = json.loads(self.run("init", "--json"))
             self.key, self.log_public_key = made["key"], made["log_public_key"]
@@ -73,7 +73,8 @@ class Held(Gateway):
     def prepare(self) -> None:
         """For a subclass: the home is made and nothing runs."""
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
+        assert not options, "the test is the supervisor, there is no command line"
         home = Home(self.home)
         plan = make_plan(home, home.config_file, serving=True, announce=False)
         settings = decode_settings(plan.settings)
@@ -112,7 +113,9 @@ class Held(Gateway):
         """Wait until each real process has said READY, `but` those."""
         assert self._fleet is not None
         until = time.monotonic() + SECONDS
-        waiting = {child.control: child for child in self._fleet if child.state is not State.READY and child.name not in but}
+        awaited = [child for child in self._fleet if child.state is not State.READY and child.name not in but]
+        waiting = {child.control: child for child in awaited if child.control is not None}
+        assert len(waiting) == len(awaited), "all were started"
         while waiting:
             assert time.monotonic() < until, f"not ready: {[child.name for child in waiting.values()]}\n{self.messages()}"
             for control in select.select(list(waiting), [], [], 0.5)[0]:

@@ -344,8 +344,8 @@ class Connection(asyncio.Protocol):
         elif fault.startswith("wide-"):
             write(answer(wide_embeddings_body("fault", len(inputs) if isinstance(inputs, list) else 1, int(fault.removeprefix("wide-")))))
         elif fault.startswith("moved-"):
-            _, status, port = fault.split("-")
-            write(answer(b"", status=f"{status} Moved", extra=f"Location: http://127.0.0.1:{port}/v1/chat/completions\r\n"))
+            _, code, port = fault.split("-")
+            write(answer(b"", status=f"{code} Moved", extra=f"Location: http://127.0.0.1:{port}/v1/chat/completions\r\n"))
         elif fault.startswith("trickle-"):
             pause = int(fault.removeprefix("trickle-")) / 1000
             write(STREAM_HEAD)

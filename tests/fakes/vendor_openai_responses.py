@@ -350,7 +350,7 @@ def events(asked: Asked, plan: Plan) -> list[bytes]:
             for number, part in enumerate(one["content"]):
                 word = "text" if part["type"] == "output_text" else "refusal"
                 kind = "response.output_text" if word == "text" else "response.refusal"
-                more = {"logprobs": []} if word == "text" else {}
+                more: dict[str, Any] = {"logprobs": []} if word == "text" else {}
                 begun_part = {**part, word: "", **({"annotations": []} if word == "text" else {})}
                 event("response.content_part.added", **where, content_index=number, part=begun_part)
                 for piece in pieces(part[word], 4):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 Check = Callable[[Any, str], None]
@@ -119,7 +119,7 @@ def nullable(inner: Check) -> Check:
     return check
 
 
-def fields(required: dict[str, Check], optional: dict[str, Check] | None = None) -> Check:
+def fields(required: dict[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
     """An object with these members and no others."""
     known = {**required, **(optional or {})}
 
@@ -149,7 +149,7 @@ def tagged(tag: str, table: dict[str, Check]) -> Check:
     return check
 
 
-def union(table: dict[str, Check], optional: dict[str, Check] | None = None) -> Check:
+def union(table: dict[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
     """An object with exactly one of the members of `table`, and any of `optional`."""
 
     def check(value: Any, path: str) -> None:

@@ -49,7 +49,7 @@ def test_brackets_and_commas_in_a_text_are_no_values(text: str) -> None:
 
 
 def test_just_as_many_as_the_bounds_say_are_taken() -> None:
-    arrays = [[]] * (MAX_JSON_CONTAINERS - 1)
+    arrays: list[list[object]] = [[]] * (MAX_JSON_CONTAINERS - 1)
     assert decode_json(encode_json(arrays), max_values=VALUES) == arrays
     numbers = [1] * (VALUES + 1)
     assert decode_json(encode_json(numbers), max_values=VALUES) == numbers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import Any
 
 import msgspec
 import pytest
@@ -25,7 +26,7 @@ def pair(incoming, *, per_second=1e9, secrets=False):
 
 def test_a_message_arrives_as_the_type_that_was_sent():
     channel, theirs = pair(Dial)
-    sender = PacketChannel(theirs, incoming=Dialled | DialFailed, peer="x", per_second=1e9)
+    sender: PacketChannel[Any] = PacketChannel(theirs, incoming=Dialled | DialFailed, peer="x", per_second=1e9)
     assert sender.send(Dial(dial=7, origin="https://a:443"))
     assert channel.receive() == Dial(dial=7, origin="https://a:443")
     assert channel.receive() is None
@@ -99,7 +100,7 @@ def test_a_secret_crosses_only_channels_made_for_it():
     with pytest.raises(TypeError):
         plain.send(grant)
     channel, theirs = pair(VaultToEgress, secrets=True)
-    sender = PacketChannel(theirs, incoming=VaultToEgress, peer="x", per_second=1e9, secrets=True)
+    sender: PacketChannel[Any] = PacketChannel(theirs, incoming=VaultToEgress, peer="x", per_second=1e9, secrets=True)
     sender.send(grant)
     received = channel.receive()
     assert isinstance(received, Grant) and received.secret == Secret(b"sk-canary")
@@ -107,7 +108,7 @@ def test_a_secret_crosses_only_channels_made_for_it():
 
 def test_descriptors_travel_and_are_owned_by_the_receiver():
     channel, theirs = pair(Dialled)
-    sender = PacketChannel(theirs, incoming=Dial, peer="x", per_second=1e9)
+    sender: PacketChannel[Any] = PacketChannel(theirs, incoming=Dial, peer="x", per_second=1e9)
     read_end, write_end = os.pipe()
     sender.send(Dialled(dial=1, address="127.0.0.1"), [write_end])
     os.close(write_end)

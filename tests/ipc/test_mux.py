@@ -85,11 +85,16 @@ def test_frames_of_one_turn_leave_in_one_write():
         channel, theirs = await connected(receiver)
         writes = []
         write = channel._transport.write
+
+        def noted(data):
+            writes.append(data)
+            write(data)
+
         channel._transport = type(
             "T",
             (),
             {
-                "write": lambda self, data: (writes.append(data), write(data)),
+                "write": lambda self, data: noted(data),
                 "is_closing": lambda self: False,
                 "abort": lambda self: None,
                 "get_write_buffer_size": lambda self: 0,

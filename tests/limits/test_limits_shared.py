@@ -6,13 +6,13 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from cliproxy.bounds import SHARED_RATE_WAYS
+from cliproxy.bounds import SHARED_RATE_SETS, SHARED_RATE_WAYS
 from cliproxy.errors import ChannelError
-from cliproxy.limits import shared
 from cliproxy.limits.locks import LOST_NANOSECONDS, STRIPES, Held
 from cliproxy.limits.shared import RECENT_SECONDS, TABLE_BYTES, RecentAddresses, SharedRates, create
 
@@ -211,7 +211,7 @@ def test_every_bucket_is_inside_the_table_and_no_tag_is_empty(table: int) -> Non
         first, tag = subject.bucket(number.to_bytes(4, "big"))
         assert 0 <= first <= words - SHARED_RATE_WAYS * 2 and first % (SHARED_RATE_WAYS * 2) == 0
         assert tag != 0 and -(2**63) <= tag < 2**63
-    assert words == shared.SHARED_RATE_SETS * SHARED_RATE_WAYS * 2
+    assert words == SHARED_RATE_SETS * SHARED_RATE_WAYS * 2
 
 
 def test_every_kind_has_buckets_of_its_own(table: int) -> None:
@@ -223,7 +223,7 @@ def test_every_kind_has_buckets_of_its_own(table: int) -> None:
 
 def test_where_a_key_was_good_lately_is_known_to_every_worker_for_an_hour(table: int, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other, now = RecentAddresses(table), RecentAddresses(os.dup(table)), NOW
-    monkeypatch.setattr(shared.time, "monotonic_ns", lambda: now)
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now)
     assert not other.has(b"address")
     one.note(b"address")
     assert other.has(b"address") and not other.has(b"elsewhere")

@@ -41,7 +41,7 @@ def outcome(attack):
     try:
         attack()
     except OSError as error:
-        return errno.errorcode[error.errno]
+        return errno.errorcode[error.errno or 0]
     return "done"
 
 

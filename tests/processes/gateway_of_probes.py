@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -26,7 +27,7 @@ class Gateway:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.process: subprocess.Popen[bytes] | None = None
-        self.ready: dict | None = None
+        self.ready: dict[str, Any] | None = None
         self.starter = -1
         for name in ("run", "logs"):
             (home / name).mkdir(mode=0o700, exist_ok=True)
@@ -44,7 +45,7 @@ class Gateway:
         new.write_text(json.dumps(wanted))
         new.rename(self.home / "behaviour.json")
 
-    def start(self, *, serving: bool = True, wait: bool = True, starter: bool = False, environment: dict | None = None) -> "Gateway":
+    def start(self, *, serving: bool = True, wait: bool = True, starter: bool = False, environment: dict[str, str] | None = None) -> "Gateway":
         settings = load_settings(self.home / "cliproxy.yaml", allow_no_sandbox=True).settings
         key = seal(b"k" * 32, name="key")
         reader, writer = os.pipe()
@@ -86,7 +87,7 @@ class Gateway:
         assert self.process is not None
         return self.process.pid
 
-    def trace(self, **wanted) -> list[dict]:
+    def trace(self, **wanted) -> list[dict[str, Any]]:
         try:
             lines = (self.home / "trace").read_text().split("\n")[:-1]  # the last one may still be being written
         except FileNotFoundError:
@@ -94,8 +95,9 @@ class Gateway:
         records = [json.loads(line) for line in lines]
         return [record for record in records if all(record.get(key) == value for key, value in wanted.items())]
 
-    def wait_trace(self, count: int = 1, **wanted) -> list[dict]:
-        return wait_for(lambda: found if len(found := self.trace(**wanted)) >= count else None)
+    def wait_trace(self, count: int = 1, **wanted) -> list[dict[str, Any]]:
+        records: list[dict[str, Any]] = wait_for(lambda: found if len(found := self.trace(**wanted)) >= count else None)
+        return records
 
     def pids(self, name: str) -> list[int]:
         return [record["pid"] for record in self.trace(name=name, what="ready")]
@@ -108,6 +110,7 @@ class Gateway:
         return self.process.wait(PATIENCE)
 
     def stop(self) -> int:
+        assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         return self.wait()
 

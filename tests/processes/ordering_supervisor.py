@@ -47,4 +47,8 @@ def supervise(plan: str, home: str) -> None:
 
 
 if __name__ == "__main__":
-    {"start": start, "supervise": supervise}[sys.argv[1]](*sys.argv[2:])
+    what, *arguments = sys.argv[1:]
+    if what == "start":
+        start(*arguments)
+    else:
+        supervise(*arguments)

@@ -14,11 +14,15 @@ def test_pauses_double_up_to_thirty_seconds(failures, seconds):
     assert pause_after(failures) == pytest.approx(seconds)
 
 
+def never(*_):
+    raise AssertionError("it starts nothing")
+
+
 class Quiet(Fleet):
     """Starts nothing and notes whom it would kill."""
 
     def __init__(self, *, refuses=False):
-        super().__init__(Supplies(boot_of=None, files_of=None, program=None, output_of=None), on_start=None, on_end=None)
+        super().__init__(Supplies(boot_of=never, files_of=never, program=never, output_of=never), on_start=never, on_end=never)
         self.killed = []
         self.refuses = refuses
 
@@ -73,7 +77,9 @@ def test_a_fork_that_the_system_refuses_is_tried_again_later():
 def test_worker_slots_run_out_at_all_generations_of_all_workers():
     fleet = Quiet()
     for _ in range(160):
-        fleet.add(fleet.free_worker(), generation=1)
+        free = fleet.free_worker()
+        assert free is not None
+        fleet.add(free, generation=1)
     assert fleet.free_worker() is None
 
 

@@ -14,7 +14,7 @@ from cliproxy.processes.listeners import Listeners, inherited_listeners, open_li
 
 
 def said():
-    lines = []
+    lines: list[str] = []
     return lines, lines.append
 
 

@@ -49,10 +49,10 @@ def terminal() -> tuple[int, int]:
 ENDS: dict[str, Callable[[], tuple[int, int]]] = {"pipe": pipe, "socket": stream, "terminal": terminal}
 
 
-@pytest.fixture(params=ENDS.values(), ids=ENDS.keys())
+@pytest.fixture(params=ENDS)
 def ends(request: pytest.FixtureRequest) -> tuple[int, int]:
     """Where it is read, and where it is written."""
-    return request.param()
+    return ENDS[request.param]()
 
 
 def read_all(reader: int) -> bytes:

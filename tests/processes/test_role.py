@@ -14,10 +14,11 @@ from cliproxy.bounds import ORPHAN_SECONDS, RESTART_LONGEST_SECONDS
 from cliproxy.config.schema import Settings, encode_settings
 from cliproxy.errors import ChannelError, ConfigError
 from cliproxy.ipc.channel import ChannelClosed
-from cliproxy.ipc.control import Control, Down, Order, SupervisorControl, Up, descriptors_of
+from cliproxy.ipc.control import Down, Order, SupervisorControl, Up, descriptors_of
 from cliproxy.ipc.messages import Dial, DialFailed, EgressToDialer
 from cliproxy.ipc.silence import MAX_COUNTED_SECONDS
 from cliproxy.processes.boot import Boot, seal
+from cliproxy.processes.child import Control
 from cliproxy.processes.role import ALIVE_SECONDS, Peer, Role, take_orders
 from cliproxy.processes.topology import ADMIN, AUDITOR, CHANNELS, CONTROL_FD, ORDERS, RECONFIGURED, ROLES, WORKER
 
@@ -301,7 +302,7 @@ def test_a_process_that_was_stopped_for_long_first_takes_the_channel_that_came_m
 def test_orders_of_one_look_are_carried_out_in_their_sequence() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        supervisor, control = SupervisorControl(ours), Control(theirs)
+        supervisor, control = SupervisorControl(ours), Control(theirs, replaceable=frozenset())
         process = Process("auditor")
         for kind in (Down.PREPARE, Down.COMMIT, Down.SEGMENT, Down.STOP):
             one = order(kind)

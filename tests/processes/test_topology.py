@@ -19,7 +19,7 @@ def slots_of(end):
 def test_the_edges_are_those_of_the_design_and_no_others():
     pairs = sorted(tuple(sorted((edge.a.role, edge.b.role))) for edge in EDGES)
     audited = [tuple(sorted((role, "auditor"))) for role in ("worker", "egress", "dialer", "vault", "admin", SUPERVISOR)]
-    others = [("egress", "worker"), ("dialer", "egress"), ("egress", "vault"), ("admin", "vault"), ("admin", "auditor")]
+    others: list[tuple[str, ...]] = [("egress", "worker"), ("dialer", "egress"), ("egress", "vault"), ("admin", "vault"), ("admin", "auditor")]
     assert pairs == sorted(audited + others)
 
 

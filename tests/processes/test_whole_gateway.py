@@ -38,7 +38,7 @@ class Whole:
         assert made.returncode == 0, made.stderr
         self.key = json.loads(made.stdout)["key"]
         self.stderr_file = home.parent / "stderr"
-        self.process = None
+        self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
         self.configure()
 
@@ -48,6 +48,7 @@ class Whole:
     def start(self, **options) -> "Whole":
         command = [*CLIPROXY, "serve", "--home", str(self.home)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.stderr_file.open("ab"), **options)
+        assert self.process.stdout is not None
         line = self.process.stdout.readline().decode()
         found = re.fullmatch(r"cliproxy \S+ ready on (http://127\.0\.0\.1:\d+) \(pid (\d+)\)\n", line)
         assert found is not None, line + self.stderr_file.read_text()
@@ -56,6 +57,7 @@ class Whole:
         return self
 
     def children(self) -> dict[str, int]:
+        assert self.process is not None
         found = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -84,10 +86,11 @@ class Whole:
         except OSError:
             return False
 
-    def command(self, *words: str) -> subprocess.CompletedProcess:
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*CLIPROXY, *words, "--home", str(self.home)], capture_output=True, text=True, timeout=PATIENCE * 2)
 
     def stop(self) -> int:
+        assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE)
 
@@ -96,7 +99,8 @@ class Whole:
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait(PATIENCE)
-            self.process.stdout.close()
+            if self.process.stdout is not None:
+                self.process.stdout.close()
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def load_program(program: bytes) -> list[tuple[int, int, int, int]]:
                 raise BadProgram(f"{place}: code {code:#x}")
     if instructions[-1][0] != 0x06:
         raise BadProgram("no return at the end")
-    return instructions  # type: ignore[return-value]
+    return instructions
 
 
 def run(instructions: Sequence[tuple[int, int, int, int]], *, audit_arch: int, number: int, arguments: Sequence[int]) -> tuple[int, int]:

@@ -392,14 +392,14 @@ def complain(prepared: object) -> None:
         def flush(self) -> None:
             return None
 
-    sys.stderr = Collector()  # type: ignore[assignment]
+    sys.stderr = Collector()
     logging.basicConfig(stream=sys.stderr, force=True)
     try:
         raise ValueError("a mistake")
     except ValueError:
         traceback.print_exc()
         logging.exception("logged")
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
 
     class Broken:
         def __del__(self) -> None:

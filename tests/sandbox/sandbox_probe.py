@@ -17,6 +17,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,16 +154,10 @@ def main(role: str, identity: str) -> None:
             for attack in attacks_here():
                 if role == "unlocked" and attack.unlocked is None:
                     continue
-                prepare = attack.prepare
-                results[attack.name] = in_a_process(
-                    role,
-                    uid,
-                    lambda prepare=prepare: None if prepare is None else prepare(scene),
-                    lambda prepared, attack=attack: attack.attempt(scene, prepared),
-                    scene.channel,
-                )
+                prepare = attack.prepare or (lambda scene: None)
+                results[attack.name] = in_a_process(role, uid, partial(prepare, scene), partial(attack.attempt, scene), scene.channel)
             for job in jobs_of(role):
-                results[job.name] = in_a_process(role, uid, lambda job=job: job.prepare(place, scene.channel), job.work, scene.channel)
+                results[job.name] = in_a_process(role, uid, partial(job.prepare, place, scene.channel), job.work, scene.channel)
         finally:
             for child in children:
                 os.kill(child, signal.SIGKILL)

@@ -70,7 +70,7 @@ def test_a_program_decides_as_its_policy_says(policy: Policy, arch: Arch, data: 
 def test_each_roles_program_decides_as_its_profile_says_for_every_call(role: str, arch: Arch) -> None:
     policy = PROFILES[role].policy(ancillary=frozenset({3, 6, 7}), replaceable=frozenset({6}), listening=frozenset({8, 9}), process=4242)
     program = load_program(assemble(policy, arch))
-    vectors = [NOTHING, (LONG,) * 6, (INT,) * 6]
+    vectors: list[tuple[int, ...]] = [NOTHING, (LONG,) * 6, (INT,) * 6]
     values = interesting_values(policy)
     vectors += [tuple(value if place == at else 0 for place in range(6)) for at in range(6) for value in values]
     vectors += [(value,) * 6 for value in values]

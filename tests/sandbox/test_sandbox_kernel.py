@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def test_every_guarantee_is_there_on_a_new_kernel_and_every_required_one_falls_w
 
 
 def test_off_linux_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(SandboxError, match=r"sandbox\.mode: off"):
         require_kernel()
 

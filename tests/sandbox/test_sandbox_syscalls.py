@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from pathlib import Path
 
 import pytest
 
 from cliproxy.errors import SandboxError
-from cliproxy.sandbox import syscalls
 from cliproxy.sandbox.syscalls import NUMBERS, Arch, this_arch
 
 HEADERS = [Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"), Path("/usr/include/asm/unistd_64.h")]
@@ -64,6 +64,6 @@ def test_the_table_agrees_with_the_generic_header() -> None:
 
 
 def test_an_unknown_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(syscalls.platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     with pytest.raises(SandboxError, match="riscv64"):
         this_arch()

@@ -45,12 +45,12 @@ from cliproxy.translators.conversation import (
     TextDelta,
     ToolCall,
 )
-from translators.hub_strategies import answers, fold, streams
+from translators.hub_strategies import Feature, answers, fold, streams
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "anthropic_messages"
 STREAMS = {path.stem: path.read_bytes() for path in sorted(VECTORS.glob("*.sse"))}
 OURS = Dialect.ANTHROPIC_MESSAGES
-SAID = frozenset({"tools", "reasoning", "redacted", "citations", "cache"})
+SAID: frozenset[Feature] = frozenset({"tools", "reasoning", "redacted", "citations", "cache"})
 
 
 def read(pieces: Iterable[bytes]) -> list[StreamEvent]:
@@ -152,7 +152,7 @@ def test_a_stream_cut_at_any_byte_is_a_fault(name: str) -> None:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_is_written_is_read_as_it_was_however_it_is_cut(data: st.DataObject) -> None:
     answer, events = data.draw(streams(answers(SAID, stops=(StopReason.END, StopReason.LENGTH, StopReason.PAUSE))))
     wire = write(events)
@@ -230,7 +230,7 @@ def test_events_in_any_order_are_an_answer_or_a_fault(pieces: list[bytes]) -> No
 def test_garbage_is_the_providers_fault_and_nothing_else(pieces: list[bytes]) -> None:
     for reader in (read, count):
         with pytest.raises(UpstreamError):
-            reader(pieces)  # type: ignore[operator]
+            reader(pieces)
 
 
 def test_a_call_that_comes_at_once_is_read() -> None:
@@ -320,7 +320,7 @@ def accumulated(wire: bytes) -> Any:
 
 
 @given(streams(answers(SAID, stops=(StopReason.END, StopReason.LENGTH))))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_sdk_accumulates_what_was_said(told: tuple[ConversationAnswer, list[StreamEvent]]) -> None:
     answer, events = told
     message = accumulated(write(events)).to_dict()
@@ -333,7 +333,7 @@ def test_the_sdk_accumulates_what_was_said(told: tuple[ConversationAnswer, list[
 
 
 def test_the_parsed_end_has_all_usage_even_if_nothing_was_known_at_the_beginning() -> None:
-    events = [
+    events: list[StreamEvent] = [
         Started("", ""),
         PartStarted(0, 0, Text("")),
         TextDelta(0, 0, "Hi"),

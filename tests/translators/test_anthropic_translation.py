@@ -114,7 +114,7 @@ def without_places(request: ConversationRequest) -> ConversationRequest:
 
 
 @given(requests(Dialect.OPENAI_CHAT, SAYABLE, settings=SETTINGS, strict=True) | requests(Dialect.OPENAI_CHAT, SAYABLE, settings=EFFORT))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_what_the_dialect_can_say_comes_back_as_it_was(request: ConversationRequest) -> None:
     encoded = encode_conversation(request, Quirks.NONE)
     again = conversation_of(decode_messages(final(encoded), max_tokens_cap=request.max_tokens, on_excess="reject"))
@@ -128,7 +128,7 @@ def test_what_the_dialect_can_say_comes_back_as_it_was(request: ConversationRequ
 
 
 @given(requests(Dialect.GEMINI_GENERATE, SAYABLE - {"reasoning"}, settings={**SETTINGS, "thinking": st.builds(Thinking, budget=st.integers(-1, 9000))}))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_what_is_not_refused_is_what_the_vendor_takes(request: ConversationRequest) -> None:
     try:
         body = written(request)
@@ -141,7 +141,7 @@ def test_what_is_not_refused_is_what_the_vendor_takes(request: ConversationReque
 
 
 @given(requests(Dialect.OPENAI_RESPONSES))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_anything_is_encoded_or_refused(request: ConversationRequest) -> None:
     try:
         decode_messages(final(encode_conversation(request, Quirks.NONE)), max_tokens_cap=10**6, on_excess="reject")

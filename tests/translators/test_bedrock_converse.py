@@ -13,7 +13,7 @@ import pytest
 from botocore.loaders import Loader
 from botocore.model import ListShape, MapShape, ServiceModel, Shape, StringShape, StructureShape
 from botocore.validate import ParamValidator
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_TOOL_ARGUMENTS_BYTES
@@ -390,7 +390,7 @@ def test_what_converse_cannot_be_asked_for_is_refused_with_its_field(name: str) 
 def test_a_thinking_claude_takes_no_other_temperature() -> None:
     for fields in ({"temperature": 0.5}, {"top_p": 0.5}, {"top_k": 5}):
         with pytest.raises(UnsupportedFeature) as caught:
-            encode_conversation(asked(thinking=Thinking(budget=2000), max_tokens=4000, **fields), CLAUDE)  # type: ignore[arg-type]
+            encode_conversation(asked(thinking=Thinking(budget=2000), max_tokens=4000, **fields), CLAUDE)
         assert caught.value.param in fields
 
 
@@ -410,7 +410,6 @@ SAID = ALL - {"images_url", "documents_url"}
     requests(Dialect.OPENAI_CHAT, SAID, signer=OURS, settings={"temperature": st.floats(0, 1), "top_p": st.floats(0, 1), "seed": st.integers()}),
     st.sampled_from([ANY, CLAUDE]),
 )
-@settings(deadline=None)
 def test_any_request_is_one_that_botocore_takes_or_is_refused_by_name(request: ConversationRequest, quirks: Quirks) -> None:
     try:
         body = written(request, quirks)

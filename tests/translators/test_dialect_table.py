@@ -41,7 +41,7 @@ EVENTS = st.lists(
     ).map(lambda event: (event[0] + "data: " + event[1] + "\n\n").encode()),
     max_size=6,
 )
-MANY = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.mark.parametrize("key", ROWS, ids=str)

@@ -131,13 +131,13 @@ def test_a_stream(keep_alive: bytes) -> None:
     gateway = Gateway(body, "text/event-stream")
     chunks = list(gateway.models.generate_content_stream(model=MODEL, contents="Hi"))
     assert gateway.path == f"/v1/models/{MODEL}:streamGenerateContent?alt=sse"
-    parts = [part for chunk in chunks for part in (chunk.candidates[0].content.parts or [])]  # type: ignore[index,union-attr]
+    parts = [part for chunk in chunks for part in (chunk.candidates[0].content.parts or [])]
     assert "".join(part.text for part in parts if part.text and not part.thought) == "Hello Oslo\u2028!"
     assert [part.text for part in parts if part.thought] == ["Hm."]
     (call,) = [part.function_call for part in parts if part.function_call]
     assert call.args == {"place": "Oslo"}
-    assert chunks[-1].candidates[0].finish_reason is types.FinishReason.STOP  # type: ignore[index]
-    assert chunks[-1].usage_metadata.candidates_token_count == 5  # type: ignore[union-attr]
+    assert chunks[-1].candidates[0].finish_reason is types.FinishReason.STOP
+    assert chunks[-1].usage_metadata.candidates_token_count == 5
 
 
 def test_a_broken_stream_raises_in_the_sdk() -> None:

@@ -54,11 +54,11 @@ from cliproxy.translators.openai_chat.read_stream import Reader
 from cliproxy.translators.openai_chat.request import ChatRequest
 from cliproxy.translators.openai_chat.to_hub import FIELD_NAMES, conversation_of
 from cliproxy.translators.openai_chat.write_stream import Passthrough, Writer
-from translators.hub_strategies import answers, fold, requests, streams, texts
+from translators.hub_strategies import Feature, answers, fold, requests, streams, texts
 
 CAP = 4096
-REQUEST_FEATURES = frozenset({"system", "tools", "images_base64", "images_url", "documents_base64", "audio"})
-ANSWER_FEATURES = frozenset({"tools", "reasoning", "redacted", "refusal", "cache"})
+REQUEST_FEATURES: frozenset[Feature] = frozenset({"system", "tools", "images_base64", "images_url", "documents_base64", "audio"})
+ANSWER_FEATURES: frozenset[Feature] = frozenset({"tools", "reasoning", "redacted", "refusal", "cache"})
 SIGNERS = [Dialect.ANTHROPIC_MESSAGES, Dialect.GEMINI_GENERATE, Dialect.OPENAI_RESPONSES, Dialect.BEDROCK_CONVERSE]
 PLAIN = ConversationRequest(dialect=Dialect.OPENAI_CHAT, model="m", stream=False, max_tokens=9, messages=(Message("user", (Text("Hello."),)),))
 
@@ -525,7 +525,8 @@ def test_sources_count_from_the_beginning_of_the_whole_text_and_those_without_an
         {"type": "url_citation", "url_citation": {"url": "https://e.com", "title": "E", "content": "said", "start_index": 6, "end_index": 8}},
         {"type": "url_citation", "url_citation": {"url": "https://f.com", "title": "", "start_index": 5, "end_index": 10}},
     ]
-    events = [Started("", ""), PartStarted(0, 0, Text("")), TextDelta(0, 0, "Red. "), CitationAdded(0, 0, first.citations[0]), PartEnded(0, 0)]
+    events: list[StreamEvent] = [Started("", ""), PartStarted(0, 0, Text("")), TextDelta(0, 0, "Red. ")]
+    events += [CitationAdded(0, 0, first.citations[0]), PartEnded(0, 0)]
     events += [PartStarted(0, 1, Text("")), TextDelta(0, 1, "Blue."), *(CitationAdded(0, 1, c) for c in second.citations), PartEnded(0, 1)]
     streamed = [note for chunk in chunks_of(events) for note in chunk["choices"][0]["delta"].get("annotations", ())]
     assert streamed == [{**note, "index": index} for index, note in enumerate(notes)]

@@ -156,7 +156,8 @@ def test_a_call_that_never_becomes_one_is_the_providers_fault(deltas: list[dict[
 
 
 def test_empty_pieces_begin_nothing() -> None:
-    empty = {"content": "", "reasoning_content": "", "reasoning": None, "refusal": "", "tool_calls": [], "reasoning_details": [], "annotations": []}
+    empty: dict[str, Any] = {"content": "", "reasoning_content": "", "reasoning": None, "refusal": ""}
+    empty |= {"tool_calls": [], "reasoning_details": [], "annotations": []}
     assert parts_of(empty, {**empty, "content": "a"}, empty, {}) == (Text("a"),)
 
 
@@ -221,7 +222,7 @@ def test_sources_count_within_their_own_text(deltas: list[dict[str, Any]], parts
 @pytest.mark.parametrize("padding", [None, "p4d"])
 def test_an_event_that_looks_like_the_ones_before_is_still_read_for_what_it_says(others: list[dict[str, Any]], padding: str | None) -> None:
     """The second plain text is recognised by what stands around it; whatever is no plain text must not be."""
-    more = {} if padding is None else {"obfuscation": padding}
+    more: dict[str, Any] = {} if padding is None else {"obfuscation": padding}
     deltas = [{"content": "a"}, {"content": "b"}, *others, {"content": "c"}, *others, {"content": "d"}]
     quick = [chunk(delta, **more) for delta in deltas]
     slow = [chunk(delta).replace(b'"id":"c"', b'"id":"c","n":%d' % n) for n, delta in enumerate(deltas)]  # no two alike

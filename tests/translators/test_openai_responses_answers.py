@@ -18,7 +18,7 @@ from cliproxy.metering.usage import Usage
 from cliproxy.translators.conversation import Choice, Citation, ConversationAnswer, Image, Reasoning, Refusal, StopReason, Text, ToolCall
 from cliproxy.translators.openai_responses.answer import decode_answer, encode_answer
 from cliproxy.translators.openai_responses.decode import decode_responses
-from translators.hub_strategies import answers, texts
+from translators.hub_strategies import Feature, answers, texts
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_responses"
 ANSWERS = {path.stem.removeprefix("answer_"): json.loads(path.read_text())["body"] for path in sorted(VECTORS.glob("answer_*.json"))}
@@ -256,7 +256,7 @@ def test_a_source_without_a_link_is_a_files() -> None:
     ]
 
 
-FEATURES = frozenset({"tools", "reasoning", "redacted", "refusal", "cache"})
+FEATURES: frozenset[Feature] = frozenset({"tools", "reasoning", "redacted", "refusal", "cache"})
 cited = st.builds(Citation, url=texts(1), title=texts(0), start=st.integers(0, 9), end=st.integers(9, 99))
 
 

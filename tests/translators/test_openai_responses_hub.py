@@ -33,7 +33,7 @@ from cliproxy.translators.openai_responses.decode import decode_responses
 from cliproxy.translators.openai_responses.encode import encode_conversation
 from cliproxy.translators.openai_responses.request import ResponsesRequest
 from cliproxy.translators.openai_responses.to_hub import FIELD_NAMES, conversation_of
-from translators.hub_strategies import arguments, requests, texts, visible_texts
+from translators.hub_strategies import Feature, arguments, requests, texts, visible_texts
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_responses"
 REQUESTS = {path.stem: json.loads(path.read_text())["body"] for path in sorted(VECTORS.glob("request_*.json"))}
@@ -318,7 +318,9 @@ def _without_place(part: Any) -> Any:
     return type(part), fields
 
 
-FEATURES = frozenset({"system", "tools", "tool_result_images", "images_base64", "images_url", "documents_base64", "documents_url", "reasoning", "redacted"})
+FEATURES: frozenset[Feature] = frozenset(
+    {"system", "tools", "tool_result_images", "images_base64", "images_url", "documents_base64", "documents_url", "reasoning", "redacted"}
+)
 SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "parallel_tool_calls": st.booleans(),
     "temperature": st.floats(0, 2),

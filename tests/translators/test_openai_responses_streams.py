@@ -304,7 +304,7 @@ def test_garbage_is_an_upstream_error_and_nothing_else(parts: list[bytes], size:
     data = b"".join(parts)
     for run in (read, passed_on):
         try:
-            run([data[n : n + size] for n in range(0, len(data), size)])  # type: ignore[operator]
+            run([data[n : n + size] for n in range(0, len(data), size)])
         except UpstreamError:
             continue
 

@@ -72,7 +72,7 @@ CALLS = {
 NO_EVENT = b"data: {\n\n"
 
 
-def reader_of(endpoint: Endpoint):  # type: ignore[no-untyped-def]
+def reader_of(endpoint: Endpoint):
     make = TARGETS[endpoint].reader
     assert make is not None
     return make()

@@ -297,7 +297,7 @@ def test_the_vault_says_that_it_lives(start: Start) -> None:
     vault = start().ready()
     vault.hello()
     vault.state_for_egress()
-    seen = []
+    seen: list[Any] = []
     until = time.monotonic() + 20
     while len(seen) < 2 and time.monotonic() < until:
         select.select([vault.egress.fileno()], [], [], 1)

@@ -105,7 +105,7 @@ def sql(statement: str) -> Callable[[Scene], None]:
     return lambda scene: scene.edit((statement, ()))
 
 
-ATTACKS: dict[str, Callable[[Scene], None]] = {
+ATTACKS: dict[str, Callable[[Scene], object]] = {
     "sealed values of two rows swapped": swap("blob"),
     "ids of two rows swapped": lambda scene: scene.edit(
         ("UPDATE records SET id = 'tmp' WHERE id = 'cred-a'", ()),

@@ -48,7 +48,7 @@ class ChatClient:
         choice: Any = prompt.choice
         if choice.startswith("named:"):
             choice = {"type": "function", "function": {"name": choice[6:]}}
-        form = {"type": "json_object"} if prompt.json_object else None
+        form: dict[str, Any] | None = {"type": "json_object"} if prompt.json_object else None
         if prompt.schema is not None:
             form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": prompt.schema, "strict": True}}
         tools = [
@@ -141,7 +141,7 @@ class ChatClient:
         assert len(ids) == 1, ids
         items = [Item("thought", text=thought)] if thought else []
         items += ([Item("text", text=texts[0])] if texts.get(0) else []) + ([Item("refusal", text=refusal)] if refusal else [])
-        items += [Item("call", **one) for one in calls.values()]
+        items += [Item("call", id=one["id"], name=one["name"], arguments=one["arguments"]) for one in calls.values()]
         return Result(
             tuple(items), stops[0], self.usage(usage), tuple(texts[index] for index in sorted(texts)), model=next(iter(ids))[1], sources=tuple(sources)
         )
