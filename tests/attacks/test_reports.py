@@ -35,7 +35,7 @@ class Flooded(Gateway):
     def events(self) -> Counter[tuple[str, str]]:
         """What the log tells of worker 0: how often what happened."""
         mine = [line for line in self.audit_lines() if line.get("role") == "worker-0" or line.get("peer") == "worker-0"]
-        return Counter((line["event"], line.get("what", line.get("reason"))) for line in mine)
+        return Counter((line["event"], line.get("what") or line["reason"]) for line in mine)
 
     def wait_for(self, question: Callable[[], Any]) -> None:
         until = time.monotonic() + SECONDS

@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-import thief_role
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from processes import thief_role
 
 thief_role.PROGRAM = __file__
 
