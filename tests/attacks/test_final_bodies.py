@@ -244,11 +244,13 @@ _COUNTED = """
 COUNTED = _COUNTED.split()
 KELVIN = str.maketrans({"k": "\u212a", "s": "\u017f", "i": "\u0131"})
 RESPELT = st.sampled_from(
-    [lambda name: name] * 4  # type: ignore[list-item]
+    [lambda name: name] * 4
     + [str.upper, str.title, lambda name: name.replace("_", "-"), lambda name: name.replace("_", ""), lambda name: name.translate(KELVIN)]
 )
 SPELT = st.builds(lambda name, respelt: respelt(name), st.sampled_from(COUNTED), RESPELT)
-HELD = st.sampled_from([None, None, True, False, 1, 5, "m", [], {}, 10**400, -(10**309), 10**308, "9" * 500, [{"a": 10**310}], 0.5, "\ud83d\ude00"])
+HELD: st.SearchStrategy[Any] = st.sampled_from(
+    [None, None, True, False, 1, 5, "m", [], {}, 10**400, -(10**309), 10**308, "9" * 500, [{"a": 10**310}], 0.5, "\ud83d\ude00"]
+)
 MEMBERS = st.dictionaries(SPELT, HELD | st.dictionaries(SPELT, HELD, max_size=2), min_size=1, max_size=3)
 
 

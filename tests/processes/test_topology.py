@@ -4,10 +4,10 @@ from itertools import combinations
 
 import pytest
 
-from cliproxy.bounds import MAX_DRAINING_GENERATIONS, MAX_WORKERS
+from cliproxy.bounds import MAX_DRAINING_GENERATIONS, MAX_WORKERS, WORKER_NUMBERS
 from cliproxy.processes import topology
 from cliproxy.processes.spawn import FIRST_SOURCE_FD
-from cliproxy.processes.topology import CHANNELS, EDGES, FILES, ROLES, SUPERVISOR, WORKER_NUMBERS
+from cliproxy.processes.topology import CHANNELS, EDGES, FILES, ROLES, SUPERVISOR
 
 EVERYONE = (*ROLES, SUPERVISOR)
 
