@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cliproxy.errors import SandboxError
@@ -63,14 +63,14 @@ def test_probing_changes_nothing() -> None:
 )
 def test_a_kernel_that_lacks_a_required_part_is_refused_in_one_line(missing: dict[str, object], problem: str, cure: str) -> None:
     with pytest.raises(SandboxError) as caught:
-        verify_sufficient(dataclasses.replace(GOOD, **missing))  # type: ignore[arg-type]
+        verify_sufficient(msgspec.structs.replace(GOOD, **missing))
     assert problem in caught.value.problem
     assert cure in caught.value.cure
     assert "\n" not in str(caught.value)
 
 
 def test_a_kernel_with_the_least_that_is_required_will_do() -> None:
-    least = dataclasses.replace(
+    least = msgspec.structs.replace(
         GOOD, landlock_abi=1, yama=None, io_uring="absent", seccomp_actions=frozenset({Verdict.ALLOW, Verdict.ERRNO, Verdict.KILL_PROCESS})
     )
     verify_sufficient(least)
@@ -81,7 +81,7 @@ def test_a_kernel_with_the_least_that_is_required_will_do() -> None:
 
 def test_every_guarantee_is_there_on_a_new_kernel_and_every_required_one_falls_with_its_mechanism() -> None:
     assert all(row.present for row in guarantees(GOOD))
-    without = guarantees(dataclasses.replace(GOOD, seccomp_actions=frozenset(), landlock_abi=0))
+    without = guarantees(msgspec.structs.replace(GOOD, seccomp_actions=frozenset(), landlock_abi=0))
     assert not any(row.present for row in without if "seccomp" in row.rests_on or "Landlock" in row.rests_on)
 
 

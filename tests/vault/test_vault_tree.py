@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from cliproxy.bounds import MERKLE_BUCKETS
 from cliproxy.vault import tree as tree_module

@@ -11,7 +11,8 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from cliproxy.bounds import (
     CONTROL_IDLE_SECONDS,
@@ -27,13 +28,12 @@ _PEER = struct.Struct("iII")  # struct ucred: pid, uid, gid (unix(7))
 Ask = Callable[[int, str, OperatorCommand], None]  # ticket, operator, command
 
 
-@dataclass(slots=True)
-class _Connection:
+class _Connection(msgspec.Struct):
     sock: socket.socket
     operator: str
     heard: float
-    inbox: bytearray = field(default_factory=bytearray)
-    outbox: bytearray = field(default_factory=bytearray)
+    inbox: bytearray = msgspec.field(default_factory=bytearray)
+    outbox: bytearray = msgspec.field(default_factory=bytearray)
     ticket: int = 0  # of the command under way; 0: none
     asked: float = 0.0
     closing: bool = False

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
+
+import msgspec
 
 from cliproxy.errors import ChannelError
 from cliproxy.ipc.commands import Answered, Asked, Command, Refused, Reply, answer_type
@@ -12,8 +13,7 @@ from cliproxy.ipc.commands import Answered, Asked, Command, Refused, Reply, answ
 R = TypeVar("R", bound=Reply)
 
 
-@dataclass(slots=True)
-class _Question:
+class _Question(msgspec.Struct):
     """One under way. `then` gets the answer, or `None` when there will be none. `deadline` in monotonic seconds."""
 
     answer: type[Reply]

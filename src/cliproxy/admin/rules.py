@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -25,8 +24,7 @@ class ChangeRefused(Exception):
     """The rules do not allow this change; the text is for the operator."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
+class _Change(msgspec.Struct, frozen=True):
     operator: str
     command: Block | Unblock | Lockdown
     answer: Callable[[Reply], None]

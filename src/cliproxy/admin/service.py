@@ -8,8 +8,9 @@ too, in the order that its own log needs; here only what no other process sees i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
+
+import msgspec
 
 from cliproxy.admin.questions import Questions
 from cliproxy.admin.rules import RuleChanges
@@ -42,8 +43,7 @@ class Peers(Protocol):
     def ask_for_reload(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gateway:
+class Gateway(msgspec.Struct, frozen=True, kw_only=True):
     """What admin knows of the gateway it belongs to."""
 
     build: str
@@ -187,8 +187,7 @@ def _complaint_about_networks(command: commands.CreateKey) -> str | None:
     return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, kw_only=True):
     """A command's row. `by`: the peer that answers it, or the method that carries it out here; `audited`: the event that tells of it, `None` for what
     changes nothing; `complaint`: what admin itself refuses before it passes the command on."""
 

@@ -14,7 +14,8 @@ import binascii
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+
+import msgspec
 
 from cliproxy.audit.events import MAX_COUNT
 from cliproxy.audit.merkle import HASH_BYTES, Frontier
@@ -31,8 +32,7 @@ _NUMBER = re.compile(r"(?:0|[1-9][0-9]{0,18})\Z")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class VaultAnchor:
+class VaultAnchor(msgspec.Struct, frozen=True):
     """What the log knows of the vault: the last commit, and the intent that came after it, if one did. Epoch 0 and an empty root: none."""
 
     epoch: int = 0
@@ -41,8 +41,7 @@ class VaultAnchor:
     pending_root: bytes = b""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """The log at `size` entries. It ends `offset` bytes into segment number `segment`; `previous` is the size of the checkpoint before (0: none);
     `leaves` is the SHA-256 of the entries' `LEAF_PREFIX_BYTES` since then; `frontier` resumes the tree."""
 
@@ -55,7 +54,7 @@ class Checkpoint:
     offset: int
     frontier: tuple[bytes, ...]
     leaves: bytes
-    anchor: VaultAnchor = field(default_factory=VaultAnchor)
+    anchor: VaultAnchor = msgspec.field(default_factory=VaultAnchor)
 
     def text(self) -> bytes:
         """Return the signed text, ended by a newline."""
@@ -79,8 +78,7 @@ class Checkpoint:
         return Frontier(self.size, self.frontier)
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
+class Signature(msgspec.Struct, frozen=True):
     """One signature line of a note."""
 
     name: str
@@ -88,8 +86,7 @@ class Signature:
     signature: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(msgspec.Struct, frozen=True):
     """A signed note: the text that was signed, and who signed it (nothing is verified yet)."""
 
     text: bytes
@@ -170,8 +167,7 @@ def _verify_sense(checkpoint: Checkpoint) -> None:
         raise AuditError("the checkpoint's frontier is not that of its root")
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """What `logs/checkpoints` holds for one checkpoint: the signed note and the leaves whose digest it signs."""
 
     note: bytes

@@ -18,9 +18,10 @@ import hashlib
 import mmap
 import os
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from cliproxy.audit.checkpoint import Checkpoint, parse_checkpoint, parse_note
 from cliproxy.audit.files import lines_from, logs_of, open_file, segment_name, segment_numbers
@@ -35,8 +36,7 @@ _HEAD = struct.Struct(">QI32s")
 _DIRECTORIES: Final = ("config", "key", "auths", "logs", "run")
 
 
-@dataclass(frozen=True, slots=True)
-class Pinned:
+class Pinned(msgspec.Struct, frozen=True):
     """What a pin holds: the newest checkpoint (signature not yet verified) and the number of its pinning; number 0 and an empty note: nothing yet."""
 
     number: int

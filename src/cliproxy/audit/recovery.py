@@ -8,7 +8,6 @@ genuine is decided when the signing key is there (`audit.log`): until then nothi
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -22,17 +21,16 @@ from cliproxy.errors import AuditError, CorruptLog, NewerLog, PinMismatch
 _BEGINNING = b"cliproxy/"  # of every record: the log's name (`checkpoint.origin_of`)
 
 
-@dataclass(slots=True)
-class Position:
+class Position(msgspec.Struct):
     """Where the log stands: the tree, the segment and the length of it, the vault's anchor, and what no checkpoint covers."""
 
-    tree: Frontier = field(default_factory=Frontier)
+    tree: Frontier = msgspec.field(default_factory=Frontier)
     segment: int = 1
     offset: int = 0
-    anchor: VaultAnchor = field(default_factory=VaultAnchor)
+    anchor: VaultAnchor = msgspec.field(default_factory=VaultAnchor)
     checkpoint: Checkpoint | None = None  # the last one
     note: bytes = b""  # the checkpoint as it is in the file: signature not yet verified
-    leaves: list[bytes] = field(default_factory=list)  # prefixes of the hashes of the entries since the checkpoint
+    leaves: list[bytes] = msgspec.field(default_factory=list)  # prefixes of the hashes of the entries since the checkpoint
     opened_with: str = ""  # the public key that the first line names, when no checkpoint covers that line
     cut_bytes: int = 0
     cut_reason: str = ""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -27,8 +26,7 @@ _CHUNK_ENTRIES = 8192
 Progress = Callable[[int], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(msgspec.Struct, frozen=True, kw_only=True):
     """A log that is what it says. `unfinished_bytes`: of a line or checkpoint being written, or cut off by a crash."""
 
     log: str
@@ -46,8 +44,7 @@ class Report:
         return self.entries - self.covered
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InclusionProof:
+class InclusionProof(msgspec.Struct, frozen=True, kw_only=True):
     """Shows that `line` is entry `index` of the log of `size` entries that `checkpoint` signs (RFC 9162 §2.1.3; `merkle.verify_inclusion`)."""
 
     index: int
@@ -57,8 +54,7 @@ class InclusionProof:
     checkpoint: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsistencyProof:
+class ConsistencyProof(msgspec.Struct, frozen=True, kw_only=True):
     """Shows that the log of `new` entries that `checkpoint` signs continues that of `old` entries (`merkle.verify_consistency`)."""
 
     old: int

@@ -8,18 +8,17 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import msgspec
 
 from cliproxy.cli.home import Home
 from cliproxy.cli.options import common_options
 from cliproxy.errors import EXIT_CHECK_FAILED, CliproxyError, ConfigError
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """One line. `good` None: for information."""
 
     area: str

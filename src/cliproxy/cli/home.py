@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from cliproxy.errors import ConfigError
 
 
-@dataclass(frozen=True, slots=True)
-class Home:
+class Home(msgspec.Struct, frozen=True):
     """An absolute path and the names below it. In a container the home is `/`: `/config /key /auths /logs /run`."""
 
     path: Path

@@ -12,7 +12,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple, cast
 
@@ -48,8 +47,7 @@ class Profile(NamedTuple):
     quirks: Quirks
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Target(msgspec.Struct, frozen=True, kw_only=True):
     """One place that may answer calls of a route. `model_json` is the provider's name of the model as JSON; `fillings` is what goes into the hole of a
     body for each endpoint: that, the bare name in a form, or nothing where the model is in the path. `origin` is empty and `parsed` None for a provider
     that answers in the process. `tier`: 0 for the route's own targets, then one for each fallback.
@@ -89,8 +87,7 @@ class Target:
         return facts is not None and facts.quirks == profile[1]
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(msgspec.Struct, frozen=True):
     """Targets of one tier and one priority, among which `strategy` chooses. `key` names it across configurations."""
 
     key: str
@@ -129,7 +126,7 @@ class Route:
         known = self._by_profile.get(profile)
         if known is None:
             kept = ((group, tuple(target for target in group.targets if target.takes(profile))) for group in self.groups)
-            known = tuple(replace(group, targets=targets) for group, targets in kept if targets)
+            known = tuple(msgspec.structs.replace(group, targets=targets) for group, targets in kept if targets)
             if known:  # or a worker could fill this with profiles that it makes up
                 self._by_profile[profile] = known
         return known

@@ -12,8 +12,9 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from queue import SimpleQueue
+
+import msgspec
 
 from cliproxy.bounds import DIALER_THREADS, MAX_ADDRESSES_PER_NAME
 from cliproxy.dialer.table import Target
@@ -23,8 +24,7 @@ from cliproxy.providers.vet import verify_address
 LookUp = Callable[[str, int], list[str]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resolved:
+class Resolved(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a name: addresses to try in order, or a reason as in `ipc.messages.DialFailed`; `forbidden` is the address that condemned it."""
 
     target: Target

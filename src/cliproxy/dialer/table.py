@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from cliproxy.config.schema import Provider
 from cliproxy.errors import ConfigError
@@ -11,8 +12,7 @@ from cliproxy.providers.origin import Origin, parse_base_url
 from cliproxy.providers.table import facts_of
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Target(msgspec.Struct, frozen=True, kw_only=True):
     """An origin that may be dialled. `private`: private and loopback addresses too. `connect_seconds`: for resolving and connecting together."""
 
     origin: Origin

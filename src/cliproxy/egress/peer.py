@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from dataclasses import dataclass
+
+import msgspec
 
 from cliproxy.config.schema import Provider
 from cliproxy.errors import ChannelError, ForbiddenAddress
@@ -26,8 +27,7 @@ from cliproxy.providers.vet import IPAddress, verify_address
 _LOCALHOST = frozenset({ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1")})
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(msgspec.Struct, frozen=True):
     """What is dialled: an origin of a provider's, or the proxy on the way to it. `private`: private and loopback addresses are allowed too."""
 
     origin: Origin

@@ -12,9 +12,10 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
+
+import msgspec
 
 from cliproxy.bounds import MAX_DESCRIPTORS_PER_MESSAGE
 from cliproxy.errors import ChannelError
@@ -63,8 +64,7 @@ def descriptors_of(kind: Down) -> int:
     return 1 if kind in _WITH_DESCRIPTOR else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(msgspec.Struct, frozen=True):
     """A record downward. The receiver owns `descriptors`."""
 
     kind: Down
@@ -72,8 +72,7 @@ class Order:
     descriptors: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(msgspec.Struct, frozen=True):
     """A record upward."""
 
     kind: Up

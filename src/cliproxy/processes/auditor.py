@@ -11,8 +11,9 @@ import functools
 import os
 import select
 import time
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from cliproxy.audit.cycle import Cycle
 from cliproxy.audit.events import AuditorEvent, ChannelViolation, LogRollbackAccepted, clip, timestamp
@@ -34,8 +35,7 @@ from cliproxy.processes.topology import AUDITOR, AuditorDescriptors
 from cliproxy.secret import Secret
 
 
-@dataclass(slots=True)
-class Prepared:
+class Prepared(msgspec.Struct):
     """What is made before the lockdown."""
 
     position: Position

@@ -10,8 +10,9 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from enum import Enum, auto
+
+import msgspec
 
 from cliproxy.bounds import RESTART_FIRST_SECONDS, RESTART_LONGEST_SECONDS, STABLE_SECONDS, START_SECONDS, WORKER_NUMBERS
 from cliproxy.ipc.control import Down, SupervisorControl
@@ -31,8 +32,7 @@ class State(Enum):
     LEAVING = auto()
 
 
-@dataclass(slots=True, eq=False)
-class Child:
+class Child(msgspec.Struct, eq=False):
     """A member with a process, or waiting for one. Times are `time.monotonic()`; 0.0 means not set."""
 
     member: Member
@@ -44,7 +44,7 @@ class Child:
     restart_at: float = 0.0
     ready_at: float = 0.0
     deadline: float = 0.0  # killed then
-    silence: Silence = field(default_factory=Silence)  # since its last report; counted while it is READY
+    silence: Silence = msgspec.field(default_factory=Silence)  # since its last report; counted while it is READY
 
     @property
     def name(self) -> str:
@@ -52,8 +52,7 @@ class Child:
         return self.member.name
 
 
-@dataclass(slots=True, kw_only=True)
-class Supplies:
+class Supplies(msgspec.Struct, kw_only=True):
     """What children are started with beyond their channels. `files_of(role)`: number to descriptor, which the supervisor keeps.
     `program(role)`: the command that runs the role. `output_of(child)`: what its stdout and stderr are to be, closed here once it has it."""
 
@@ -63,8 +62,7 @@ class Supplies:
     output_of: Callable[[Child], int]
 
 
-@dataclass(slots=True)
-class Death:
+class Death(msgspec.Struct):
     """How a child ended: `signal` 0 when it exited with `status`. `expected`: it was LEAVING."""
 
     child: Child

@@ -13,8 +13,9 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from cliproxy.processes.lines import MAX_LINE_BYTES, visible
 from cliproxy.processes.spawn import lift
@@ -27,8 +28,7 @@ _LAST_READS: Final = 2  # of a dead child's pipe; somebody else who holds it ope
 _OURS: Final = "cliproxy: "
 
 
-@dataclass(slots=True)
-class SafeLines:
+class SafeLines(msgspec.Struct):
     """One child's output. Every line that comes out is printable, shorter than 4 × `MAX_LINE_BYTES` + 100 characters, and begins with `prefix`.
 
     A read costs a token, and each further line in it another one; without a token lines are counted and dropped, and `quiet_until` says until when the child
@@ -39,7 +39,7 @@ class SafeLines:
     now: float
     quiet_until: float = 0.0
     _tokens: float = LINES_BURST
-    _begun: bytearray = field(default_factory=bytearray)  # the line that has no end yet
+    _begun: bytearray = msgspec.field(default_factory=bytearray)  # the line that has no end yet
     _cut: int = 0  # bytes of that line that were not kept
     _dropped: int = 0
     _last_dropped: str = ""

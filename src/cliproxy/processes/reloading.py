@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
@@ -37,8 +36,7 @@ from cliproxy.processes.spawn import lift, spawn
 from cliproxy.processes.topology import WORKER
 
 
-@dataclass(frozen=True, slots=True)
-class InForce:
+class InForce(msgspec.Struct, frozen=True):
     """A generation: its number, its settings as bytes and as types, its listening sockets (`None` when not serving)."""
 
     generation: int

@@ -13,8 +13,9 @@ import select
 import socket
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final, Protocol
+
+import msgspec
 
 from cliproxy.audit.client import ACKNOWLEDGEMENT, DURABLE, FAILED, NOTED
 from cliproxy.audit.events import timestamp
@@ -85,8 +86,7 @@ class Pace:
         self.until = now + min(_LONGEST_NAP_SECONDS, max(_LEAST_NAP_SECONDS, _PACKETS_PER_NAP / per_second)) if packets else now
 
 
-@dataclass(slots=True)
-class _Channel:
+class _Channel(msgspec.Struct):
     """One sender's channel. `handshake`: the vault's, until its key came."""
 
     sock: socket.socket

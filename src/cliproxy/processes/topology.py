@@ -11,8 +11,9 @@ over a channel takes the lowest free number and must not land where the next `RE
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from cliproxy.bounds import MAX_LISTENERS, WORKER_NUMBERS
 from cliproxy.ipc.control import Down
@@ -116,8 +117,7 @@ class AdminDescriptors:
     LISTEN_FD: Final = 8  # run/control.sock, bound and listening
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(msgspec.Struct, frozen=True):
     """One end of an edge. `workers`: `number` is the first of a range, one for each worker index."""
 
     role: str
@@ -125,8 +125,7 @@ class End:
     workers: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Edge:
+class Edge(msgspec.Struct, frozen=True):
     """A socketpair between two descriptor numbers. `carries`: descriptors may be sent over it, so the filter allows sendmsg and recvmsg there."""
 
     name: str

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from cliproxy.processes.spawn import lift
 from cliproxy.processes.topology import EDGES, WORKER
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(msgspec.Struct, frozen=True):
     """A place in the topology: a role and, for a worker, its index."""
 
     role: str

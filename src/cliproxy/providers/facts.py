@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from urllib.parse import quote
+
+import msgspec
 
 from cliproxy import __version__
 from cliproxy.bounds import MAX_MODEL_NAME_CHARS
@@ -56,8 +57,7 @@ class Framing(Enum):
     AWS_EVENT_STREAM = "aws_event_stream"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndpointFacts:
+class EndpointFacts(msgspec.Struct, frozen=True, kw_only=True):
     """`path` is relative to the provider's `base_url`; `stream_path` is another one for streams, where the provider has two. Both may hold `{model}` and
     the names of the kind's settings. What is spoken there is `dialects.ENDPOINTS`, with `quirks`."""
 
@@ -69,8 +69,7 @@ class EndpointFacts:
 Endpoints = Mapping[Endpoint, EndpointFacts]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
     """A key of `providers.<name>` that a kind takes. `pattern` is what its text must match whole; `cure` says so to the operator."""
 
     pattern: str
@@ -82,8 +81,7 @@ class Setting:
         return (not value and not self.required) or re.fullmatch(self.pattern, value) is not None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProviderFacts:
+class ProviderFacts(msgspec.Struct, frozen=True, kw_only=True):
     """`remote`: answers come over the network. `base_url` is the kind's own, with names of settings in it; empty: the operator must say.
 
     `auth` is how a credential is shown where the operator names no other of `auths` (empty: there is no other). `endpoints` are in the order in which they
@@ -100,7 +98,7 @@ class ProviderFacts:
     auths: frozenset[Auth] = frozenset()
     framing: Framing = Framing.SSE
     extra_headers: tuple[tuple[bytes, bytes], ...] = ()
-    settings: Mapping[str, Setting] = field(default_factory=dict)
+    settings: Mapping[str, Setting] = msgspec.field(default_factory=dict)
     families: tuple[tuple[re.Pattern[str], Endpoints], ...] = ()
     derived: Callable[[Mapping[str, str]], Mapping[str, str]] | None = None
 

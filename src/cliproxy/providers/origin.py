@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 from cliproxy.bounds import MAX_BASE_URL_CHARS, MAX_HOST_CHARS
 from cliproxy.errors import ConfigError
@@ -21,8 +22,7 @@ _NUMBER = re.compile(r"0x[0-9a-f]*|[0-9]+")  # what the URL standard's "ends in 
 _CURE = "write it like https://api.example.com/v1"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """Scheme, host (lower case, without brackets) and port. `str(origin)` is its one spelling."""
 
     scheme: str

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
+
+import msgspec
 
 from cliproxy.sandbox.syscalls import KNOWN_NAMES, NAMES, NUMBERS, X32_BIT, Arch
 
@@ -41,8 +42,7 @@ class Verdict(IntEnum):
     ALLOW = 0x7FFF_0000
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(msgspec.Struct, frozen=True):
     """What happens to a call. `errno` only with `Verdict.ERRNO`."""
 
     verdict: Verdict
@@ -66,8 +66,7 @@ def errno_action(number: int) -> Action:
     return Action(Verdict.ERRNO, number)
 
 
-@dataclass(frozen=True, slots=True)
-class Argument:
+class Argument(msgspec.Struct, frozen=True):
     """Holds when argument `index` (0 to 5), masked with `mask`, is one of `values`. An empty set never holds."""
 
     index: int
@@ -83,16 +82,14 @@ class Argument:
         return arguments[self.index] & self.mask in self.values
 
 
-@dataclass(frozen=True, slots=True)
-class Clause:
+class Clause(msgspec.Struct, frozen=True):
     """`action`, when all `conditions` hold. Without conditions it always applies."""
 
     action: Action
     conditions: tuple[Argument, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """One call's clauses, in order, and what a call gets that none of them takes."""
 
     clauses: tuple[Clause, ...]
@@ -106,8 +103,7 @@ class Rule:
         return self.otherwise
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True):
     """A filter's meaning. `rules` by call name; `known` is what other calls of the table get, `unknown` all others; `hot` names the calls to compare first."""
 
     rules: Mapping[str, Rule]

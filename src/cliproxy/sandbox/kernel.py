@@ -11,8 +11,9 @@ import errno
 import os
 import struct
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from cliproxy.errors import SandboxError
 from cliproxy.sandbox.bpf import Verdict
@@ -25,8 +26,7 @@ _UNUSED_DESCRIPTOR = 0xFFFF_FFFF
 _WHOLE_UID_RANGE = ["0", "0", "4294967295"]
 
 
-@dataclass(frozen=True, slots=True)
-class KernelReport:
+class KernelReport(msgspec.Struct, frozen=True):
     """What `probe_kernel` found. `seccomp_actions` is empty without seccomp; `landlock_abi` 0 without Landlock; `yama` is its ptrace scope, `None` without it.
 
     `io_uring` is "present", "disabled" (by sysctl) or "absent": the lockdown takes it away in any case. `container` names the sign, `None` outside.
@@ -49,8 +49,7 @@ class KernelReport:
         return self.tsync and {Verdict.KILL_PROCESS, Verdict.ERRNO, Verdict.ALLOW} <= self.seccomp_actions
 
 
-@dataclass(frozen=True, slots=True)
-class Guarantee:
+class Guarantee(msgspec.Struct, frozen=True):
     """One promise of the processes' table, what it rests on, and whether that is there. `required`: without it nothing starts."""
 
     process: str

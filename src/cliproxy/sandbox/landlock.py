@@ -12,7 +12,8 @@ import os
 import stat
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from cliproxy.errors import SandboxError
 from cliproxy.sandbox.calls import system_call
@@ -27,8 +28,7 @@ BIND_TCP, CONNECT_TCP = 1 << 0, 1 << 1
 SCOPE_ABSTRACT_UNIX_SOCKET, SCOPE_SIGNAL = 1 << 0, 1 << 1
 
 
-@dataclass(frozen=True, slots=True)
-class Rights:
+class Rights(msgspec.Struct, frozen=True):
     """What a ruleset takes away: `files`, `network` and `scopes` are the bits of `struct landlock_ruleset_attr`."""
 
     files: int

@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+
+import msgspec
 
 from cliproxy.sandbox.bpf import ALLOW, INT, KILL_PROCESS, LONG, Action, Argument, Clause, Policy, Rule, errno_action
 
@@ -29,8 +30,7 @@ class Later(Enum):
     SELF = "the process's own id"
 
 
-@dataclass(frozen=True, slots=True)
-class When:
+class When(msgspec.Struct, frozen=True):
     """An `Argument` whose values may come later."""
 
     index: int
@@ -38,8 +38,7 @@ class When:
     mask: int
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """What happens to a call when all `conditions` hold. Otherwise the next `Call` of the same name is asked, and the last one's `otherwise` is left."""
 
     name: str
@@ -154,8 +153,7 @@ _AF_UNIX = 1
 _EVENT_LOOP = (Call("fcntl", (_equals(1, F_DUPFD_CLOEXEC),)), Call("eventfd2"), Call("socketpair", (_equals(0, _AF_UNIX),)), *_SET_STATUS_FLAGS, *_FSTAT)
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
+class Profile(msgspec.Struct, frozen=True):
     """One role's row. `calls` are let through; `kills` kill (before `calls` of the same name are looked at, none is in both).
 
     `read_paths`: the files that it may still open, read-only. `may_connect`: whether outgoing TCP is its work. `threads`: whether it starts threads after the
@@ -168,7 +166,7 @@ class Profile:
     read_paths: tuple[str, ...] = ()
     may_connect: bool = False
     threads: bool = False
-    hot: tuple[str, ...] = field(default=("sendto", "mmap"))
+    hot: tuple[str, ...] = msgspec.field(default=("sendto", "mmap"))
 
     def policy(self, *, ancillary: frozenset[int], replaceable: frozenset[int], listening: frozenset[int], process: int) -> Policy:
         """Return the filter's meaning for one process: `process` is its own id."""

@@ -28,8 +28,8 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -56,16 +56,14 @@ _MAX_REVISION = 2**63 - 1  # what an SQLite integer holds
 Random = Callable[[int], bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class KeyTerm:
+class KeyTerm(msgspec.Struct, frozen=True):
     """A key-encryption key and the number under which envelopes name it."""
 
     number: int
     key: Secret
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordId:
+class RecordId(msgspec.Struct, frozen=True, kw_only=True):
     """The place that a record belongs to. `origin` is `scheme://host:port` for a credential, else empty; `revision` counts the record's writes from 1."""
 
     vault: str

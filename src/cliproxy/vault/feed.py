@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -33,8 +32,7 @@ T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()
 
 
-@dataclass(frozen=True, slots=True)
-class GrantDue:
+class GrantDue(msgspec.Struct, frozen=True):
     """A credential to open and grant when its turn comes."""
 
     id: str

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from cliproxy.bounds import MAX_VAULT_IDENTITY_BYTES
 from cliproxy.errors import ConfigError
@@ -22,8 +23,7 @@ FILE_NAME = "vault.pub"
 _LINE = re.compile(rb"cliproxy-vault 1 ([0-9a-f]{32}) ([A-Za-z0-9+/]{43}=)\n")
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True):
     """The vault's id and its raw X25519 public key."""
 
     vault: str

@@ -9,7 +9,6 @@ Its sealed form: the vault id (16 bytes, plain, authenticated as associated data
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 import msgspec
 
@@ -44,8 +43,7 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Content)
 
 
-@dataclass(frozen=True, slots=True)
-class Keyring:
+class Keyring(msgspec.Struct, frozen=True):
     """An opened keyring. `vault` is the vault's id, 32 hexadecimal digits; `terms` holds `current`."""
 
     vault: str

@@ -7,8 +7,9 @@ in force or its time is up, so that the answer can say which.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from cliproxy.audit.events import CredentialChange, KeyChange, PolicyChange, VaultEvent
 from cliproxy.bounds import REVOKE_WAIT_SECONDS
@@ -25,16 +26,14 @@ _NONE = PolicyAck(number=0, workers=0, of_workers=0, streams_ended=0)
 _Answer = Callable[[PolicyAck | None], VaultAnswer]
 
 
-@dataclass(frozen=True, slots=True)
-class WhenInForce:
+class WhenInForce(msgspec.Struct, frozen=True):
     """The answer waits until egress has put `change` in force: `answer` makes it of the acknowledgement, `None` if there was none in time."""
 
     change: messages.PolicyChange
     answer: _Answer
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
+class _Waiting(msgspec.Struct, frozen=True):
     """The answer to `request` waits for policy `number` to be in force, until `deadline` (monotonic seconds)."""
 
     request: int
@@ -163,8 +162,7 @@ class VaultService:
         return str(parse_base_url(provider.base_url)[0])
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """A command's row. `carry_out(service, command, operator)` returns the answer; `audited`: the event that tells of it, `None` for what changes nothing."""
 
     carry_out: Callable[[VaultService, Any, str], VaultAnswer | WhenInForce]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -43,8 +42,7 @@ class Anchor(Protocol[E]):
     def done(self, epoch: int, root: bytes) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Anchored:
+class Anchored(msgspec.Struct, frozen=True):
     """What the log knows: the last state that was done, and the one announced after it, if any. Epoch 0 is none."""
 
     epoch: int
@@ -53,8 +51,7 @@ class Anchored:
     pending_root: bytes = b""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Write:
+class Write(msgspec.Struct, frozen=True, kw_only=True):
     """A record to be sealed and stored; its revision is the store's affair."""
 
     id: str
@@ -63,8 +60,7 @@ class Write:
     origin: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """What the store keeps in memory of a record."""
 
     kind: str
