@@ -33,7 +33,7 @@ http {{ access_log off; keepalive_requests 1000000000; client_body_temp_path {ho
  server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ proxy_pass http://u; proxy_http_version 1.1; proxy_set_header Connection ""; }} }} }}
 """
 TRANSLATED = ("--model", "claude-fast")  # nginx hands the same request on as it is, and its upstream answers in the client's dialect
-# name, load arguments, upstream's interval in ms, what is compared, budget as DESIGN has it
+# name, load arguments, upstream's interval in ms, what is compared, budget of docs/performance.md
 CASES: tuple[tuple[str, tuple[str, ...], str, str, str], ...] = (
     ("chat, 32 connections: CPU-µs per request", ("32",), "0", "cpu", "≤ 3.7 x nginx"),
     ("streamed answer of 103 events: CPU-µs", ("32", "--stream"), "0", "cpu", "≤ 250 µs"),

@@ -6,7 +6,7 @@ from enum import Enum, IntEnum, IntFlag
 
 
 class Dialect(str, Enum):
-    """A wire format (DESIGN §1)."""
+    """A wire format."""
 
     OPENAI_CHAT = "openai_chat"
     OPENAI_RESPONSES = "openai_responses"

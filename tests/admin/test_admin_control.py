@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cliproxy.admin.control import ControlSocket
-from cliproxy.bounds import CONTROL_IDLE_SECONDS, CONTROL_REQUEST_SECONDS, CONTROL_REQUESTS_PER_SECOND, MAX_COMMAND_LINE_BYTES, MAX_CONTROL_CONNECTIONS
+from cliproxy.admin.control import CONTROL_IDLE_SECONDS, CONTROL_REQUESTS_PER_SECOND, MAX_CONTROL_CONNECTIONS, ControlSocket
+from cliproxy.bounds import CONTROL_REQUEST_SECONDS, MAX_COMMAND_LINE_BYTES
 from cliproxy.errors import ChannelError
 from cliproxy.ipc import commands
 from cliproxy.ipc.commands import Hello, OperatorCommand, decode_command, decode_reply, encode_line

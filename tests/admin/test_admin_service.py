@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from cliproxy.admin.service import AUDITOR, COMMANDS, VAULT, AdminService, Gateway
+from cliproxy.admin.service import AUDITOR, COMMANDS, PEER_ANSWER_SECONDS, STATUS_WAIT_SECONDS, VAULT, AdminService, Gateway
 from cliproxy.audit.events import AdminEvent, Authentication, ConfigurationChange
-from cliproxy.bounds import MAX_BLOCKED_NETWORKS, PEER_ANSWER_SECONDS, STATUS_WAIT_SECONDS
+from cliproxy.bounds import MAX_BLOCKED_NETWORKS
 from cliproxy.config.schema import Server
 from cliproxy.errors import ChannelError
 from cliproxy.ipc import commands

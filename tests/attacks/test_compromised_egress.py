@@ -1,4 +1,4 @@
-"""Egress that fell: code execution where providers' TLS and answers are parsed (ATTACKS, "Compromised egress").
+"""Egress that fell: code execution where providers' TLS and answers are parsed.
 
 What it cannot do to the kernel is in `tests/processes/test_locked_roles.py`. Here it uses its channels: the dialer gives it no host that is not enrolled, the
 vault no secret but the API keys in use and no say over keys and rules, the auditor no line in another's name, and a worker stays what it is.
@@ -19,10 +19,11 @@ import msgspec
 import pytest
 
 from cliproxy.audit.events import ChannelViolation, ProviderRequest
-from cliproxy.bounds import EGRESS_MESSAGES_PER_SECOND, MAX_CONTROL_MESSAGE_BYTES, MAX_DIALS_PER_SECOND
+from cliproxy.bounds import MAX_CONTROL_MESSAGE_BYTES, MAX_DIALS_PER_SECOND
 from cliproxy.ipc.mux import HEADER, Kind
 from cliproxy.processes.spawn import build_id
 from cliproxy.processes.topology import AUDITOR, DIALER, VAULT, AuditorDescriptors, DialerDescriptors, VaultDescriptors, WorkerDescriptors
+from cliproxy.processes.vault import EGRESS_MESSAGES_PER_SECOND
 from fakes.held import SECONDS, Held, wait_for
 from fakes.memory import secrets_of_vault
 from fakes.provider import FakeProvider

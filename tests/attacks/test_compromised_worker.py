@@ -1,4 +1,4 @@
-"""A worker that fell: code execution in the process that parses clients (ATTACKS, "Compromised worker").
+"""A worker that fell: code execution in the process that parses clients.
 
 What it cannot do to the kernel is in `tests/processes/test_locked_roles.py`. Here it uses what it has: its channels to egress and to the auditor, with
 frames of its own making. It gets no further than what its clients' keys allow, chooses no path and no header, reaches no log line that egress writes, and the
@@ -20,8 +20,9 @@ import msgspec
 import pytest
 
 from cliproxy.audit.events import Authentication, ProviderOutcome
-from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_FRAME_BYTES, MAX_REQUEST_BYTES_PER_WORKER, MAX_STREAMS_PER_CHANNEL, STREAM_WINDOW_BYTES
-from cliproxy.ipc.mux import HEADER, Kind
+from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_STREAMS_PER_CHANNEL, STREAM_WINDOW_BYTES
+from cliproxy.egress.worker_channel import MAX_REQUEST_BYTES_PER_WORKER
+from cliproxy.ipc.mux import HEADER, MAX_FRAME_BYTES, Kind
 from cliproxy.processes.topology import AUDITOR, FIRST_WORKER_FD
 from fakes.held import CREDIT, POLICY_ACK, FallenWorker, Held, wait_for
 from fakes.provider import FakeProvider

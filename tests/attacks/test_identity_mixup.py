@@ -1,4 +1,4 @@
-"""Who asks is decided anew for each request, from the whole key, and nothing of one principal is answered to another (ATTACKS, "Identity mix-up").
+"""Who asks is decided anew for each request, from the whole key, and nothing of one principal is answered to another.
 
 Sources: LiteLLM CVE-2026-35030 (the token's first characters as cache key), Portkey's response cache without tenant, ChatGPT's outage of March 2023
 (redis-py: an answer went to the next request on the connection), James Kettle, "HTTP Desync Attacks" (connection-bound trust).

@@ -1,4 +1,4 @@
-"""JSON that two readers read in two ways: refused, or what leaves is exactly what was checked (ATTACKS, "JSON ambiguity" and "Credential redirection").
+"""JSON that two readers read in two ways: refused, or what leaves is exactly what was checked.
 
 Sources: Bishop Fox, "An Exploration of JSON Interoperability Vulnerabilities" (2021); JSONTestSuite; LiteLLM CVE-2024-6587; Portkey CVE-2025-66405.
 """

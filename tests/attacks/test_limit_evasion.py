@@ -1,4 +1,4 @@
-"""Reserve first, settle after: never above a limit plus what is in flight, however a client asks, hurries or leaves (ATTACKS, "Limit evasion").
+"""Reserve first, settle after: never above a limit plus what is in flight, however a client asks, hurries or leaves.
 
 Sources: LiteLLM #34732 (budgets overspent under concurrency), LiteLLM's unbilled aborted streams, "max_completion_tokens" past a cap on `max_tokens`,
 OWASP LLM10:2025 (unbounded consumption).

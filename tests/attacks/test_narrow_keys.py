@@ -1,4 +1,4 @@
-"""What a valid key with few rights can reach through a request that looks permitted (ATTACKS, "Rights growth", "Limit evasion").
+"""What a valid key with few rights can reach through a request that looks permitted.
 
 Found by attacking: a tool that the provider runs may name a model of its own (OpenAI's `image_generation`, Anthropic's adviser), which neither the key nor any
 route was asked about; a name with `/../` in it fitted a wildcard, and passed an exclusion, that the name which it comes to does not; and a call that can

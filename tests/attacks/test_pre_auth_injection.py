@@ -1,4 +1,4 @@
-"""A token is bytes to be hashed and nothing else until a key is found by its digest (ATTACKS, "Pre-auth injection"; the issue's uniform 401).
+"""A token is bytes to be hashed and nothing else until a key is found by its digest.
 
 Sources: LiteLLM CVE-2026-42208 (the bearer token reached SQL on the error path), Log4Shell CVE-2021-44228 (a header reached a template engine),
 format strings (CWE-134), timing oracles in key look-ups (Lawson and Nelson, "Exploiting timing attacks in widespread systems", 2010).

@@ -22,26 +22,16 @@ from cliproxy.audit.client import AuditClient, packet_decoder
 from cliproxy.audit.events import EgressEvent, ProviderRequest
 from cliproxy.auth.client_keys import digest_of
 from cliproxy.auth.principals import Principal
-from cliproxy.bounds import (
-    ANSWER_PIECES_PER_JOIN,
-    EVENT_PIECES_PER_JOIN,
-    MAX_ANSWER_OBJECTS,
-    MAX_DATA_FRAME_BYTES,
-    MAX_DEBT_MINUTES,
-    MAX_ECHO_CHARS,
-    MAX_EVENT_BYTES,
-    MAX_STREAMS_PER_CHANNEL,
-    MAX_TOKEN_COUNT,
-)
+from cliproxy.bounds import EVENT_PIECES_PER_JOIN, MAX_ANSWER_OBJECTS, MAX_DATA_FRAME_BYTES, MAX_EVENT_BYTES, MAX_STREAMS_PER_CHANNEL, MAX_TOKEN_COUNT
 from cliproxy.cli.connection import attach
 from cliproxy.cli.home import Home
 from cliproxy.config.schema import ModelRoute, Provider, Settings
 from cliproxy.dialects import Endpoint
-from cliproxy.egress.admission import Admission
-from cliproxy.egress.attempt import Attempt, Outcome
+from cliproxy.egress.admission import MAX_DEBT_MINUTES, Admission
+from cliproxy.egress.attempt import ANSWER_PIECES_PER_JOIN, Attempt, Outcome
 from cliproxy.egress.authorise import Authoriser
 from cliproxy.egress.dispatcher import Dispatcher
-from cliproxy.egress.echo import answer_chat
+from cliproxy.egress.echo import MAX_ECHO_CHARS, answer_chat
 from cliproxy.egress.inject import Injector
 from cliproxy.egress.rooms import Room
 from cliproxy.egress.senders import EchoSending

@@ -1,4 +1,4 @@
-"""A provider that gives our credential back: it reaches no client, whatever it is wrapped in and wherever it is cut (ATTACKS, "Reflected secrets").
+"""A provider that gives our credential back: it reaches no client, whatever it is wrapped in and wherever it is cut.
 
 Sources: LiteLLM #31620 and #30670 (keys in error messages and logs), httpbin-like origins that echo their headers.
 """

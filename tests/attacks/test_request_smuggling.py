@@ -1,4 +1,4 @@
-"""Request smuggling (ATTACKS.md): two readings of one byte stream. Each case is refused with its status and the connection closed; the request
+"""Request smuggling: two readings of one byte stream. Each case is refused with its status and the connection closed; the request
 that the attacker put behind it never runs, however the bytes are cut."""
 
 from __future__ import annotations

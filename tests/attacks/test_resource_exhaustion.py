@@ -21,7 +21,10 @@ from typing import Any
 
 import pytest
 
-from cliproxy.bounds import ACCEPTS_PER_TURN, MAX_EVENT_BYTES, MAX_RESPONSE_HEAD_BYTES, MAX_UNSENT_BYTES, STREAM_WINDOW_BYTES
+from cliproxy.bounds import MAX_EVENT_BYTES, STREAM_WINDOW_BYTES
+from cliproxy.dataplane.answering import MAX_UNSENT_BYTES
+from cliproxy.dataplane.server import ACCEPTS_PER_TURN
+from cliproxy.egress.upstream import MAX_RESPONSE_HEAD_BYTES
 from fakes.gateway import Gateway
 from fakes.provider import FakeProvider
 from fakes.wire import WireAnswer, WireClient, request_bytes
@@ -297,7 +300,7 @@ def test_a_body_that_is_too_large_is_413_before_it_is_sent(gateway: Gateway) -> 
     ids=["empty lists", "nested objects", "nested lists", "objects", "digits", "escapes", "blanks"],
 )
 def test_a_body_that_is_dear_to_decode_is_refused_cheaply(gateway: Gateway, bomb: bytes, status: int) -> None:
-    """8 MB of `[],` would cost 1 s and 193 MB (DESIGN §3); here a second client asks all the time and is served."""
+    """8 MB of `[],` would cost 1 s and 193 MB; here a second client asks all the time and is served."""
     body = b'{"model":"echo","messages":[{"role":"user","content":"x"}],"x":[' + bomb + b"]}"
     with Meanwhile(gateway, at_least=3) as meanwhile:
         for _ in range(3):

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from cliproxy.bounds import MAX_CHUNKS_PER_BODY, PIPELINE_BYTES, WRITE_HIGH_WATER_BYTES
+from cliproxy.bounds import PIPELINE_BYTES
 from cliproxy.config.schema import ServerLimits
+from cliproxy.dataplane.connection import WRITE_HIGH_WATER_BYTES
 from cliproxy.dataplane.rooms import Account
+from cliproxy.ingress.framing import MAX_CHUNKS_PER_BODY
 from cliproxy.ingress.rules.address_rate import AddressRate
 from cliproxy.limits.shared import SharedRates, create
 from fakes.echo_server import EchoServer, read_all, read_answer

@@ -1,4 +1,4 @@
-"""Nobody gets more rights than they were given: not by a field that nobody checks, not by a key, not by a socket (ATTACKS, "Rights growth").
+"""Nobody gets more rights than they were given: not by a field that nobody checks, not by a key, not by a socket.
 
 Sources: CVE-2026-47101 and CVE-2026-47102 (LiteLLM: a key may create keys that may more than it), mass assignment (CWE-915, GitHub 2012), Docker sockets
 that every local user can open (CWE-732).

@@ -1,4 +1,4 @@
-"""Canaries: no secret and no prompt is found in what the gateway says, writes, shows in /proc or answers to the wrong one (ATTACKS, "Secrets in logs").
+"""Canaries: no secret and no prompt is found in what the gateway says, writes, shows in /proc or answers to the wrong one.
 
 Sources: LiteLLM #31620 (keys in error messages) and #30670 (keys in debug logs), CWE-532, CVE-2024-3772-like echoes of input in validation errors, keys in
 access logs because they stood in the URL (OWASP API8), secrets in `ps` and /proc/<pid>/environ.

@@ -1,4 +1,4 @@
-"""SSRF: a provider's name that leads inside, by every trick on the list (ATTACKS, "SSRF").
+"""SSRF: a provider's name that leads inside, by every trick on the list.
 
 The dialer is asked for an origin of its table and resolves, vets and pins; there is no message with an address in it. Sources: CVE-2024-6587 (LiteLLM),
 CVE-2025-66405 (Portkey), the usual bypass lists for 169.254.169.254.

@@ -1,4 +1,4 @@
-"""What a client without a valid key can make us hold or compute (ATTACKS, "Resource exhaustion"): next to nothing.
+"""What a client without a valid key can make us hold or compute: next to nothing.
 
 Found by attacking: 32 connections of one address without a key, each with 8 MB of a body that never ended, took all the room that a worker has for bodies, so
 that the next client's pictures were answered with 503; and 16 KB of query cost fifteen times what 16 KB of header cost.
@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from cliproxy.bounds import MAX_QUERY_PARAMETERS, MAX_QUERY_VALUE_BYTES, MAX_STRANGERS_BODY_BYTES
+from cliproxy.bounds import MAX_STRANGERS_BODY_BYTES
 from cliproxy.dataplane.keys import token_of
-from cliproxy.dataplane.routes import route_of
-from cliproxy.dataplane.surfaces.paths import parameters
+from cliproxy.dataplane.routes import MAX_QUERY_PARAMETERS, route_of
+from cliproxy.dataplane.surfaces.paths import MAX_QUERY_VALUE_BYTES, parameters
 from cliproxy.errors import ClientError, NotFound
 from cliproxy.ingress.framing import Framer, RawRequest
 from fakes.gateway import Gateway

@@ -1,4 +1,4 @@
-"""What we depend on is what we locked, and nothing that slipped in beside it runs (ATTACKS, "Supply chain").
+"""What we depend on is what we locked, and nothing that slipped in beside it runs.
 
 Sources: LiteLLM 1.82.7 and 1.82.8 (March 2026: a `.pth` file in the wheel ran in every Python process), event-stream, dependency confusion (Birsan, 2021).
 """

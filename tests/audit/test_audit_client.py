@@ -12,9 +12,9 @@ import msgspec
 import pytest
 
 from audit.audit_logs import event
-from cliproxy.audit.client import ACKNOWLEDGEMENT, DURABLE, FAILED, AuditClient, packet_decoder
+from cliproxy.audit.client import ACKNOWLEDGEMENT, DURABLE, FAILED, MAX_UNACKNOWLEDGED_BYTES, AuditClient, packet_decoder
 from cliproxy.audit.events import Event, Process
-from cliproxy.bounds import MAX_CONTROL_MESSAGE_BYTES, MAX_UNACKNOWLEDGED_BYTES
+from cliproxy.bounds import MAX_CONTROL_MESSAGE_BYTES
 from cliproxy.errors import Unavailable
 
 DECODER = packet_decoder(Event)

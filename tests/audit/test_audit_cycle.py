@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from audit.audit_logs import Log, event, records
-from cliproxy.audit.cycle import Cycle
-from cliproxy.bounds import AUDIT_RETRY_SECONDS, AUDIT_SYNC_SECONDS, MAX_BATCH_ENTRIES, MAX_UNCOVERED_ENTRIES
+from cliproxy.audit.cycle import AUDIT_RETRY_SECONDS, AUDIT_SYNC_SECONDS, MAX_BATCH_ENTRIES, MAX_UNCOVERED_ENTRIES, Cycle
 from cliproxy.errors import AuditError
 
 

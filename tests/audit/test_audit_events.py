@@ -12,8 +12,21 @@ from hypothesis import strategies as st
 
 from cliproxy.audit import events
 from cliproxy.audit.client import packet_decoder
-from cliproxy.audit.events import KINDS, SOURCES, AddressDenied, Authentication, ChannelViolation, Event, Process, VaultIntent, clip, lines_of, timestamp
-from cliproxy.bounds import MAX_AUDIT_LINE_BYTES, MAX_AUDIT_TEXT
+from cliproxy.audit.events import (
+    KINDS,
+    MAX_AUDIT_TEXT,
+    SOURCES,
+    AddressDenied,
+    Authentication,
+    ChannelViolation,
+    Event,
+    Process,
+    VaultIntent,
+    clip,
+    lines_of,
+    timestamp,
+)
+from cliproxy.audit.files import MAX_AUDIT_LINE_BYTES
 
 NOW = "2026-01-02T03:04:05.000006Z"
 ENCODER = msgspec.msgpack.Encoder()

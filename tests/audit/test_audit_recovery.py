@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from audit.audit_logs import SEED, Log, build, event, lines, records, segments, signer
 from cliproxy.audit import files, recovery
 from cliproxy.audit.events import VaultCommit, VaultIntent
-from cliproxy.audit.recovery import recover
+from cliproxy.audit.recovery import MAX_RESUMED_ENTRIES, recover
 from cliproxy.audit.verify import verify_log
-from cliproxy.bounds import MAX_RESUMED_ENTRIES
 from cliproxy.errors import AuditError, CorruptLog, NewerLog
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cliproxy.bounds import MAX_MODEL_CHARS, MAX_ROUTING_STEPS
+from cliproxy.bounds import MAX_MODEL_CHARS
 from cliproxy.config.load import parse_config
-from cliproxy.config.routes import pattern_of
+from cliproxy.config.routes import MAX_ROUTING_STEPS, pattern_of
 from cliproxy.errors import ConfigError
 
 URL = "https://a.example.com/v1"

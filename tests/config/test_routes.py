@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cliproxy.bounds import MAX_MODEL_CHARS, MAX_NEAR_NAMES, MAX_ROUTE_TARGETS
-from cliproxy.config.routes import Profile, RouteTable, pattern_of
+from cliproxy.bounds import MAX_MODEL_CHARS, MAX_ROUTE_TARGETS
+from cliproxy.config.routes import MAX_NEAR_NAMES, Profile, RouteTable, pattern_of
 from cliproxy.config.schema import ModelRoute, PoolMember, Provider, Settings
 from cliproxy.dialects import Dialect, Endpoint, Operation, Quirks
 from cliproxy.errors import ConfigError

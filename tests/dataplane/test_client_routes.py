@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cliproxy.bounds import MAX_MODEL_NAME_CHARS, MAX_QUERY_PARAMETERS
-from cliproxy.dataplane.routes import route_of, surface_of
+from cliproxy.bounds import MAX_MODEL_NAME_CHARS
+from cliproxy.dataplane.routes import MAX_QUERY_PARAMETERS, route_of, surface_of
 from cliproxy.dataplane.surfaces.anthropic import ANTHROPIC
 from cliproxy.dataplane.surfaces.gemini import GEMINI
 from cliproxy.dataplane.surfaces.openai import OPENAI

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
-from cliproxy.bounds import MAX_COLLECTED_BYTES, MAX_REROUTES, MAX_WARNINGS, MAX_WHOLE_ANSWER_BYTES, STREAM_GRANT_BYTES
+from cliproxy.bounds import MAX_REROUTES, MAX_WHOLE_ANSWER_BYTES
 from cliproxy.config.schema import ModelRoute, PoolMember, Requests
+from cliproxy.dataplane.answers import MAX_WARNINGS
+from cliproxy.dataplane.calls import STREAM_GRANT_BYTES
+from cliproxy.dataplane.exchange import MAX_COLLECTED_BYTES
 from cliproxy.dialects import Dialect, Endpoint, Quirks
 from cliproxy.ipc.mux import Kind
 from dataplane.worker_rig import Client, Rig, provider

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from cliproxy.bounds import MAX_UNSENT_BYTES, PIPELINE_BYTES
+from cliproxy.bounds import PIPELINE_BYTES
 from cliproxy.config.schema import IpAllowlist, ServerLimits, ServerSecurity, Tls
 from cliproxy.dataplane import connection as connection_module
+from cliproxy.dataplane.answering import MAX_UNSENT_BYTES
 from cliproxy.ingress.tls import server_context
 from fakes.certificates import Authority
 from fakes.echo_server import EchoServer, read_all, read_answer

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from cliproxy.bounds import CONNECT_STAGGER_SECONDS
-from cliproxy.dialer.race import Race
+from cliproxy.dialer.race import CONNECT_STAGGER_SECONDS, Race
 
 
 def settle(race: Race, *, now: float = 0.0, seconds: float = 5.0) -> None:

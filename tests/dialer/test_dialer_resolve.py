@@ -9,9 +9,8 @@ import time
 
 import pytest
 
-from cliproxy.bounds import MAX_ADDRESSES_PER_NAME
 from cliproxy.config.schema import Provider, ProviderTimeouts
-from cliproxy.dialer.resolve import Resolved, Resolvers, look_up, resolve
+from cliproxy.dialer.resolve import MAX_ADDRESSES_PER_NAME, Resolved, Resolvers, look_up, resolve
 from cliproxy.dialer.table import Target, build_table
 from cliproxy.errors import ConfigError, UpstreamError
 

@@ -1,6 +1,6 @@
 """A body for the egress role: the real lockdown, the real dialer at `DIALER_FD`, calls through the real pool, what became of them on the audit channel.
 
-Started as `python -I -B locked_pool.py` by `test_egress_locked.py`; only the body is a probe (DESIGN §2).
+Started as `python -I -B locked_pool.py` by `test_egress_locked.py`; only the body is a probe.
 """
 
 from __future__ import annotations

@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_HELD_ANSWER_BYTES, MAX_WHOLE_ANSWER_BYTES, STREAM_WINDOW_BYTES
+from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_WHOLE_ANSWER_BYTES, STREAM_WINDOW_BYTES
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.attempt import Attempt
 from cliproxy.egress.cooldowns import Rule, fault_of
+from cliproxy.egress.dispatcher import MAX_HELD_ANSWER_BYTES
 from cliproxy.egress.rooms import Room
 from cliproxy.egress.worker_channel import WorkerChannel
 from cliproxy.errors import ProviderRefusal, UpstreamError

@@ -14,9 +14,10 @@ import pytest
 
 from cliproxy.audit.client import AuditClient, packet_decoder
 from cliproxy.audit.events import ChannelViolation, EgressEvent, ProviderOutcome, ProviderRequest
-from cliproxy.bounds import MAX_BYTES_AWAITING_AUDIT, MAX_CONTROL_MESSAGE_BYTES
+from cliproxy.bounds import MAX_CONTROL_MESSAGE_BYTES
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.attempt import Attempt
+from cliproxy.egress.audit_gate import MAX_BYTES_AWAITING_AUDIT
 from cliproxy.egress.call import AuthorizedRequest, Call, State
 from cliproxy.egress.dispatcher import Dispatcher
 from cliproxy.errors import Unavailable

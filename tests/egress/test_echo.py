@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cliproxy.bounds import MAX_ECHO_EVENTS, MAX_ECHO_FLOATS
-from cliproxy.egress.echo import answer_chat, answer_embeddings
+from cliproxy.egress.echo import MAX_ECHO_EVENTS, MAX_ECHO_FLOATS, answer_chat, answer_embeddings
 from cliproxy.errors import SchemaError
 from cliproxy.metering.openai_chat import ChatStreamMeter, Usage, usage_of_answer
 from cliproxy.metering.openai_embeddings import usage_of_embeddings

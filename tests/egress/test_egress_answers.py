@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cliproxy.bounds import MAX_ERROR_MESSAGE_CHARS
 from cliproxy.dialects import Endpoint
-from cliproxy.egress.answers import refusal_of, verify_media_type
+from cliproxy.egress.answers import MAX_ERROR_MESSAGE_CHARS, refusal_of, verify_media_type
 from cliproxy.egress.head import BrokenAnswer, read_head
 from cliproxy.egress.reflection import NO_SECRET, ReflectionGuard
 from cliproxy.errors import ProviderRefusal, UpstreamError

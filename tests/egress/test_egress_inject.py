@@ -11,10 +11,9 @@ import pytest
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from cliproxy.bounds import MAX_MODEL_HEADS
 from cliproxy.config.schema import Provider
 from cliproxy.dialects import Endpoint
-from cliproxy.egress.inject import BoundCredential, Injector
+from cliproxy.egress.inject import MAX_MODEL_HEADS, BoundCredential, Injector
 from cliproxy.errors import ConfigError, ForeignOrigin, SchemaError, Unavailable, UpstreamError
 from cliproxy.secret import Secret
 

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cliproxy.bounds import MAX_RETRY_AFTER_SECONDS
 from cliproxy.egress.answers import refusal_of
 from cliproxy.egress.reflection import NO_SECRET
-from cliproxy.egress.retry_after import RESET_HEADERS, parse_duration, retry_after_of
+from cliproxy.egress.retry_after import MAX_RETRY_AFTER_SECONDS, RESET_HEADERS, parse_duration, retry_after_of
 
 WALL = 1_761_000_000.0  # 2025-10-20T22:40:00Z
 

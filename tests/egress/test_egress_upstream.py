@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_ERROR_BODY_BYTES
+from cliproxy.bounds import MAX_DATA_FRAME_BYTES
 from cliproxy.dialects import Endpoint
 from cliproxy.egress import upstream
 from cliproxy.egress.reflection import NO_SECRET, ReflectionGuard
 from cliproxy.egress.sent import Sent
-from cliproxy.egress.upstream import TRANSITIONS, Connection, Event, IllegalTransition, State
+from cliproxy.egress.upstream import MAX_ERROR_BODY_BYTES, TRANSITIONS, Connection, Event, IllegalTransition, State
 from cliproxy.errors import CliproxyError, ProviderRefusal, UpstreamError
 from cliproxy.providers.facts import Framing
 from fakes.provider import RAW, FakeProvider

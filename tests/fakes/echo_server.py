@@ -14,10 +14,9 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from cliproxy.bounds import MAX_UNREAD_BYTES
 from cliproxy.config.schema import ServerLimits, ServerSecurity
 from cliproxy.dataplane.connection import Connection
-from cliproxy.dataplane.server import Server
+from cliproxy.dataplane.server import MAX_UNREAD_BYTES, Server
 from cliproxy.errors import NotFound
 from cliproxy.ingress.framing import RawRequest
 from cliproxy.ingress.rules.address_rate import AddressRate

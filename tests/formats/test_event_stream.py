@@ -11,8 +11,8 @@ from botocore.eventstream import EventStreamBuffer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cliproxy.bounds import MAX_EVENT_BYTES, MAX_EVENT_HEADER_BYTES
-from cliproxy.formats.event_stream import EventStreamDecoder
+from cliproxy.bounds import MAX_EVENT_BYTES
+from cliproxy.formats.event_stream import MAX_EVENT_HEADER_BYTES, EventStreamDecoder
 
 
 def header(name: str, value: str) -> bytes:

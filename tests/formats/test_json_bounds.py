@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cliproxy.bounds import MAX_ANSWER_OBJECTS, MAX_JSON_CONTAINERS, SMALL_JSON_BYTES
+from cliproxy.bounds import MAX_ANSWER_OBJECTS, SMALL_JSON_BYTES
 from cliproxy.errors import SchemaError, UpstreamError
-from cliproxy.formats.json_bounds import answer_as, decode_json, encode_json, verify_bounds
+from cliproxy.formats.json_bounds import MAX_JSON_CONTAINERS, answer_as, decode_json, encode_json, verify_bounds
 
 VALUES = 50_000
 

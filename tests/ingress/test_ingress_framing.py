@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cliproxy.bounds import BODY_PIECES_PER_JOIN, MAX_CHUNKS_PER_BODY
 from cliproxy.errors import FramingError
-from cliproxy.ingress.framing import Framer, Phase, RawRequest
+from cliproxy.ingress.framing import BODY_PIECES_PER_JOIN, MAX_CHUNKS_PER_BODY, Framer, Phase, RawRequest
 
 HOST = b"Host: gateway\r\n"
 

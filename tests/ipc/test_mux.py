@@ -10,9 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cliproxy.bounds import CHANNEL_HIGH_WATER_BYTES, MAX_DATA_FRAME_BYTES, MAX_FRAME_BYTES
+from cliproxy.bounds import MAX_DATA_FRAME_BYTES
 from cliproxy.errors import ChannelError
-from cliproxy.ipc.mux import CANCEL_CODES, HEADER, TO_EGRESS, TO_WORKER, Abort, Kind, MuxChannel, cancel_code, cancel_of
+from cliproxy.ipc.mux import (
+    CANCEL_CODES,
+    CHANNEL_HIGH_WATER_BYTES,
+    HEADER,
+    MAX_FRAME_BYTES,
+    TO_EGRESS,
+    TO_WORKER,
+    Abort,
+    Kind,
+    MuxChannel,
+    cancel_code,
+    cancel_of,
+)
 
 
 class Receiver:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cliproxy.bounds import POLICY_GRACE_SECONDS
 from cliproxy.errors import ChannelError, Unavailable
 from cliproxy.ipc.messages import KeyRecord, PolicyBegin, PolicyChange, PolicyEnd, PolicyKeys, PolicyRules
-from cliproxy.ipc.policy_feed import PolicyFeed
+from cliproxy.ipc.policy_feed import POLICY_GRACE_SECONDS, PolicyFeed
 
 
 def key(number, **more):

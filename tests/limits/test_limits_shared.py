@@ -11,10 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from cliproxy.bounds import SHARED_RATE_SETS, SHARED_RATE_WAYS
 from cliproxy.errors import ChannelError
 from cliproxy.limits.locks import LOST_NANOSECONDS, STRIPES, Held
-from cliproxy.limits.shared import RECENT_SECONDS, TABLE_BYTES, RecentAddresses, SharedRates, create
+from cliproxy.limits.shared import RECENT_SECONDS, SHARED_RATE_SETS, SHARED_RATE_WAYS, TABLE_BYTES, RecentAddresses, SharedRates, create
 
 SECOND = 10**9
 NOW = 10**6 * SECOND

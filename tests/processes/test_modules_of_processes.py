@@ -1,4 +1,4 @@
-"""Which modules each real process has, read from the process itself when its lockdown ends all imports: its code is what a break-in can call (DESIGN §5)."""
+"""Which modules each real process has, read from the process itself when its lockdown ends all imports: its code is what a break-in can call."""
 
 import re
 import subprocess
@@ -113,7 +113,7 @@ def test_what_a_process_has_no_business_with_is_not_there(modules: dict[str, fro
 
 
 def test_who_holds_credentials_does_not_parse_clients_and_the_other_way_round(modules: dict[str, frozenset[str]]) -> None:
-    """DESIGN §2 and §5 in one place: these sentences are what the tables above come from."""
+    """docs/architecture.md in one place: these sentences are what the tables above come from."""
 
     def has(role: str, *prefixes: str) -> bool:
         return any(name == prefix or name.startswith(prefix + ".") for name in modules[role] for prefix in prefixes)

@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from cliproxy.bounds import ORPHAN_SECONDS, RESTART_LONGEST_SECONDS
 from cliproxy.config.schema import Settings, encode_settings
 from cliproxy.errors import ChannelError, ConfigError
 from cliproxy.ipc.channel import ChannelClosed
@@ -19,7 +18,8 @@ from cliproxy.ipc.messages import Dial, DialFailed, EgressToDialer
 from cliproxy.ipc.silence import MAX_COUNTED_SECONDS
 from cliproxy.processes.boot import Boot, seal
 from cliproxy.processes.child import Control
-from cliproxy.processes.role import ALIVE_SECONDS, Peer, Role, take_orders
+from cliproxy.processes.fleet import RESTART_LONGEST_SECONDS
+from cliproxy.processes.role import ALIVE_SECONDS, ORPHAN_SECONDS, Peer, Role, take_orders
 from cliproxy.processes.topology import ADMIN, AUDITOR, CHANNELS, CONTROL_FD, ORDERS, RECONFIGURED, ROLES, WORKER
 
 GENERATION = 3  # in force when a case begins

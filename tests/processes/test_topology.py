@@ -1,4 +1,4 @@
-"""The table of slots and edges is whole: nothing collides, nothing connects that DESIGN does not connect."""
+"""The table of slots and edges is whole: nothing collides, nothing connects that docs/architecture.md does not connect."""
 
 from itertools import combinations
 

@@ -1,4 +1,4 @@
-"""Each role, locked down for real: it does its work, and everything else fails as DESIGN §2 says, as root with separate uids, as root in a container and as an
+"""Each role, locked down for real: it does its work, and everything else fails, as root with separate uids, as root in a container and as an
 ordinary user. What the kernel is asked, and how it must answer, is the table in `sandbox_attacks.py`.
 """
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cliproxy.bounds import MAX_EVENT_BYTES, MAX_HELD_CHARS
+from cliproxy.bounds import MAX_EVENT_BYTES
 from cliproxy.dialects import Dialect, Quirks
 from cliproxy.errors import UpstreamError
 from cliproxy.formats.sse import EventSplitter
@@ -42,7 +42,7 @@ from cliproxy.translators.gemini_generate.encode import encode_same
 from cliproxy.translators.gemini_generate.read_stream import Reader
 from cliproxy.translators.gemini_generate.signatures import tag_of
 from cliproxy.translators.gemini_generate.to_hub import conversation_of
-from cliproxy.translators.gemini_generate.write_stream import KEEP_ALIVE, Passthrough, Writer, error_event
+from cliproxy.translators.gemini_generate.write_stream import KEEP_ALIVE, MAX_HELD_CHARS, Passthrough, Writer, error_event
 from translators.hub_strategies import Feature, answers, fold, streams
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "gemini_generate"

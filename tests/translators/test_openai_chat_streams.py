@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cliproxy.bounds import MAX_ANSWER_PARTS, MAX_KEPT_CHARS
+from cliproxy.bounds import MAX_ANSWER_PARTS
 from cliproxy.errors import UpstreamError
 from cliproxy.translators.conversation import (
     ArgumentsDelta,
@@ -30,7 +30,7 @@ from cliproxy.translators.conversation import (
 )
 from cliproxy.translators.openai_chat.answer import decode_answer
 from cliproxy.translators.openai_chat.read_stream import Reader
-from cliproxy.translators.openai_chat.stream_parts import ObjectScan
+from cliproxy.translators.openai_chat.stream_parts import MAX_KEPT_CHARS, ObjectScan
 from translators.hub_strategies import fold
 
 DONE = b"data: [DONE]\n\n"

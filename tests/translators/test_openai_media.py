@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cliproxy.bounds import MAX_FORM_PARTS, MAX_FORM_VALUE_BYTES
+from cliproxy.bounds import MAX_FORM_PARTS
 from cliproxy.errors import ClientError, SchemaError, UpstreamError
 from cliproxy.formats.form import BOUNDARY, Part, encode_form, parse_form
 from cliproxy.metering.openai_media import reread, reread_form, usage_of_images, usage_of_transcript
 from cliproxy.metering.usage import Usage
-from cliproxy.translators.openai_media.decode import decode_image_request, decode_speech_request, decode_transcription_request
+from cliproxy.translators.openai_media.decode import MAX_FORM_VALUE_BYTES, decode_image_request, decode_speech_request, decode_transcription_request
 from cliproxy.translators.openai_media.request import MediaRequest
 
 TYPE = b"multipart/form-data; boundary=b"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cliproxy.bounds import MAX_RESPONSES_EVENT_BYTES, MAX_WRITTEN_RESPONSE_BYTES
+from cliproxy.bounds import MAX_RESPONSES_EVENT_BYTES
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
 from cliproxy.formats.sse import KEEP_ALIVE
@@ -42,7 +42,7 @@ from cliproxy.translators.conversation import (
 from cliproxy.translators.openai_responses.answer import decode_answer
 from cliproxy.translators.openai_responses.decode import decode_responses
 from cliproxy.translators.openai_responses.read_stream import Reader
-from cliproxy.translators.openai_responses.write_stream import Passthrough, Writer, error_event
+from cliproxy.translators.openai_responses.write_stream import MAX_WRITTEN_RESPONSE_BYTES, Passthrough, Writer, error_event
 from translators.hub_strategies import answers, fold, streams
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "openai_responses"

@@ -8,11 +8,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cliproxy.bounds import MAX_ENVELOPE_BYTES
 from cliproxy.errors import EnvelopeError
 from cliproxy.secret import Secret
 from cliproxy.vault import crypto
-from cliproxy.vault.crypto import KeyTerm, RecordId
+from cliproxy.vault.crypto import MAX_ENVELOPE_BYTES, KeyTerm, RecordId
 
 TERM = KeyTerm(7, Secret(bytes(range(32))))
 RECORD = RecordId(vault="a" * 32, id="cred-1", kind="credential", revision=3, origin="https://api.example.com:443")

@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from cliproxy.bounds import MERKLE_BUCKETS
 from cliproxy.vault import tree as tree_module
 from cliproxy.vault.crypto import RecordId
-from cliproxy.vault.tree import Tree, leaf_of
+from cliproxy.vault.tree import MERKLE_BUCKETS, Tree, leaf_of
 
 RECORD = RecordId(vault="", id="k", kind="client_key", revision=1)
 leaves = st.dictionaries(st.text(max_size=8), st.binary(min_size=32, max_size=32), max_size=12)

@@ -14,15 +14,13 @@ from collections.abc import Callable
 
 import msgspec
 
-from cliproxy.bounds import (
-    CONTROL_IDLE_SECONDS,
-    CONTROL_REQUEST_SECONDS,
-    CONTROL_REQUESTS_PER_SECOND,
-    MAX_COMMAND_LINE_BYTES,
-    MAX_CONTROL_CONNECTIONS,
-)
+from cliproxy.bounds import CONTROL_REQUEST_SECONDS, MAX_COMMAND_LINE_BYTES
 from cliproxy.errors import ChannelError
 from cliproxy.ipc.commands import Hello, OperatorCommand, Refused, Reply, decode_command, encode_line
+
+MAX_CONTROL_CONNECTIONS = 16  # commands at once on the control socket
+CONTROL_IDLE_SECONDS = 30.0  # a connection on the control socket that asks nothing
+CONTROL_REQUESTS_PER_SECOND = 50.0  # of all connections of the control socket together; one may cost the vault two messages
 
 _PEER = struct.Struct("iII")  # struct ucred: pid, uid, gid (unix(7))
 Ask = Callable[[int, str, OperatorCommand], None]  # ticket, operator, command

@@ -15,11 +15,14 @@ import msgspec
 from cliproxy.admin.questions import Questions
 from cliproxy.admin.rules import RuleChanges
 from cliproxy.audit.events import AdminEvent, Authentication, ConfigurationChange, CredentialChange, Event, KeyChange, PolicyChange
-from cliproxy.bounds import CONTROL_REQUEST_SECONDS, PEER_ANSWER_SECONDS, STATUS_WAIT_SECONDS
+from cliproxy.bounds import CONTROL_REQUEST_SECONDS
 from cliproxy.config.addresses import complaint_about_network
 from cliproxy.config.schema import Server
 from cliproxy.ipc import commands
 from cliproxy.ipc.commands import AdminToAuditor, AdminToVault, AuditorToAdmin, Command, OperatorCommand, Refused, Reply, VaultToAdmin
+
+PEER_ANSWER_SECONDS = 20.0  # from admin's question to the vault's or the auditor's answer
+STATUS_WAIT_SECONDS = 2.0  # `status` says that a peer is away when it does not answer within this time
 
 VAULT: Final = "vault"
 AUDITOR: Final = "auditor"

@@ -18,8 +18,10 @@ from typing import Any
 import msgspec
 
 from cliproxy.audit.events import Event
-from cliproxy.bounds import MAX_CONTROL_MESSAGE_BYTES, MAX_UNACKNOWLEDGED_BYTES
+from cliproxy.bounds import MAX_CONTROL_MESSAGE_BYTES, MIB
 from cliproxy.errors import Unavailable
+
+MAX_UNACKNOWLEDGED_BYTES = 4 * MIB  # what a sender keeps of what the auditor has not made durable yet, to send it again to the next auditor
 
 ACKNOWLEDGEMENT = struct.Struct("<BxxxxxxxQ")  # state, number of the last durable batch of this sender (0: as before)
 DURABLE = 1  # everything up to this batch is on disk and in the tree

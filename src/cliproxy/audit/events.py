@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from cliproxy.bounds import MAX_AUDIT_TEXT
+MAX_AUDIT_TEXT = 512  # characters in one text field of an event
+
 
 Text = Annotated[str, msgspec.Meta(max_length=MAX_AUDIT_TEXT)]
 Hex = Annotated[str, msgspec.Meta(pattern=r"\A(?:[0-9a-f]{2}){0,64}\Z")]

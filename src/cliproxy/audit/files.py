@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from cliproxy.bounds import MAX_AUDIT_LINE_BYTES, MIB
+from cliproxy.bounds import KIB, MIB
 from cliproxy.errors import AuditError, CorruptLog
+
+MAX_AUDIT_LINE_BYTES = 64 * KIB  # an event of nine texts of 512 characters, six bytes each where escaped, is 28 KiB
 
 CHECKPOINTS = "checkpoints"
 _SEGMENT = re.compile(r"audit-([0-9]{8,10})\.jsonl\Z")

@@ -22,8 +22,11 @@ from cliproxy.audit.events import (
 )
 from cliproxy.audit.log import LogWriter
 from cliproxy.audit.quota import HourlyQuota, Suppressed
-from cliproxy.bounds import AUDIT_SUMMARY_SECONDS, AUDIT_WORKER_QUOTA_FACTOR, MAX_CONTROL_MESSAGE_BYTES
+from cliproxy.bounds import MAX_CONTROL_MESSAGE_BYTES
 from cliproxy.errors import ChannelError
+
+AUDIT_SUMMARY_SECONDS = 60.0  # between two lines about what the strangers' quota had no room for
+AUDIT_WORKER_QUOTA_FACTOR = 16  # what workers report of recognised clients may fill this many strangers' quotas; the calls themselves come from egress
 
 _QUOTED = frozenset({"worker", "dialer"})
 _DECODERS = {role: packet_decoder(events) for role, events in SOURCES.items()}

@@ -15,8 +15,10 @@ import msgspec
 from cliproxy.audit.checkpoint import FORMAT, LEAF_PREFIX_BYTES, Checkpoint, RecordReader, VaultAnchor, parse_checkpoint, parse_note
 from cliproxy.audit.files import CHECKPOINTS, cut, lines_from, logs_of, open_file, segment_name, segment_numbers
 from cliproxy.audit.merkle import Frontier, leaf_hash
-from cliproxy.bounds import MAX_CHECKPOINT_RECORD_BYTES, MAX_RESUMED_ENTRIES
+from cliproxy.bounds import KIB, MAX_CHECKPOINT_RECORD_BYTES
 from cliproxy.errors import AuditError, CorruptLog, NewerLog, PinMismatch
+
+MAX_RESUMED_ENTRIES = 32 * KIB  # entries without a checkpoint at a start: two batches of the smallest events; more means that checkpoints are missing
 
 _BEGINNING = b"cliproxy/"  # of every record: the log's name (`checkpoint.origin_of`)
 

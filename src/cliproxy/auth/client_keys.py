@@ -4,7 +4,7 @@
 
 The checksum finds typing errors and lets a secret scanner tell a key from a coincidence (1 in 2^32); it is no protection and needs none. The key itself is
 never stored or sent between our processes. Its proof P = SHA-256(key) goes from worker to egress with each call; what lies at rest is the digest
-SHA-256(P), so that neither the store nor the policy feed lets anyone act as a client (DESIGN §3, step 4).
+SHA-256(P), so that neither the store nor the policy feed lets anyone act as a client.
 
 The same work is done whatever the key: nothing is looked up before the format was checked and the bytes hashed, and at most `KEY_BYTES` bytes are hashed.
 """

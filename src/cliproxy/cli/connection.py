@@ -17,13 +17,15 @@ from typing import TypeVar, cast
 
 import click
 
-from cliproxy.bounds import COMMAND_START_SECONDS, CONTROL_REQUEST_SECONDS, MAX_REPLY_LINE_BYTES
+from cliproxy.bounds import CONTROL_REQUEST_SECONDS, MAX_REPLY_LINE_BYTES
 from cliproxy.cli.home import Home
 from cliproxy.errors import EXIT_CHECK_FAILED, EXIT_CONFIG, ChannelError, CliproxyError, ConfigError
 from cliproxy.ipc.commands import Command, Hello, OperatorReply, Refused, Reply, answer_type, complaint_about, decode_reply, encode_line
 from cliproxy.processes.plan import spawn_supervisor
 from cliproxy.processes.spawn import build_id
 from cliproxy.processes.workspace import CONTROL_SOCKET, Workspace
+
+COMMAND_START_SECONDS = 30.0  # until the processes that a command starts for itself are ready; START_SECONDS of a child
 
 R = TypeVar("R", bound=Reply)
 _RETRY_SECONDS = 0.05

@@ -14,8 +14,11 @@ from dataclasses import dataclass, field
 
 import yaml
 
-from cliproxy.bounds import MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH, MAX_CONFIG_NAME_CHARS, MAX_CONFIG_NODES
+from cliproxy.bounds import MAX_CONFIG_BYTES, MAX_CONFIG_NAME_CHARS
 from cliproxy.errors import ConfigError
+
+MAX_CONFIG_NODES = 100_000  # keys and values after aliases are expanded: no "billion laughs"
+MAX_CONFIG_DEPTH = 16  # the schema needs 6
 
 _BRACKETS = {"while parsing a flow sequence": "[", "while parsing a flow mapping": "{"}  # PyYAML's contexts
 

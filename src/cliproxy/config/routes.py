@@ -17,21 +17,19 @@ from typing import NamedTuple, cast
 
 import msgspec
 
-from cliproxy.bounds import (
-    MAX_MODEL_CHARS,
-    MAX_NEAR_NAMES,
-    MAX_NEAR_NAMES_COMPARED,
-    MAX_NEAR_NAMES_SEEN,
-    MAX_ROUTE_TARGETS,
-    MAX_ROUTING_STEPS,
-    MAX_WILDCARD_ROUTES,
-)
+from cliproxy.bounds import MAX_MODEL_CHARS, MAX_ROUTE_TARGETS
 from cliproxy.config.schema import ModelRoute, PoolMember, Provider, Settings, Strategy
 from cliproxy.dialects import ENDPOINTS, Dialect, Endpoint, Operation, Quirks
 from cliproxy.errors import ConfigError
 from cliproxy.providers.facts import Endpoints, ProviderFacts
 from cliproxy.providers.origin import Origin, parse_base_url
 from cliproxy.providers.table import facts_of
+
+MAX_ROUTING_STEPS = 250_000  # targets and names behind all public names together: about 0.5 KiB and 5 us each, in every worker and in egress
+MAX_WILDCARD_ROUTES = 1024  # routes of names that only a wildcard knows, kept ready, about 1 KiB each
+MAX_NEAR_NAMES = 3  # names told to a client that asked for one that there is not
+MAX_NEAR_NAMES_SEEN = 2048  # names that are looked at for these, 1 us each
+MAX_NEAR_NAMES_COMPARED = 32  # and compared letter by letter, some 20 us each
 
 # As it may stand in the configuration, and as a wildcard may be used. Without empty and dotted segments: whoever takes them out finds another model, which a
 # wildcard may not have meant and an exclusion may.

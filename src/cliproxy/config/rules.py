@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from cliproxy.bounds import MAX_CONFIG_NAME_CHARS, MAX_LISTENERS, MAX_WILDCARDS
+from cliproxy.bounds import MAX_CONFIG_NAME_CHARS, MAX_LISTENERS
 from cliproxy.config.addresses import (
     Complaint,
     complaint_about_base_url,
@@ -34,6 +34,8 @@ from cliproxy.errors import ConfigError
 from cliproxy.providers.facts import SETTING_NAMES, path_of
 from cliproxy.providers.origin import parse_base_url
 from cliproxy.providers.table import PROVIDERS
+
+MAX_WILDCARDS = 4  # in one pattern of model names: a pattern is tried on names that clients send, and costs more with each
 
 CIPHER_SUITES = frozenset(  # TLS 1.2 with forward secrecy and authenticated encryption (RFC 9325 §4.2)
     f"TLS_ECDHE_{certificate}_WITH_{cipher}"

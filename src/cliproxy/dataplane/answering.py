@@ -12,11 +12,13 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Final
 
-from cliproxy.bounds import MAX_UNSENT_BYTES
+from cliproxy.bounds import MIB
 from cliproxy.dataplane.host import Host
 from cliproxy.dataplane.outbox import CHUNKED, Outbox
 from cliproxy.dataplane.states import TRANSITIONS, Event, State
 from cliproxy.dataplane.unread import Unread
+
+MAX_UNSENT_BYTES = 1 * MIB  # held for a client that does not read, then the connection is aborted; 4 stream windows
 
 _BODILESS: Final = frozenset({204, 304})  # RFC 9110 §6.4.1
 _MAX_HEAD_BYTES: Final = 16 * 1024  # of an answer of ours, generously: what `has_room_for` leaves for it

@@ -10,13 +10,16 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-from cliproxy.bounds import MAX_HEADER_VALUE_CHARS, MAX_RESPONSES_EVENT_BYTES, MAX_WARNINGS
+from cliproxy.bounds import MAX_RESPONSES_EVENT_BYTES
 from cliproxy.dataplane.surfaces.surface import Problem
 from cliproxy.errors import UpstreamError
 from cliproxy.formats.sse import EventSplitter
 from cliproxy.ipc.mux import Answer
 from cliproxy.translators.conversation import Ended, StreamEvent
 from cliproxy.translators.table import ArrayPassthrough, ArrayWriter, ClientRow, Passthrough, Reader, TargetRow, Writer
+
+MAX_HEADER_VALUE_CHARS = 256  # of what we put into an answer's header; MAX_MODEL_NAME_CHARS
+MAX_WARNINGS = 16  # `Warning` headers of one answer, one for each field that was left out
 
 JSON_HEADERS: Final = b"Content-Type: application/json\r\n"
 SSE_HEADERS: Final = b"Content-Type: text/event-stream; charset=utf-8\r\nX-Accel-Buffering: no\r\n"

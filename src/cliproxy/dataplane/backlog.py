@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections import deque
 
-from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_WORKER_BACKLOG_BYTES
+from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MIB
 from cliproxy.dataplane.rooms import Account, Room
+
+MAX_WORKER_BACKLOG_BYTES = 32 * MIB  # unsent bytes towards egress above which a worker answers 503 instead of queueing
 
 
 class Backlog:

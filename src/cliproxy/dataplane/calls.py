@@ -13,7 +13,7 @@ import time
 from collections import deque
 from typing import Protocol
 
-from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_REROUTES, MAX_WHOLE_ANSWER_BYTES, STREAM_GRANT_BYTES
+from cliproxy.bounds import KIB, MAX_DATA_FRAME_BYTES, MAX_REROUTES, MAX_WHOLE_ANSWER_BYTES
 from cliproxy.dataplane.answers import JSON_HEADERS, Stream, WholeAnswer, content_type, same_stream, translated_stream, warning_headers
 from cliproxy.dataplane.call_frames import BAD_ANSWER, OVERLOADED, TOO_LARGE, abort_of, error_of
 from cliproxy.dataplane.errors import problem_of
@@ -24,6 +24,8 @@ from cliproxy.dataplane.surfaces.surface import Surface
 from cliproxy.errors import CliproxyError, Unavailable, UpstreamError
 from cliproxy.ipc.mux import Abort, Answer, Reroute
 from cliproxy.translators.table import TARGETS, ClientRow
+
+STREAM_GRANT_BYTES = 64 * KIB  # credit goes back in pieces of at least this
 
 
 class Owner(Protocol):

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable
 from typing import Final, cast
 
-from cliproxy.bounds import LINGER_BYTES, LINGER_SECONDS, PIPELINE_BYTES, WRITE_HIGH_WATER_BYTES
+from cliproxy.bounds import KIB, MIB, PIPELINE_BYTES
 from cliproxy.dataplane.answering import Answering
 from cliproxy.dataplane.host import Client, Host
 from cliproxy.dataplane.intake import Intake
@@ -27,6 +27,10 @@ from cliproxy.errors import CliproxyError, FramingError, Unavailable
 from cliproxy.ingress.address import Address
 from cliproxy.ingress.framing import Framer, Phase, RawRequest
 from cliproxy.ingress.rules.address_rate import Buckets
+
+WRITE_HIGH_WATER_BYTES = 64 * KIB  # asyncio's default
+LINGER_SECONDS = 2.0  # after an error answer input is discarded this long, so that a reset does not overtake the answer (RFC 9112 §9.6)
+LINGER_BYTES = 16 * MIB
 
 LISTEN_SECONDS: Final = 5.0  # between two reads of a socket on which enough waits behind the call under way, to notice that the client leaves
 MAX_PIPELINED_BYTES: Final = 1024 * 1024  # what is read for that; who sends more and leaves is noticed with the call's end

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from cliproxy import __version__
-from cliproxy.bounds import MAX_COLLECTED_BYTES, MAX_DATA_FRAME_BYTES, MAX_KEPT_REQUEST_BYTES, MAX_ROUTE_TARGETS
+from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_ROUTE_TARGETS, MIB
 from cliproxy.config.routes import Profile, RouteTable
 from cliproxy.config.schema import Settings
 from cliproxy.dataplane.answers import JSON_HEADERS, Origins
@@ -43,6 +43,9 @@ from cliproxy.ingress.framing import RawRequest
 from cliproxy.ingress.rules.address_rate import AddressRate
 from cliproxy.ipc.mux import Answer, Reroute
 from cliproxy.translators.table import ClientRow, DecodeOptions
+
+MAX_KEPT_REQUEST_BYTES = 128 * MIB  # bodies of requests that a worker keeps decoded, for a reroute or until their answer is translated; 503 above
+MAX_COLLECTED_BYTES = 128 * MIB  # whole answers that a worker holds until it can translate them; 4 of the largest
 
 HEALTHY = b'{"status":"ok","version":"%s"}' % __version__.encode()
 _OPEN_PAGES = frozenset({Page.HEALTH, Page.READY})  # no key is asked for

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from cliproxy.bounds import MAX_QUERY_PARAMETERS
 from cliproxy.dataplane.surfaces.surface import ClientRoute, Surface
 from cliproxy.dataplane.surfaces.table import DEFAULT, SURFACES
 from cliproxy.errors import ClientError
 from cliproxy.ingress.framing import RawRequest
 from cliproxy.ingress.head import PartialHead
 from cliproxy.translators.table import CLIENTS
+
+MAX_QUERY_PARAMETERS = 32  # of Gemini's paths; its SDKs send two
 
 EXACT: Final[dict[bytes, ClientRoute]] = {
     **{path: ClientRoute(surface, b"POST", None, CLIENTS[call]) for surface in SURFACES for path, call in surface.calls.items()},

@@ -24,16 +24,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from cliproxy.bounds import (
-    ACCEPTS_PER_TURN,
-    DRAIN_IDLE_SECONDS,
-    INGRESS_SWEEP_SECONDS,
-    KIB,
-    MAX_HELD_BODY_BYTES,
-    MAX_STRANGERS_BODY_BYTES,
-    MAX_UNREAD_BYTES,
-    PIPELINE_BYTES,
-)
+from cliproxy.bounds import KIB, MAX_STRANGERS_BODY_BYTES, MIB, PIPELINE_BYTES
 from cliproxy.config.schema import ServerLimits
 from cliproxy.dataplane.connection import Connection
 from cliproxy.dataplane.errors import encode_error
@@ -50,6 +41,12 @@ from cliproxy.ingress.rules.address_rate import AddressRate
 from cliproxy.ingress.rules.table import AcceptRules
 from cliproxy.ingress.tls import ServerContext
 from cliproxy.memory import Ebb, give_back
+
+MAX_UNREAD_BYTES = 64 * MIB  # answered to clients of a worker that do not read, together; a share each
+MAX_HELD_BODY_BYTES = 256 * MIB  # bodies of all connections of a worker together; 503 above
+DRAIN_IDLE_SECONDS = 1.0  # an idle connection of a draining worker may still send one request, which is answered with Connection: close
+ACCEPTS_PER_TURN = 8  # connections; a burst is shared among the workers
+INGRESS_SWEEP_SECONDS = 1.0  # docs/architecture.md: one sweep over the deadlines each second
 
 ORDINARY_UNREAD_BYTES: Final = 256 * KIB  # one stream's window
 CONNECTION_BYTES: Final = 24 * KIB  # what a connection costs that sends nothing, over TLS; measured: 18 to 35 KiB

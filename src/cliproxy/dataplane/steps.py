@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 
 from cliproxy.auth.principals import Principal
-from cliproxy.bounds import MAX_SESSION_CHARS
 from cliproxy.config.routes import Profile, Route, RouteTable
 from cliproxy.dataplane.keys import Presented
 from cliproxy.dialects import ENDPOINTS, Operation
@@ -24,6 +23,8 @@ from cliproxy.ingress.address import IpAddress
 from cliproxy.ingress.framing import RawRequest
 from cliproxy.ipc.policy_feed import PolicyFeed
 from cliproxy.translators.table import TARGETS, ClientRow, DecodeOptions, RequestFacts
+
+MAX_SESSION_CHARS = 256  # of `x-session-id`; longer ones are no session
 
 
 class IdentifiedRequest(msgspec.Struct, frozen=True, gc=False):

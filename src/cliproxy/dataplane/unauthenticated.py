@@ -7,7 +7,8 @@ entry without an address.
 from __future__ import annotations
 
 from cliproxy.audit.events import AddressDenied, Authentication
-from cliproxy.bounds import MAX_TALLY_ENTRIES
+
+MAX_TALLY_ENTRIES = 256  # addresses that a worker's authentication tally tells apart in one second
 
 ELSEWHERE = "(others)"
 

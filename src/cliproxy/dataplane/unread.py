@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import math
 
-from cliproxy.bounds import MIN_READER_BYTES
+from cliproxy.bounds import KIB
 from cliproxy.dataplane.rooms import Account, Room
+
+MIN_READER_BYTES = 4 * KIB  # a paused client that takes less than this in `stalled_reader_seconds` is aborted
 
 
 class Unread:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import socket
 
-from cliproxy.bounds import CONNECT_STAGGER_SECONDS, MAX_CONNECT_ATTEMPTS
+MAX_CONNECT_ATTEMPTS = 8  # addresses tried for one connection
+CONNECT_STAGGER_SECONDS = 0.25  # RFC 8305 §5: the recommended delay between attempts
+
 
 _REASONS = {errno.ECONNREFUSED: "refused", errno.ETIMEDOUT: "timeout"}
 

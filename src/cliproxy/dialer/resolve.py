@@ -16,10 +16,12 @@ from queue import SimpleQueue
 
 import msgspec
 
-from cliproxy.bounds import DIALER_THREADS, MAX_ADDRESSES_PER_NAME
 from cliproxy.dialer.table import Target
 from cliproxy.errors import ForbiddenAddress, UpstreamError
 from cliproxy.providers.vet import verify_address
+
+DIALER_THREADS = 8  # names resolved at a time; the rest waits within its deadline
+MAX_ADDRESSES_PER_NAME = 64
 
 LookUp = Callable[[str, int], list[str]]
 

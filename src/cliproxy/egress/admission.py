@@ -14,10 +14,12 @@ import math
 from collections.abc import Iterator
 
 from cliproxy.auth.principals import Principal
-from cliproxy.bounds import MAX_ADMISSION_ENTRIES, MAX_DEBT_MINUTES
+from cliproxy.bounds import MAX_ADMISSION_ENTRIES
 from cliproxy.config.schema import Settings
 from cliproxy.errors import ProviderLimited, RateLimited, Unavailable
 from cliproxy.limits.gcra import Gcra, per_minute
+
+MAX_DEBT_MINUTES = 60.0  # of a token limit: what a provider says a call used keeps a key waiting no longer
 
 _MINUTE = 60.0
 

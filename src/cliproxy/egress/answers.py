@@ -13,12 +13,14 @@ from typing import Any
 
 import msgspec
 
-from cliproxy.bounds import MAX_ERROR_DETAILS, MAX_ERROR_MESSAGE_CHARS
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.reflection import ReflectionGuard
 from cliproxy.egress.retry_after import retry_after_of
 from cliproxy.errors import ProviderRefusal, UpstreamError
 from cliproxy.providers.facts import AWS_EVENT_STREAM, EVENT_STREAM, JSON, Framing
+
+MAX_ERROR_MESSAGE_CHARS = 512
+MAX_ERROR_DETAILS = 8  # of a provider's error that are looked at; Gemini sends two or three
 
 _AUDIO = re.compile(rb"audio/[a-z0-9][a-z0-9.+-]{0,63}|application/octet-stream")
 _TRANSCRIPT = re.compile(rb"application/json|text/(?:plain|vtt|srt|x-subrip)|application/(?:x-subrip|srt)")

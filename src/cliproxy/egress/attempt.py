@@ -16,13 +16,15 @@ from typing import Protocol
 
 import msgspec
 
-from cliproxy.bounds import ANSWER_PIECES_PER_JOIN, MAX_DATA_FRAME_BYTES, MAX_WHOLE_ANSWER_BYTES, STREAM_WINDOW_BYTES
+from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_WHOLE_ANSWER_BYTES, STREAM_WINDOW_BYTES
 from cliproxy.egress.call import AuthorizedRequest, Outgoing
 from cliproxy.egress.rooms import Room
 from cliproxy.errors import ClientError, CliproxyError, ProviderRefusal, UpstreamError
 from cliproxy.ipc.mux import Abort, Answer, Kind
 from cliproxy.metering.stream import StreamMeter
 from cliproxy.metering.usage import Usage
+
+ANSWER_PIECES_PER_JOIN = 1024  # pieces of a whole answer are joined in lots of these: 32 MiB in reads of two bytes were 900 MB
 
 _encoder = msgspec.msgpack.Encoder()
 _FAULT = UpstreamError("The gateway failed to read the provider's answer.", status=500, code="internal_error")  # the loop reports what was raised

@@ -17,12 +17,15 @@ from typing import Protocol
 
 from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import ChannelViolation, ProviderOutcome, ProviderRequest, clip
-from cliproxy.bounds import AUDIT_AGAIN_SECONDS, MAX_BYTES_AWAITING_AUDIT
+from cliproxy.bounds import MIB
 from cliproxy.dialects import ENDPOINT_NAMES
 from cliproxy.egress.attempt import Outcome
 from cliproxy.egress.call import AuthorizedRequest, State
 from cliproxy.egress.rooms import Room
 from cliproxy.errors import ChannelError, Unavailable
+
+AUDIT_AGAIN_SECONDS = 0.005  # until intents that the auditor's full queue did not take are offered again
+MAX_BYTES_AWAITING_AUDIT = 64 * MIB  # of request bodies whose intents the auditor has not taken; more, and they are refused at once
 
 NO_AUDIT = Unavailable("The gateway cannot record this call and so does not make it; try again in a moment.", code="audit_unavailable")
 OUTCOMES_RIDE_SECONDS = 0.01  # half of what the auditor lets a batch linger; an egress that dies takes outcomes of so long with it (ADR 0148)

@@ -23,7 +23,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from cliproxy.auth.client_keys import digest_of
-from cliproxy.bounds import COOLDOWNS_PER_PACKET, MAX_ESTIMATE_FLOOR_TOKENS, MAX_REROUTES, MAX_ROUTE_TARGETS
+from cliproxy.bounds import COOLDOWNS_PER_PACKET, MAX_REROUTES, MAX_ROUTE_TARGETS
 from cliproxy.config.routes import Profile, RouteTable, Target
 from cliproxy.config.schema import Provider, Settings
 from cliproxy.dialects import ENDPOINT_NAMES, ENDPOINTS, Endpoint
@@ -38,6 +38,8 @@ from cliproxy.ipc.mux import CallHead, Reroute
 from cliproxy.ipc.policy_feed import PolicyFeed
 from cliproxy.metering.table import METERS
 from cliproxy.providers.table import facts_of
+
+MAX_ESTIMATE_FLOOR_TOKENS = 4096  # prompt tokens reserved at least, from the body's length
 
 _ENDPOINTS = {int(endpoint): endpoint for endpoint in Endpoint}
 _IN_PROCESS: tuple[BoundCredential | None, ...] = (None,)

@@ -22,16 +22,14 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import NamedTuple
 
-from cliproxy.bounds import (
-    CREDENTIAL_COOLDOWN_SECONDS,
-    MAX_COOLDOWNS,
-    MODEL_COOLDOWN_SECONDS,
-    RATE_COOLDOWN_FIRST_SECONDS,
-    RATE_COOLDOWN_LONGEST_SECONDS,
-)
+from cliproxy.bounds import MAX_COOLDOWNS, MODEL_COOLDOWN_SECONDS
 from cliproxy.dialects import ENDPOINT_NAMES, Endpoint
 from cliproxy.errors import ClientError, CliproxyError, ProviderRefusal, RateLimited, Unavailable, UpstreamError
 from cliproxy.ipc.messages import CooldownRecord
+
+CREDENTIAL_COOLDOWN_SECONDS = 1800.0  # after 401, 402, 403
+RATE_COOLDOWN_FIRST_SECONDS = 1.0  # after 429 without a time, doubling
+RATE_COOLDOWN_LONGEST_SECONDS = 1800.0
 
 _ENDPOINTS = {name: endpoint for endpoint, name in ENDPOINT_NAMES.items()}
 PROBE_AGAIN_SECONDS = 1.0  # what a client is told to wait for the verdict of a probe under way

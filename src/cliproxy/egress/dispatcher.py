@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from cliproxy.audit.client import AuditClient
-from cliproxy.bounds import MAX_HELD_ANSWER_BYTES, MAX_KEPT_BODY_BYTES, MAX_OUTCOMES_WAITING, MIB, STREAM_WINDOW_BYTES, TIMER_EARLY_SECONDS
+from cliproxy.bounds import MIB, STREAM_WINDOW_BYTES, TIMER_EARLY_SECONDS
 from cliproxy.egress.attempt import Attempt, Outcome, Sending
 from cliproxy.egress.audit_gate import NO_AUDIT, AuditGate
 from cliproxy.egress.authorise import Authoriser, Wait
@@ -30,6 +30,10 @@ from cliproxy.ipc.messages import PolicyAck
 from cliproxy.ipc.mux import CallHead, Reroute
 from cliproxy.ipc.policy_feed import PolicyFeed, PolicyFrame
 from cliproxy.memory import Ebb, give_back
+
+MAX_HELD_ANSWER_BYTES = 256 * MIB  # whole answers that egress holds, of all calls together; 503 above. 60 of the largest took it to 1.9 GB
+MAX_KEPT_BODY_BYTES = 128 * MIB  # of bodies kept until their answers begin, so that they can be sent elsewhere; what has no room is sent once
+MAX_OUTCOMES_WAITING = 16384  # outcomes that the auditor has not taken; more, and no new call is
 
 MAX_UNFINISHED_EVENT_BYTES = 256 * MIB  # of all calls together; one event of Responses may have 8 MiB, and 2,048 connections could each hold one back
 _TURNED_AWAY = frozenset({501, 503, 529})  # of the 5xx: not implemented, overloaded

@@ -16,8 +16,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from cliproxy.bounds import MAX_CHOICES, MAX_ECHO_CHARS, MAX_ECHO_EVENTS, MAX_ECHO_FLOATS
+from cliproxy.bounds import MAX_CHOICES, MIB
 from cliproxy.errors import SchemaError
+
+MAX_ECHO_EVENTS = 1024  # delta events of one streamed echo, all choices together
+MAX_ECHO_CHARS = 4 * MIB  # of one echo, all choices together: some 10 ms of egress, in which nobody else is served
+MAX_ECHO_FLOATS = 65_536  # numbers in one echoed embeddings answer: some 20 ms
 
 CHARS_PER_TOKEN = 4
 DEFAULT_MAX_TOKENS = 4096

@@ -6,9 +6,10 @@ and this holds without it. Fields come back by allow-list.
 
 from __future__ import annotations
 
-from cliproxy.bounds import MAX_KEPT_HEADER_BYTES
 from cliproxy.egress.reflection import ReflectionGuard
 from cliproxy.egress.retry_after import RESET_HEADERS
+
+MAX_KEPT_HEADER_BYTES = 512  # one response header that we pass on
 
 # What comes back, by its name in lower case. Everything else ends here: cookies, CORS, caching, the provider's account and edge details.
 KEPT_HEADERS = RESET_HEADERS | {

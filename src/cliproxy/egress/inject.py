@@ -1,7 +1,7 @@
 """Credentials in use: each bound to the origin that it was sealed for, and the only place that reveals one.
 
 A `BoundCredential` makes request heads, and only for its own origin; asking for any other raises `ForeignOrigin`, whoever asks and for
-whatever reason. The origin is part of the sealed record (DESIGN §4), so neither the configuration nor a worker can move a credential.
+whatever reason. The origin is part of the sealed record, so neither the configuration nor a worker can move a credential.
 Nothing here can wipe the heads that hold the secret: they are Python bytes. They go when the credential is withdrawn, or with the process.
 """
 
@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 
-from cliproxy.bounds import MAX_CREDENTIAL_SECRET_BYTES, MAX_MODEL_HEADS, MIN_GUARDED_SECRET_BYTES
+from cliproxy.bounds import MAX_CREDENTIAL_SECRET_BYTES, MIN_GUARDED_SECRET_BYTES
 from cliproxy.config.schema import Provider
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.reflection import NO_SECRET, ReflectionGuard
@@ -22,6 +22,8 @@ from cliproxy.providers.facts import JSON, MODEL, Auth, build_head, path_of
 from cliproxy.providers.origin import parse_base_url
 from cliproxy.providers.table import facts_of
 from cliproxy.secret import Secret
+
+MAX_MODEL_HEADS = 128  # request heads with a model's name in their path that egress keeps for one credential, some 500 bytes each
 
 _VISIBLE = re.compile(rb"[\x21-\x7e]+")  # what a header value may hold without becoming two
 _MULTIPART = frozenset({Endpoint.TRANSCRIPTIONS, Endpoint.TRANSLATIONS})

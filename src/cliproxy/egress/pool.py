@@ -19,15 +19,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from cliproxy.bounds import (
-    DIAL_AGAIN_SECONDS,
-    MAX_CONNECTIONS_PER_PROVIDER,
-    MAX_JOINED_REQUEST_BYTES,
-    MAX_UPSTREAM_CONNECTIONS,
-    MAX_WAITING_PER_PROVIDER,
-    SWEEP_SECONDS,
-    UPSTREAM_IDLE_SECONDS,
-)
+from cliproxy.bounds import KIB
 from cliproxy.config.schema import Provider
 from cliproxy.dialects import Endpoint
 from cliproxy.egress.inject import BoundCredential
@@ -38,6 +30,14 @@ from cliproxy.egress.upstream import Connection
 from cliproxy.errors import CliproxyError, Unavailable, UpstreamError
 from cliproxy.providers.origin import Origin, parse_base_url
 from cliproxy.providers.table import facts_of
+
+MAX_JOINED_REQUEST_BYTES = 64 * KIB  # head and body are copied into one buffer up to here
+MAX_CONNECTIONS_PER_PROVIDER = 512
+MAX_UPSTREAM_CONNECTIONS = 2048  # of all providers; half of a common descriptor limit of 4096
+MAX_WAITING_PER_PROVIDER = 1024  # calls that wait for a connection
+DIAL_AGAIN_SECONDS = 0.02  # until a dialer that took no more questions is asked again
+UPSTREAM_IDLE_SECONDS = 55.0  # nginx and most load balancers close after 60 to 75; be first
+SWEEP_SECONDS = 1.0  # deadlines are looked at this often
 
 
 class Dialer(Protocol):

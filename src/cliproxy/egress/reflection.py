@@ -1,4 +1,4 @@
-"""Replace our own credential wherever a provider's answer contains it (ATTACKS: reflected secrets).
+"""Replace our own credential wherever a provider's answer contains it.
 
 What is found: the secret as it is, as JSON escapes it, percent-encoded, and inside base64 at each of the three alignments. What is not: a
 secret that a model spells out over several events, or that was transformed in another way. Bytes that may be the start of a secret which

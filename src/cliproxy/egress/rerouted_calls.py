@@ -6,8 +6,10 @@ over the same worker.
 
 from __future__ import annotations
 
-from cliproxy.bounds import MAX_REROUTED_CALLS, REROUTE_SECONDS
 from cliproxy.egress.call import Asked, Call, Progress
+
+MAX_REROUTED_CALLS = 4096  # calls that a worker was asked to write anew and has not sent again
+REROUTE_SECONDS = 10.0  # for it to do so and still count as the same call; writing one anew takes milliseconds
 
 
 class ReroutedCalls:

@@ -15,7 +15,8 @@ import re
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 
-from cliproxy.bounds import MAX_RETRY_AFTER_SECONDS
+MAX_RETRY_AFTER_SECONDS = 86400
+
 
 _NUMBER = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?")
 _DURATION = re.compile(r"(?:([0-9]{1,6})d)?(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m(?!s))?(?:([0-9]{1,9}(?:\.[0-9]{1,12})?)s)?(?:([0-9]{1,9}(?:\.[0-9]{1,9})?)ms)?")

@@ -12,9 +12,11 @@ import re
 import socket
 
 from cliproxy import __version__
-from cliproxy.bounds import MAX_TUNNEL_HEAD_BYTES
+from cliproxy.bounds import KIB
 from cliproxy.errors import UpstreamError
 from cliproxy.providers.origin import Origin
+
+MAX_TUNNEL_HEAD_BYTES = 8 * KIB  # a proxy's answer to CONNECT; curl takes 100 KiB, real ones have a few hundred bytes
 
 _SUCCESS = re.compile(rb"HTTP/1\.[01] 2\d\d(?: [^\r\n]*)?\r\n")
 _END = b"\r\n\r\n"

@@ -18,15 +18,7 @@ from typing import Protocol, cast
 
 import httptools
 
-from cliproxy.bounds import (
-    MAX_DATA_FRAME_BYTES,
-    MAX_ERROR_BODY_BYTES,
-    MAX_INTERIM_RESPONSES,
-    MAX_RESPONSE_BYTES,
-    MAX_RESPONSE_HEAD_BYTES,
-    MAX_RESPONSE_HEADERS,
-    MAX_RESPONSE_TRAILERS,
-)
+from cliproxy.bounds import KIB, MAX_DATA_FRAME_BYTES, MIB
 from cliproxy.config.schema import ProviderTimeouts
 from cliproxy.egress.answers import refusal_of, verify_media_type
 from cliproxy.egress.head import BrokenAnswer, read_head
@@ -34,6 +26,13 @@ from cliproxy.egress.sent import Sent
 from cliproxy.errors import UpstreamError
 from cliproxy.formats.event_stream import EventStreamDecoder
 from cliproxy.providers.facts import EVENT_STREAM, Framing
+
+MAX_ERROR_BODY_BYTES = 64 * KIB  # of a provider's error; what is longer is not read
+MAX_RESPONSE_HEAD_BYTES = 64 * KIB  # nginx allows 4 to 8 KiB, curl 300 KiB; providers send some 3 KiB
+MAX_RESPONSE_HEADERS = 128
+MAX_RESPONSE_TRAILERS = 16
+MAX_INTERIM_RESPONSES = 8  # 1xx before the answer
+MAX_RESPONSE_BYTES = 64 * MIB  # on the wire; an embeddings answer of 2,048 inputs is 60 MB
 
 
 class State(IntEnum):

@@ -12,19 +12,16 @@ from typing import Protocol
 
 import msgspec
 
-from cliproxy.bounds import (
-    MAX_ADDRESS_CHARS,
-    MAX_DATA_FRAME_BYTES,
-    MAX_REQUEST_BYTES_PER_WORKER,
-    MAX_REQUEST_ID_CHARS,
-    MAX_STREAMS_PER_CHANNEL,
-    MAX_TOKEN_COUNT,
-)
+from cliproxy.bounds import MAX_DATA_FRAME_BYTES, MAX_STREAMS_PER_CHANNEL, MAX_TOKEN_COUNT, MIB
 from cliproxy.egress.attempt import abort_of
 from cliproxy.egress.call import TRANSITIONS, Call, Event, State
 from cliproxy.egress.rooms import Room
 from cliproxy.errors import ChannelError, CliproxyError, Unavailable
 from cliproxy.ipc.mux import TO_EGRESS, CallHead, Hello, Kind, MuxChannel, Reroute, cancel_code
+
+MAX_REQUEST_BYTES_PER_WORKER = 128 * MIB  # bodies that egress holds for one worker until they are whole
+MAX_REQUEST_ID_CHARS = 64  # `x-request-id`, which a worker makes up; ours have 24
+MAX_ADDRESS_CHARS = 45  # an IPv6 address with a dotted quad; the kernel spells no longer one
 
 _CREDIT = struct.Struct("<I")
 _POLICY_ACK = struct.Struct("<q")

@@ -16,8 +16,11 @@ import zlib
 
 import msgspec
 
-from cliproxy.bounds import MAX_EVENT_BYTES, MAX_EVENT_HEADER_BYTES, MAX_EVENT_KINDS
+from cliproxy.bounds import KIB, MAX_EVENT_BYTES
 from cliproxy.errors import UpstreamError
+
+MAX_EVENT_KINDS = 16  # kinds of event of AWS's event stream whose headers are recognised; Bedrock has six
+MAX_EVENT_HEADER_BYTES = 4 * KIB  # headers of one message of AWS's event stream, which allows 128 KiB; Bedrock sends three of 80 bytes together
 
 _PRELUDE = struct.Struct(">III")
 _CRC = struct.Struct(">I")

@@ -11,8 +11,10 @@ import re
 
 import msgspec
 
-from cliproxy.bounds import MAX_FORM_PARTS, MAX_IDENTIFIER_CHARS, MAX_PART_HEAD_BYTES
+from cliproxy.bounds import KIB, MAX_FORM_PARTS, MAX_IDENTIFIER_CHARS
 from cliproxy.errors import SchemaError
+
+MAX_PART_HEAD_BYTES = 2 * KIB  # a disposition with a long file name and a media type
 
 BOUNDARY = b"cliproxy-form-2a6f0c51d98e4b7fa3e1"
 CONTENT_TYPE = b"multipart/form-data; boundary=" + BOUNDARY

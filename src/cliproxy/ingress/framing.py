@@ -20,9 +20,14 @@ from typing import Any, Final
 import httptools
 import msgspec
 
-from cliproxy.bounds import BODY_PIECES_PER_JOIN, MAX_CHUNK_LINE_BYTES, MAX_CHUNKS_PER_BODY, MAX_CONTENT_LENGTH_DIGITS, MAX_REPEATED_HEAD_BYTES
+from cliproxy.bounds import KIB, MAX_CONTENT_LENGTH_DIGITS
 from cliproxy.errors import FramingError
 from cliproxy.ingress.head import METHODS, REQUEST_LINE, Head, PartialHead, parse_head, partial_head_of, refuse
+
+MAX_CHUNK_LINE_BYTES = 10  # eight hexadecimal digits and CRLF; a longer size is an overflow attempt (CVE-2013-2028)
+MAX_CHUNKS_PER_BODY = 16 * KIB  # a Python turn per chunk: 16 ms of CPU; real clients send 8 KiB or more a chunk
+MAX_REPEATED_HEAD_BYTES = 4 * KIB  # of a head that a connection keeps to recognise its repetition; SDKs send below 1.5 KiB
+BODY_PIECES_PER_JOIN = 1024  # pieces of a body are joined in lots of these, so that single bytes don't cost 40 each
 
 
 class RawRequest(msgspec.Struct, frozen=True, gc=False):

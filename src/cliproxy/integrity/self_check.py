@@ -18,8 +18,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from cliproxy.bounds import MAX_PACKAGE_RECORD_BYTES, MAX_START_HOOK_BYTES
+from cliproxy.bounds import KIB, MIB
 from cliproxy.errors import ConfigError
+
+MAX_START_HOOK_BYTES = 64 * KIB  # a `.pth` file; known ones have 15 to 151 bytes
+MAX_PACKAGE_RECORD_BYTES = 4 * MIB  # a distribution's RECORD; of the large ones here 100 KiB
 
 # File name to the distribution that installs it. Whoever locks a dependency that brings one adds a line, having read the file.
 _KNOWN: Final = (

@@ -4,7 +4,7 @@ The receiver enforces the protocol: a channel is made with the union of messages
 else (an unknown tag, a wrong type, trailing bytes, a packet too long, too many) raises `ChannelError`, and the owner closes the channel
 and audits it. A full kernel queue is never waited for: `send` says `False`.
 
-Only channels made with `secrets=True` can encode or decode a `Secret` (DESIGN §2); elsewhere a `Secret` in a message raises `TypeError`.
+Only channels made with `secrets=True` can encode or decode a `Secret`; elsewhere a `Secret` in a message raises `TypeError`.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 A frame is `payload length (u32), kind (u8), stream (u32)`, little-endian, then the payload. Who may send what is a table: `TO_EGRESS` and
 `TO_WORKER`; a kind outside the receiver's table, a length above the bound or a payload that does not decode closes the channel.
 
-All frames of one loop turn leave in one write (`queue` collects, the loop's next turn writes): a write each made streams eight times dearer
-(DESIGN §7). Flow control is by credit: a sender of DATA holds at most `STREAM_WINDOW_BYTES` unacknowledged bytes a stream. A channel is `paused` when its
+All frames of one loop turn leave in one write (`queue` collects, the loop's next turn writes): a write each made streams eight times
+dearer. Flow control is by credit: a sender of DATA holds at most `STREAM_WINDOW_BYTES` unacknowledged bytes a stream. A channel is `paused` when its
 peer is behind, and also from `CHANNEL_HIGH_WATER_BYTES` on in one turn: hundreds of streams fill a channel before one byte is written.
 """
 
@@ -18,8 +18,12 @@ from typing import Annotated, Protocol, cast
 
 import msgspec
 
-from cliproxy.bounds import CHANNEL_HIGH_WATER_BYTES, MAX_CHANNEL_BACKLOG_BYTES, MAX_FRAME_BYTES
+from cliproxy.bounds import KIB, MIB
 from cliproxy.errors import ChannelError
+
+MAX_FRAME_BYTES = 128 * KIB  # a HEAD with an inline body of one DATA frame, and its fields
+CHANNEL_HIGH_WATER_BYTES = 1 * MIB  # unsent bytes above which upstream reading pauses
+MAX_CHANNEL_BACKLOG_BYTES = 64 * MIB  # unsent bytes above which the peer counts as dead and the channel is closed
 
 HEADER = struct.Struct("<IBI")
 HEADER_BYTES = HEADER.size

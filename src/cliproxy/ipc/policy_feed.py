@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import msgspec
 
 from cliproxy.auth.principals import Principal, PrincipalTable
-from cliproxy.bounds import POLICY_GRACE_SECONDS
 from cliproxy.errors import ChannelError, Unavailable
 from cliproxy.ipc.messages import POLICY_KEYS_PER_PACKET, KeyRecord, PolicyBegin, PolicyChange, PolicyEnd, PolicyKeys, PolicyRules
+
+POLICY_GRACE_SECONDS = 30.0  # docs/architecture.md: known keys go on that long when the policy feed is silent
 
 PolicyFrame = PolicyBegin | PolicyKeys | PolicyEnd | PolicyChange
 _decoder: msgspec.msgpack.Decoder[PolicyFrame] = msgspec.msgpack.Decoder(PolicyFrame)

@@ -20,10 +20,12 @@ import mmap
 import os
 import time
 
-from cliproxy.bounds import SHARED_RATE_SETS, SHARED_RATE_WAYS
 from cliproxy.errors import ChannelError
 from cliproxy.limits.gcra import in_nanoseconds
 from cliproxy.limits.locks import LOCKS_BYTES, Held, Locks
+
+SHARED_RATE_SETS = 65_536  # address buckets of a machine: 65,536 sets of 4 ways of 16 bytes are 4 MiB
+SHARED_RATE_WAYS = 4
 
 KEY_BYTES = 32
 _PAGE = 4096

@@ -15,7 +15,6 @@ from cliproxy.admin.control import ControlSocket
 from cliproxy.admin.service import AdminService, Gateway
 from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import AdminEvent, ChannelViolation, clip
-from cliproxy.bounds import COMMAND_LINGER_SECONDS, MAX_ADMIN_ANSWERS_PER_SECOND
 from cliproxy.config.schema import Settings, decode_settings
 from cliproxy.errors import ChannelError
 from cliproxy.ipc import commands
@@ -26,6 +25,9 @@ from cliproxy.processes.child import Boot, Control, Down, Up
 from cliproxy.processes.descriptors import channel
 from cliproxy.processes.role import Peer, Role, take_orders
 from cliproxy.processes.topology import ADMIN, AUDIT_FD, AdminDescriptors
+
+MAX_ADMIN_ANSWERS_PER_SECOND = 400.0  # of the vault or the auditor to admin; twice what it may ask
+COMMAND_LINGER_SECONDS = 30.0  # a gateway that was started for commands alone waits this long for the first one
 
 _ENDED = select.POLLHUP | select.POLLERR | select.POLLNVAL
 _TURN_MILLISECONDS = 1000  # deadlines are swept at least this often

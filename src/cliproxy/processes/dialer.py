@@ -16,7 +16,7 @@ from typing import Final
 
 from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import AddressDenied, ChannelViolation, DialerEvent, clip
-from cliproxy.bounds import MAX_DENIED_ADDRESSES, MAX_DIALS_PER_SECOND, MAX_PENDING_DIALS
+from cliproxy.bounds import MAX_DIALS_PER_SECOND, MAX_PENDING_DIALS
 from cliproxy.config.schema import Settings, decode_settings
 from cliproxy.dialer.race import Race
 from cliproxy.dialer.resolve import Resolved, Resolvers
@@ -28,6 +28,8 @@ from cliproxy.processes.child import Boot, Control
 from cliproxy.processes.descriptors import channel
 from cliproxy.processes.role import Peer, Role, take_orders
 from cliproxy.processes.topology import AUDIT_FD, DIALER, DialerDescriptors
+
+MAX_DENIED_ADDRESSES = 256  # forbidden addresses counted apart until they are in the log
 
 _QUESTIONS_PER_TURN: Final = 64  # of egress; what has to wait for room in its queue is at most so many answers and the dials under way
 

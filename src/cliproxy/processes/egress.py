@@ -11,7 +11,7 @@ import time
 from typing import Final
 
 from cliproxy.audit.client import AuditClient
-from cliproxy.bounds import AUDIT_POLL_SECONDS, MAX_VAULT_MESSAGES_PER_SECOND, VAULT_SILENT_SECONDS
+from cliproxy.bounds import VAULT_SILENT_SECONDS
 from cliproxy.config.schema import Settings, decode_settings
 from cliproxy.egress.admission import Admission
 from cliproxy.egress.authorise import Authoriser
@@ -47,6 +47,9 @@ from cliproxy.processes.lines import fault_reporter, say
 from cliproxy.processes.role import Peer, Role, attend
 from cliproxy.processes.topology import EGRESS, EgressDescriptors
 from cliproxy.sandbox.loop import make_event_loop
+
+AUDIT_POLL_SECONDS = 0.05  # how often egress takes in the auditor's acknowledgements
+MAX_VAULT_MESSAGES_PER_SECOND = 20_000  # a snapshot of a million keys is 16,000 packets
 
 VAULT_MESSAGES_PER_TURN: Final = 256  # a snapshot of 100,000 keys is 1,600; calls go on between
 

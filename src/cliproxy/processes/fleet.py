@@ -14,13 +14,18 @@ from enum import Enum, auto
 
 import msgspec
 
-from cliproxy.bounds import RESTART_FIRST_SECONDS, RESTART_LONGEST_SECONDS, STABLE_SECONDS, START_SECONDS, WORKER_NUMBERS
+from cliproxy.bounds import WORKER_NUMBERS
 from cliproxy.ipc.control import Down, SupervisorControl
 from cliproxy.ipc.silence import Silence
 from cliproxy.processes.boot import Boot, encode_boot, seal
 from cliproxy.processes.spawn import lift, spawn
 from cliproxy.processes.topology import BOOT_FD, CONTROL_FD, HUNG_SECONDS, WORKER
 from cliproxy.processes.wiring import Member, Wiring
+
+START_SECONDS = 30.0  # from spawn to READY; ten times what a busy one-core machine needs
+RESTART_FIRST_SECONDS = 0.1  # recovers well within 2 s
+RESTART_LONGEST_SECONDS = 30.0  # docs/architecture.md
+STABLE_SECONDS = 30.0  # served that long: the next death is the first again
 
 
 class State(Enum):

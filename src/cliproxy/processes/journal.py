@@ -13,8 +13,9 @@ from collections import deque
 
 from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import SupervisorEvent
-from cliproxy.bounds import MAX_PENDING_EVENTS
 from cliproxy.processes.spawn import lift
+
+MAX_PENDING_EVENTS = 1024  # of the supervisor, while the auditor is away
 
 _CLOSED = select.POLLHUP | select.POLLERR | select.POLLNVAL
 

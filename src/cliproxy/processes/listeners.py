@@ -12,10 +12,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from cliproxy.bounds import LISTEN_BACKLOG, MAX_LISTENERS, PORT_RELEASE_SECONDS
+from cliproxy.bounds import MAX_LISTENERS
 from cliproxy.config.schema import Server
 from cliproxy.errors import ConfigError
 from cliproxy.processes.spawn import lift
+
+LISTEN_BACKLOG = 1024  # the kernel's own cap (net.core.somaxconn) is 4096
+PORT_RELEASE_SECONDS = 1.0  # for the processes of a killed gateway to let go of the port
 
 _FIRST_INHERITED_FD: Final = 3  # SD_LISTEN_FDS_START
 _RETRY_SECONDS: Final = 0.05

@@ -6,11 +6,12 @@ from typing import Protocol
 
 from cliproxy.audit.cycle import Cycle
 from cliproxy.audit.log import LogWriter
-from cliproxy.bounds import AUDIT_QUERIES_PER_SECOND
 from cliproxy.errors import ChannelError
 from cliproxy.ipc.commands import AdminToAuditor, Answered, AuditorAnswer, AuditStatus, CheckpointTaken, GetAuditStatus, Refused
 from cliproxy.processes.role import Peer
 from cliproxy.processes.topology import ADMIN, AuditorDescriptors
+
+AUDIT_QUERIES_PER_SECOND = 200.0  # admin's questions
 
 _QUESTIONS_PER_TURN = 8
 _WAITING = 64  # questions for a checkpoint at once

@@ -19,12 +19,7 @@ from typing import Protocol
 
 import msgspec
 
-from cliproxy.bounds import (
-    LOADER_SECONDS,
-    MAX_LOADER_LINE_BYTES,
-    MAX_START_DEATHS,
-    PREPARE_SECONDS,
-)
+from cliproxy.bounds import LOADER_SECONDS, MAX_LOADER_LINE_BYTES, MAX_START_DEATHS
 from cliproxy.config.schema import Settings, decode_settings
 from cliproxy.errors import EXIT_CONFIG, ChannelError, ConfigError
 from cliproxy.ipc.control import Down, Up
@@ -34,6 +29,8 @@ from cliproxy.processes.listeners import Listeners, open_listeners
 from cliproxy.processes.loader_protocol import LOADER, RESULT_FD
 from cliproxy.processes.spawn import lift, spawn
 from cliproxy.processes.topology import WORKER
+
+PREPARE_SECONDS = 10.0  # from PREPARE to the last PREPARED; from COMMIT to new workers READY
 
 
 class InForce(msgspec.Struct, frozen=True):

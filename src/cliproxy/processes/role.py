@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
-from cliproxy.bounds import ORPHAN_SECONDS
 from cliproxy.config.schema import Settings, decode_settings
 from cliproxy.errors import ChannelError, CliproxyError
 from cliproxy.ipc.channel import ChannelClosed, PacketChannel
@@ -36,6 +35,8 @@ from cliproxy.processes.topology import CHANNELS, ORDERS, RECONFIGURED
 
 if TYPE_CHECKING:
     import asyncio  # processes with a poll loop do not load it
+
+ORPHAN_SECONDS = 45.0  # without a channel that a process needs; longer than the supervisor's longest back-off (30 s)
 
 T = TypeVar("T")
 Incoming = TypeVar("Incoming")

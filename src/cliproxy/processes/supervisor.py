@@ -25,15 +25,7 @@ from typing import Final
 
 from cliproxy import __version__
 from cliproxy.audit.events import ChannelViolation, ConfigurationChange, Process
-from cliproxy.bounds import (
-    DRAIN_GRACE_SECONDS,
-    MAX_DESCRIPTORS,
-    MAX_DRAINING_GENERATIONS,
-    MAX_START_DEATHS,
-    MIN_DESCRIPTORS,
-    STOP_NOW_SECONDS,
-    STOP_SECONDS,
-)
+from cliproxy.bounds import MAX_DRAINING_GENERATIONS, MAX_START_DEATHS
 from cliproxy.config.schema import decode_settings
 from cliproxy.errors import EXIT_CONFIG, ChannelError, ConfigError
 from cliproxy.ipc.control import Down, Report, Up
@@ -65,6 +57,12 @@ from cliproxy.processes.topology import (
     uid_offset,
 )
 from cliproxy.processes.wiring import Member
+
+STOP_SECONDS = 5.0  # from STOP to SIGKILL
+STOP_NOW_SECONDS = 1.0  # the same after a second signal
+DRAIN_GRACE_SECONDS = 2.0  # beyond the drain timeout, for the worker to end by itself
+MIN_DESCRIPTORS = 1024  # of the hard limit
+MAX_DESCRIPTORS = 65536  # what we raise the soft limit to; two for each of 4096 connections, and room
 
 _SIGNALS: Final = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _STOP_ORDER: Final = (WORKER, EGRESS, DIALER, VAULT, ADMIN, AUDITOR)

@@ -19,14 +19,7 @@ from typing import Any, Final
 from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import ChannelViolation, VaultEvent, clip
 from cliproxy.audit.files import has_entries, logs_of
-from cliproxy.bounds import (
-    ADMIN_REQUESTS_PER_SECOND,
-    COOLDOWN_FLUSH_SECONDS,
-    EGRESS_MESSAGES_PER_SECOND,
-    LAST_USE_FLUSH_SECONDS,
-    MAX_FEED_BACKLOG,
-    VAULT_ALIVE_SECONDS,
-)
+from cliproxy.bounds import MAX_FEED_BACKLOG
 from cliproxy.config.schema import Settings, decode_settings
 from cliproxy.errors import ChannelError, ConfigError, Unavailable, VaultError
 from cliproxy.ipc.channel import ChannelClosed, PacketChannel
@@ -58,6 +51,12 @@ from cliproxy.vault.log_anchor import LogAnchor
 from cliproxy.vault.master_key import from_memfd
 from cliproxy.vault.service import VaultService
 from cliproxy.vault.store import Anchored, Store, create_store, open_store
+
+VAULT_ALIVE_SECONDS = 1.0
+LAST_USE_FLUSH_SECONDS = 60.0  # last-use times are written once a minute, not per call
+COOLDOWN_FLUSH_SECONDS = 10.0  # what kill -9 of everything loses of cooldowns; each writing is two lines in the log
+ADMIN_REQUESTS_PER_SECOND = 200.0  # the control socket passes at most as many
+EGRESS_MESSAGES_PER_SECOND = 200.0  # hellos, acknowledgements, last use: a handful in normal times
 
 _HANDSHAKES_PER_SECOND: Final = 4.0
 _MESSAGES_PER_TURN: Final = 64

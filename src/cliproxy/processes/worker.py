@@ -12,7 +12,6 @@ import time
 
 from cliproxy.audit.client import AuditClient
 from cliproxy.audit.events import ChannelViolation, clip
-from cliproxy.bounds import ACCEPT_ANYWAY_SECONDS, DRAIN_POLL_SECONDS, READY_POLL_SECONDS
 from cliproxy.config import schema
 from cliproxy.config.schema import Settings, decode_settings
 from cliproxy.dataplane.exchange import Exchange
@@ -31,6 +30,10 @@ from cliproxy.processes.lines import describe, fault_reporter, say
 from cliproxy.processes.role import Role, attend
 from cliproxy.processes.topology import WORKER, WorkerDescriptors
 from cliproxy.sandbox.loop import make_event_loop
+
+DRAIN_POLL_SECONDS = 0.05  # how often a draining process looks whether it is done
+READY_POLL_SECONDS = 0.01  # how often a starting worker looks whether the others serve
+ACCEPT_ANYWAY_SECONDS = 2.0  # a starting worker accepts connections after this even when the others do not serve, to say so (503, /healthz)
 
 
 class Worker:

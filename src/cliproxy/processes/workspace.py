@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from cliproxy.audit.files import CHECKPOINTS, segment_name, segment_numbers
-from cliproxy.bounds import CONTROL_BACKLOG
 from cliproxy.errors import AuditError, ConfigError
 from cliproxy.processes.spawn import lift
+
+CONTROL_BACKLOG = 16
 
 CONTROL_SOCKET: Final = "control.sock"
 _LOCK: Final = "lock"

@@ -2,7 +2,7 @@
 
 `build_head` is the only source of outbound request lines and headers: its inputs are these facts, the operator's settings, the credential and the
 upstream's name of the model. Nothing else that a client or a worker sent can get into it, and the model's name only as one percent-encoded piece of
-one path segment: it can add no segment, no query, no dot segment and no line (ATTACKS: host and path confusion).
+one path segment: it can add no segment, no query, no dot segment and no line.
 """
 
 from __future__ import annotations

@@ -12,8 +12,10 @@ import re
 
 import msgspec
 
-from cliproxy.bounds import MAX_BASE_URL_CHARS, MAX_HOST_CHARS
+from cliproxy.bounds import MAX_HOST_CHARS
 from cliproxy.errors import ConfigError
+
+MAX_BASE_URL_CHARS = 2048
 
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 _URL = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9.-]+)(?::([0-9]{1,5}))?((?:/[A-Za-z0-9._~!$&'()*+,;=:@-]*)*)")

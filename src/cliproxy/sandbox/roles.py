@@ -1,4 +1,4 @@
-"""Which system calls each process may make, and with which arguments. One table per role, read together with DESIGN §2 ("may never").
+"""Which system calls each process may make, and with which arguments. One table per role, read together with docs/architecture.md ("may never").
 
 A call that is not here fails: EPERM when the kernel's tables know it, ENOSYS when they do not (so that a libc falls back), and what a process could only do
 after it was taken over (running a program, tracing, mounting, opening what its row forbids) kills it, which the supervisor counts.

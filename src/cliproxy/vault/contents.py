@@ -17,7 +17,7 @@ from typing import TypeVar
 import msgspec
 
 from cliproxy.audit.events import CredentialChange, KeyChange, PolicyChange, VaultEvent, clip
-from cliproxy.bounds import MAX_CLIENT_KEYS, MAX_CREDENTIALS
+from cliproxy.bounds import MAX_CLIENT_KEYS
 from cliproxy.errors import VaultConflict
 from cliproxy.ipc import messages
 from cliproxy.ipc.commands import AddCredential, CreateKey, CredentialInfo, KeyInfo
@@ -49,6 +49,8 @@ from cliproxy.vault.records import (
     verify_rules,
 )
 from cliproxy.vault.store import Anchor, Store, Write
+
+MAX_CREDENTIALS = 1000
 
 _KEY_ID = re.compile(r"key_[0-9a-f]{16}")
 _FEW_ENTRIES = 4  # what a writing of ours puts into the log, and room: so many more are not worth another

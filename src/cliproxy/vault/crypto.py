@@ -36,9 +36,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from cliproxy.bounds import MAX_ENVELOPE_BYTES
+from cliproxy.bounds import MIB
 from cliproxy.errors import EnvelopeError
 from cliproxy.secret import Secret
+
+MAX_ENVELOPE_BYTES = MIB  # one sealed record
 
 ENVELOPE_FORMAT = 1
 BOX_FORMAT = 1

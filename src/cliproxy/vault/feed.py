@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from cliproxy.audit.events import CredentialAccess, VaultEvent, clip
-from cliproxy.bounds import COOLDOWNS_PER_PACKET, MAX_FEED_BACKLOG, MAX_PACKED_BYTES
+from cliproxy.bounds import COOLDOWNS_PER_PACKET, KIB, MAX_FEED_BACKLOG
 from cliproxy.ipc.messages import (
     POLICY_KEYS_PER_PACKET,
     CooldownRecord,
@@ -27,6 +27,8 @@ from cliproxy.ipc.messages import (
     Withdraw,
 )
 from cliproxy.vault.contents import Contents
+
+MAX_PACKED_BYTES = 40 * KIB  # keys or list items in one packet: with its frame well below MAX_CONTROL_MESSAGE_BYTES
 
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()

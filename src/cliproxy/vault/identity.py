@@ -14,10 +14,11 @@ from pathlib import Path
 
 import msgspec
 
-from cliproxy.bounds import MAX_VAULT_IDENTITY_BYTES
 from cliproxy.errors import ConfigError
 from cliproxy.secure_files import read_private_file, write_private_file
 from cliproxy.vault.keyring import Keyring
+
+MAX_VAULT_IDENTITY_BYTES = 512  # auths/vault.pub: one line
 
 FILE_NAME = "vault.pub"
 _LINE = re.compile(rb"cliproxy-vault 1 ([0-9a-f]{32}) ([A-Za-z0-9+/]{43}=)\n")

@@ -20,10 +20,12 @@ from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
-from cliproxy.bounds import MASTER_KEY_BYTES, MAX_MASTER_KEY_FILE_BYTES
+from cliproxy.bounds import MAX_MASTER_KEY_FILE_BYTES
 from cliproxy.errors import ConfigError
 from cliproxy.secret import Secret
 from cliproxy.secure_files import read_private_file, write_private_file
+
+MASTER_KEY_BYTES = 32  # AES-256
 
 ENVIRONMENT_VARIABLE = "CLIPROXY_MASTER_KEY"  # the caller removes it from the environment as soon as it was read
 SYSTEMD_CREDENTIAL = "cliproxy-master-key"  # systemd.exec(5), LoadCredential=

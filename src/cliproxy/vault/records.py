@@ -11,12 +11,12 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from cliproxy.bounds import (
+    KIB,
     MAX_BLOCKED_NETWORKS,
     MAX_CREDENTIAL_SECRET_BYTES,
     MAX_DISABLED_PROVIDERS,
     MAX_KEY_MODELS,
     MAX_KEY_NETWORKS,
-    MAX_KEY_RECORD_BYTES,
     MAX_LABEL_CHARS,
     MAX_MODEL_CHARS,
 )
@@ -24,6 +24,8 @@ from cliproxy.config.addresses import complaint_about_network
 from cliproxy.errors import EnvelopeError, VaultConflict
 from cliproxy.ipc.messages import CooldownRecord, KeyRecord, PolicyRules
 from cliproxy.secret import Secret
+
+MAX_KEY_RECORD_BYTES = 16 * KIB  # one client key with its models and networks
 
 CLIENT_KEY: Final = "client_key"
 CREDENTIAL: Final = "credential"

@@ -12,7 +12,6 @@ from typing import Any, Final
 import msgspec
 
 from cliproxy.audit.events import CredentialChange, KeyChange, PolicyChange, VaultEvent
-from cliproxy.bounds import REVOKE_WAIT_SECONDS
 from cliproxy.config.schema import Provider
 from cliproxy.errors import EnvelopeError, TamperedVault, Unavailable, VaultConflict, VaultError
 from cliproxy.ipc import commands, messages
@@ -21,6 +20,8 @@ from cliproxy.ipc.messages import PolicyAck
 from cliproxy.providers.origin import parse_base_url
 from cliproxy.vault.contents import Contents
 from cliproxy.vault.feed import Feed, GrantDue, packed
+
+REVOKE_WAIT_SECONDS = 2.0  # egress answers after one second with the workers that had acknowledged; a commit on a slow disk comes before that
 
 _NONE = PolicyAck(number=0, workers=0, of_workers=0, streams_ended=0)
 _Answer = Callable[[PolicyAck | None], VaultAnswer]

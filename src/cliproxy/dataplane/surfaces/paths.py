@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from cliproxy.bounds import MAX_MODEL_NAME_CHARS, MAX_QUERY_VALUE_BYTES
+from cliproxy.bounds import MAX_MODEL_NAME_CHARS
 from cliproxy.errors import NotFound
+
+MAX_QUERY_VALUE_BYTES = 256  # percent-encoded; a key of 53 bytes has 159 at most
 
 MODELS: Final = b"/v1/models"  # of more than one vendor: who asks decides
 MODEL_PREFIX: Final = b"/v1/models/"

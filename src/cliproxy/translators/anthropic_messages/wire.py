@@ -12,14 +12,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from cliproxy.bounds import (
-    MAX_ANTHROPIC_STOP_SEQUENCES,
-    MAX_ANTHROPIC_TOOLS,
-    MAX_FUNCTION_NAME_CHARS,
-    MAX_IDENTIFIER_CHARS,
-    MAX_KEYWORD_CHARS,
-    MAX_MODEL_NAME_CHARS,
-)
+from cliproxy.bounds import MAX_FUNCTION_NAME_CHARS, MAX_IDENTIFIER_CHARS, MAX_KEYWORD_CHARS, MAX_MODEL_NAME_CHARS
+
+MAX_ANTHROPIC_TOOLS = 1024  # Anthropic names no bound; clients that connect tool servers send some hundreds
+MAX_ANTHROPIC_STOP_SEQUENCES = 8191  # Bedrock's bound for Anthropic's models
 
 ModelName = Annotated[str, Meta(min_length=1, max_length=MAX_MODEL_NAME_CHARS)]
 ToolName = Annotated[str, Meta(min_length=1, max_length=MAX_FUNCTION_NAME_CHARS)]

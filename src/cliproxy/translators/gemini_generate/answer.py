@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from cliproxy.bounds import MAX_CITATIONS, MAX_CITED_TEXT_BYTES, MAX_IDENTIFIER_CHARS
+from cliproxy.bounds import KIB, MAX_CITATIONS, MAX_IDENTIFIER_CHARS
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
 from cliproxy.formats.json_bounds import answer_as
@@ -46,6 +46,8 @@ from cliproxy.translators.gemini_generate.answer_wire import (
 from cliproxy.translators.gemini_generate.media import standard_base64
 from cliproxy.translators.gemini_generate.request import GeminiRequest
 from cliproxy.translators.gemini_generate.signatures import tag_of
+
+MAX_CITED_TEXT_BYTES = 256 * KIB  # of a text whose sources' places are counted over from bytes to characters; each count reads it
 
 # --- reasons to stop ---------------------------------------------------------------------------------------------------
 

@@ -15,15 +15,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from cliproxy.bounds import (
-    MAX_CHOICES,
-    MAX_FUNCTION_NAME_CHARS,
-    MAX_GEMINI_FUNCTIONS,
-    MAX_GEMINI_STOP_SEQUENCES,
-    MAX_IDENTIFIER_CHARS,
-    MAX_KEYWORD_CHARS,
-    MAX_METADATA_ENTRIES,
-)
+from cliproxy.bounds import MAX_CHOICES, MAX_FUNCTION_NAME_CHARS, MAX_GEMINI_STOP_SEQUENCES, MAX_IDENTIFIER_CHARS, MAX_KEYWORD_CHARS, MAX_METADATA_ENTRIES
+
+MAX_GEMINI_FUNCTIONS = 512  # Gemini: `functionDeclarations` of one request
 
 FunctionName = Annotated[str, Meta(min_length=1, max_length=MAX_FUNCTION_NAME_CHARS)]
 Identifier = Annotated[str, Meta(max_length=MAX_IDENTIFIER_CHARS)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from cliproxy.bounds import MAX_CITATIONS, MAX_HELD_CHARS
+from cliproxy.bounds import MAX_CITATIONS, MIB
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
 from cliproxy.metering.usage import Usage
@@ -41,6 +41,8 @@ from cliproxy.translators.gemini_generate.answer import (
 from cliproxy.translators.gemini_generate.errors import rpc_name
 from cliproxy.translators.gemini_generate.read_stream import data_of
 from cliproxy.translators.gemini_generate.request import GeminiRequest
+
+MAX_HELD_CHARS = 4 * MIB  # of tool calls and signed thoughts under way in one stream, for a client whose dialect tells them whole
 
 # White space between the elements of an array, an event without data between events: ignored in both forms. Google's Python SDK takes a comment for JSON and
 # raises.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-from cliproxy.bounds import ARGUMENT_PIECES_PER_JOIN, MAX_ANSWER_PARTS, MAX_KEPT_CHARS
+from cliproxy.bounds import MAX_ANSWER_PARTS, MIB
 from cliproxy.dialects import Dialect
 from cliproxy.errors import UpstreamError
 from cliproxy.translators.conversation import (
@@ -31,6 +31,9 @@ from cliproxy.translators.conversation import (
     verify_arguments,
 )
 from cliproxy.translators.openai_chat.answer_parts import stop_of
+
+MAX_KEPT_CHARS = 8 * MIB  # OpenAI chat: of one stream's tool calls until they are whole, and of what waits for them; a large source file is 1 MiB
+ARGUMENT_PIECES_PER_JOIN = 1024  # pieces of a tool call's JSON are joined in lots of these, as those of events are
 
 
 class Kind(Enum):

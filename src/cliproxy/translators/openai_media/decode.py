@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cliproxy.bounds import MAX_CHAT_VALUES, MAX_FORM_VALUE_BYTES, MAX_MODEL_NAME_CHARS
+from cliproxy.bounds import KIB, MAX_CHAT_VALUES, MAX_MODEL_NAME_CHARS
 from cliproxy.errors import SchemaError, UnsupportedFeature
 from cliproxy.formats.form import Part, encode_form, parse_form
 from cliproxy.formats.json_bounds import decode_json, encode_json
@@ -24,6 +24,8 @@ from cliproxy.translators.openai_media.wire import (
     SpeechBody,
 )
 from cliproxy.translators.schema import convert, verify_unknown_fields
+
+MAX_FORM_VALUE_BYTES = 64 * KIB  # of a field that is no file; OpenAI's prompts have 224 tokens, speakers' samples are data URLs of seconds
 
 IMAGE_OUTPUT_TOKENS = 1056  # OpenAI, gpt-image: a square picture of medium quality
 SPEECH_TOKENS_PER_TEXT_TOKEN = 5  # 20 tokens a second of speech, at some 4 tokens of text a second

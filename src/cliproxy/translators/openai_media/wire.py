@@ -11,7 +11,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from cliproxy.bounds import MAX_IDENTIFIER_CHARS, MAX_IMAGE_PROMPT_CHARS, MAX_KEYWORD_CHARS, MAX_MODEL_NAME_CHARS, MAX_SPEECH_INPUT_CHARS
+from cliproxy.bounds import MAX_IDENTIFIER_CHARS, MAX_KEYWORD_CHARS, MAX_MODEL_NAME_CHARS
+
+MAX_IMAGE_PROMPT_CHARS = 32_000  # OpenAI: gpt-image
+MAX_SPEECH_INPUT_CHARS = 4096  # OpenAI: `input`
 
 ModelName = Annotated[str, Meta(min_length=1, max_length=MAX_MODEL_NAME_CHARS)]
 Keyword = Annotated[str, Meta(max_length=MAX_KEYWORD_CHARS)]

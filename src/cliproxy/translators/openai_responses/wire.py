@@ -12,15 +12,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from cliproxy.bounds import (
-    MAX_FUNCTION_NAME_CHARS,
-    MAX_IDENTIFIER_CHARS,
-    MAX_KEYWORD_CHARS,
-    MAX_METADATA_ENTRIES,
-    MAX_MODEL_NAME_CHARS,
-    MAX_RESPONSES_INCLUDES,
-    MAX_TOOLS,
-)
+from cliproxy.bounds import MAX_FUNCTION_NAME_CHARS, MAX_IDENTIFIER_CHARS, MAX_KEYWORD_CHARS, MAX_METADATA_ENTRIES, MAX_MODEL_NAME_CHARS, MAX_TOOLS
+
+MAX_RESPONSES_INCLUDES = 32  # OpenAI responses: `include`, of which the vendor documents eight
 
 ModelName = Annotated[str, Meta(min_length=1, max_length=MAX_MODEL_NAME_CHARS)]
 FunctionName = Annotated[str, Meta(min_length=1, max_length=MAX_FUNCTION_NAME_CHARS)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from cliproxy.bounds import EVENT_PIECES_PER_JOIN, MAX_RESPONSES_EVENT_BYTES, MAX_WRITTEN_RESPONSE_BYTES
+from cliproxy.bounds import EVENT_PIECES_PER_JOIN, MAX_RESPONSES_EVENT_BYTES, MIB
 from cliproxy.errors import UpstreamError
 from cliproxy.formats.sse import EventSplitter
 from cliproxy.metering.usage import Usage
@@ -39,6 +39,8 @@ from cliproxy.translators.openai_responses import answer_parts
 from cliproxy.translators.openai_responses.answer import Envelope, reasoning_id, status_of
 from cliproxy.translators.openai_responses.request import ResponsesRequest
 from cliproxy.translators.openai_responses.signatures import Kind, tag
+
+MAX_WRITTEN_RESPONSE_BYTES = 8 * MIB  # OpenAI responses: output that a translated stream keeps for its last event; 128,000 tokens are 0.5 MiB, a picture 4
 
 _encode = msgspec.json.Encoder().encode
 
