@@ -83,6 +83,10 @@ def test_a_pin_is_private_outside_the_home_and_never_overwritten(disk: Path, hom
         open_pin(disk / "other", str(home), may_create=False)
     with pytest.raises(ConfigError, match="lies in the home"):
         open_pin(home / "logs" / "pin", str(home), may_create=True)
+    (disk / "elsewhere").symlink_to(home / "logs")
+    for inside in (disk / "elsewhere" / "pin", disk / ".." / home.relative_to(disk.parent) / "logs" / "pin"):
+        with pytest.raises(ConfigError, match="lies in the home"):
+            open_pin(inside, str(home), may_create=True)
     (disk / "pin").chmod(0o640)
     with pytest.raises(ConfigError, match="chmod 600"):
         open_pin(disk / "pin", str(home), may_create=False)

@@ -596,6 +596,20 @@ def test_a_reroute_counts_anew_for_another_request_and_after_its_time() -> None:
     in_a_loop(test)
 
 
+def test_the_late_end_of_a_replaced_channel_forgets_nothing_of_its_successor() -> None:
+    def test() -> None:
+        case = Case(MIXED)
+        before = case.worker
+        case.worker = case.dispatcher.worker(0, max_body_bytes=1 << 20)
+        case.dispatcher._rerouted.calls[0, "req_1"] = (Call(case.worker, 1, State.DECIDING, b""), time.monotonic() + 9)
+        case.dispatcher.worker_lost(before, None)
+        assert list(case.dispatcher._rerouted.calls) == [(0, "req_1")]
+        case.dispatcher.worker_lost(case.worker, None)
+        assert not case.dispatcher._rerouted.calls
+
+    in_a_loop(test)
+
+
 def test_a_call_written_for_a_profile_that_the_route_does_not_have_is_sent_back_for_one_that_it_has() -> None:
     def test() -> None:
         case = Case()

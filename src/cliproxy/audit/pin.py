@@ -110,7 +110,8 @@ def read_pin(path: Path) -> Pinned:
 
 def verify_place(path: Path, home: str) -> None:
     """Raise `ConfigError` when the pin would lie in the home: whoever puts the home back would put it back too."""
-    if any(path.is_relative_to(Path(home) / name) for name in _DIRECTORIES):
+    place = path.resolve()
+    if any(place.is_relative_to(Path(home).resolve() / name) for name in _DIRECTORIES):
         raise ConfigError("lies in the home that it watches", cure="name a file on another disk", key="audit.pin")
 
 

@@ -95,6 +95,7 @@ class Dispatcher:
         if old is not None:
             old.withdraw_all()
             old.channel.close()
+            self._rerouted.forget(index)
         fresh = self._workers[index] = WorkerChannel(index, self, build=self._build, max_body_bytes=max_body_bytes)
         return fresh
 
@@ -104,7 +105,7 @@ class Dispatcher:
     def worker_lost(self, worker: WorkerChannel, error: ChannelError | None) -> None:
         if self._workers.get(worker.index) is worker:
             del self._workers[worker.index]
-        self._rerouted.forget(worker.index)
+            self._rerouted.forget(worker.index)  # a late end of a channel that was replaced is not the successor's
         if error is not None:
             self.violation(f"worker {worker.index}", error)
         self._relay.acknowledge_if_complete()
