@@ -91,7 +91,7 @@ def test_a_flood_without_a_key_refuses_no_good_key_of_the_same_address(gateway: 
             with WireClient(gateway.port) as client:
                 answered[client.ask("GET", "/v1/models", key=gateway.key).status] += 1
     assert answered == {200: 120}
-    assert set(flood.statuses) == {status, 429}
+    assert flood.statuses[429] and set(flood.statuses) <= {status, 429}  # all of it, where the flood before has emptied the bucket
     assert flood.statuses[status] <= BURST + RATE * flood.seconds + WORKERS, "strangers have the specification's numbers"
 
 

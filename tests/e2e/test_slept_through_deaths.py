@@ -71,7 +71,6 @@ def test_a_process_that_slept_through_two_deaths_of_a_peer_goes_on_with_its_succ
             wait_for_successor(gateway, victim, before)
             if sleeper in ("auditor", "admin") and (one := answered(gateway, seconds=PATIENCE_SECONDS)) is not None:
                 told.append(one)  # what an egress that dies again told the sleeping auditor is not lost either
-                time.sleep(0.1)  # an outcome rides for 10 ms (ADR 0148): one that the auditor was told of is meant
             else:
                 time.sleep(0.5)
     finally:

@@ -2,8 +2,8 @@
 
 A turn: the intents of all calls that were authorised in it go to the auditor in one packet (more, if they don't fit); only then does anything leave. A call
 whose intent is not taken at once waits, in order and bounded, and is refused (503) when the auditor's deadline has passed or the auditor has failed; it does
-not leave before. Outcomes ride in the packet of the next intents, or go by themselves when none come within `OUTCOMES_RIDE_SECONDS`; those that the auditor
-does not take wait, bounded, and no new call is taken while they do.
+not leave before. Outcomes are collected the same way and go out at the end of the turn in which attempts ended; those that the auditor does not take wait,
+bounded, and no new call is taken while they do.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
-from itertools import islice
 from typing import Protocol
 
 from cliproxy.audit.client import AuditClient
@@ -28,8 +26,7 @@ AUDIT_AGAIN_SECONDS = 0.005  # until intents that the auditor's full queue did n
 MAX_BYTES_AWAITING_AUDIT = 64 * MIB  # of request bodies whose intents the auditor has not taken; more, and they are refused at once
 
 NO_AUDIT = Unavailable("The gateway cannot record this call and so does not make it; try again in a moment.", code="audit_unavailable")
-OUTCOMES_RIDE_SECONDS = 0.01  # half of what the auditor lets a batch linger; an egress that dies takes outcomes of so long with it (ADR 0148)
-_EVENTS_TO_A_BATCH = 256  # about one packet
+_INTENTS_TO_A_BATCH = 256  # about one packet
 
 
 class Departures(Protocol):
@@ -45,7 +42,7 @@ class Departures(Protocol):
 class AuditGate:
     """Intents and outcomes of one egress process, by the turn. `outcomes` are those that the auditor has not taken."""
 
-    __slots__ = ("_audit", "_departures", "_flush_due", "_intents", "_looks_again", "_loop", "_rides", "outcomes")
+    __slots__ = ("_audit", "_departures", "_flush_due", "_intents", "_looks_again", "_loop", "outcomes")
 
     def __init__(self, audit: AuditClient, departures: Departures, *, loop: asyncio.AbstractEventLoop) -> None:
         self._audit = audit
@@ -55,7 +52,6 @@ class AuditGate:
         self.outcomes: deque[ProviderOutcome] = deque()
         self._flush_due = False
         self._looks_again = False
-        self._rides = False  # a timer waits for outcomes to have found no intents to ride with
 
     def healthy(self, now: float) -> bool:
         """Whether the auditor can be relied on."""
@@ -66,10 +62,10 @@ class AuditGate:
         self._intents.append(request)
         if not self._flush_due:
             self._flush_due = True
-            self._loop.call_soon(self._turn_ends)
+            self._loop.call_soon(self.flush)
 
     def tell(self, request: AuthorizedRequest, outcome: Outcome) -> None:
-        """Tell the auditor, with the next intents or soon, how an attempt ended."""
+        """Tell the auditor at the end of this turn how an attempt ended."""
         usage = outcome.usage
         self.outcomes.append(
             ProviderOutcome(
@@ -83,35 +79,28 @@ class AuditGate:
                 status=outcome.status,
             )
         )
-        if not self._rides:
-            self._rides = True
-            self._loop.call_later(OUTCOMES_RIDE_SECONDS, self._ride_ends)
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self.flush)
 
     def violation(self, peer: str, error: ChannelError) -> None:
         """Record that a peer broke the protocol."""
         self._audit.offer([ChannelViolation(peer=peer, reason=clip(str(error)))])
 
     def flush(self) -> None:
-        """Offer everything that waits: intents, then what they tell of; and outcomes."""
+        """The end of a turn: intents, then what they tell of; and the outcomes."""
+        self._flush_due = False
         try:
-            self._turn_ends()
+            if self._intents:
+                self._let_through(time.monotonic())
         finally:
-            self.offer_outcomes()
+            if self.outcomes:
+                self.offer_outcomes()
 
     def offer_outcomes(self) -> None:
         """Offer what is known of attempts that ended; what is not taken waits."""
-        outcomes = self.outcomes
-        while outcomes and self._offer_outcomes(()) == _EVENTS_TO_A_BATCH:
-            pass
-
-    def _turn_ends(self) -> None:
-        self._flush_due = False
-        if self._intents:
-            self._let_through(time.monotonic())
-
-    def _ride_ends(self) -> None:
-        self._rides = False
-        self.offer_outcomes()
+        for _ in range(self._audit.offer_part(list(self.outcomes))):
+            self.outcomes.popleft()
 
     def _let_through(self, now: float) -> None:
         intents, self._intents = self._intents, []
@@ -132,25 +121,15 @@ class AuditGate:
             raise fault  # to the loop, which reports it
 
     def _offer_intents(self, waiting: list[AuthorizedRequest]) -> int:
-        """Return how many the auditor took, from the front. In batches, so that a full queue costs one batch's encoding and not all of them; outcomes that
-        wait ride with the first."""
+        """Return how many the auditor took, from the front. In batches, so that a full queue costs one batch's encoding and not all of them."""
         taken = 0
-        for start in range(0, len(waiting), _EVENTS_TO_A_BATCH):
-            intents = [_intent(request) for request in waiting[start : start + _EVENTS_TO_A_BATCH]]
-            count = self._offer_outcomes(intents) if self.outcomes and not start else self._audit.offer_part(intents)
+        for start in range(0, len(waiting), _INTENTS_TO_A_BATCH):
+            batch = waiting[start : start + _INTENTS_TO_A_BATCH]
+            count = self._audit.offer_part([_intent(request) for request in batch])
             taken += count
-            if count < len(intents):
+            if count < len(batch):
                 break
         return taken
-
-    def _offer_outcomes(self, intents: Sequence[ProviderRequest]) -> int:
-        """Offer a batch of outcomes, with `intents` behind them; return how many of the intents were taken, without any: of the outcomes."""
-        outcomes = self.outcomes
-        told = list(islice(outcomes, _EVENTS_TO_A_BATCH))
-        taken = self._audit.offer_part([*told, *intents])
-        for _ in range(min(taken, len(told))):
-            outcomes.popleft()
-        return max(0, taken - len(told)) if intents else taken
 
     def _keep(self, left: list[AuthorizedRequest], now: float) -> list[AuthorizedRequest]:
         """The auditor's queue is full: let what is within its deadline, and within its key's share of the room, wait for the next look; return the others."""
@@ -170,7 +149,7 @@ class AuditGate:
 
     def _look_again(self) -> None:
         self._looks_again = False
-        self._turn_ends()
+        self.flush()
 
 
 def _intent(request: AuthorizedRequest) -> ProviderRequest:

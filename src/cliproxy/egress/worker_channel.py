@@ -42,6 +42,9 @@ class Dispatcher(Protocol):
     def worker_lost(self, worker: WorkerChannel, error: ChannelError | None) -> None:
         """The channel is closed; its calls have been withdrawn."""
 
+    def flush(self) -> None:
+        """The end of a turn: what happened goes to the auditor before the worker, and so a client, hears of it."""
+
     def introduce(self, worker: WorkerChannel) -> None:
         """The worker said hello: it wants the policy."""
 
@@ -64,7 +67,7 @@ class WorkerChannel:
         self._head_decoder = msgspec.msgpack.Decoder(CallHead)
         self._hello_decoder = msgspec.msgpack.Decoder(Hello)
         self._encoder = msgspec.msgpack.Encoder()
-        self.channel = MuxChannel(self, peer=f"worker {index}", accepts=TO_EGRESS)
+        self.channel = MuxChannel(self, peer=f"worker {index}", accepts=TO_EGRESS, before_write=dispatcher.flush)
 
     # --- ipc.mux.Receiver ---
 

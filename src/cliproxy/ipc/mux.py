@@ -189,13 +189,15 @@ class Receiver(Protocol):
 class MuxChannel(asyncio.Protocol):
     """One end of the worker-egress edge, as an asyncio protocol on a connected stream socket."""
 
-    def __init__(self, receiver: Receiver, *, peer: str, accepts: frozenset[Kind]) -> None:
+    def __init__(self, receiver: Receiver, *, peer: str, accepts: frozenset[Kind], before_write: Callable[[], None] | None = None) -> None:
+        """`before_write` is called before each write: what has to happen before the peer hears of it. It may queue more, which goes along."""
         handlers = receiver.frame_handlers()
         if set(handlers) != set(accepts):
             raise ValueError("the receiver's handlers are not the table of what its peer may send")
         self._receiver = receiver
         self._handlers: list[Callable[[int, bytes], None] | None] = [handlers.get(Kind(k)) if k in accepts else None for k in range(max(Kind) + 1)]
         self.peer = peer
+        self._before_write = before_write
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._connected = False  # has been: frames queued before wait for it
@@ -287,6 +289,15 @@ class MuxChannel(asyncio.Protocol):
 
     def flush(self) -> None:
         """Write what was queued."""
+        if self._before_write is not None and self._out:
+            try:
+                self._before_write()
+            finally:  # what it raises goes to the loop, and what was queued to the peer
+                self._write()
+        else:
+            self._write()
+
+    def _write(self) -> None:
         self._flush_due = False
         out = self._out
         if not out or not self._connected:
