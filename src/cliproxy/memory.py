@@ -32,6 +32,11 @@ class Ebb:
         self._give_back = give_back
         self._most = 0
 
+    def rise(self, held: int) -> None:
+        """`held` bytes are held now: a crowd may come and go between two looks."""
+        if held > self._most:
+            self._most = held
+
     def look(self, held: int) -> None:
         """`held` bytes are held now. Gives back once it is `EBB_BYTES` less than the most since the last time."""
         if held > self._most:

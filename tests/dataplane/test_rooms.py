@@ -70,3 +70,13 @@ def test_memory_is_given_back_after_an_ebb_and_once() -> None:
     ):
         ebb.look(held)
         assert len(given) == times, held
+
+
+def test_a_crowd_that_came_and_went_between_two_looks_is_an_ebb_too() -> None:
+    given: list[None] = []
+    ebb = Ebb(lambda: given.append(None))
+    ebb.look(0)
+    ebb.rise(EBB_BYTES)
+    ebb.look(0)
+    ebb.look(0)
+    assert len(given) == 1

@@ -186,6 +186,7 @@ class Server:
         connection = Connection(self, client, secure=self._tls is not None, buckets=None if self._rate is None else self._rate.buckets(client.group))
         self._rules.enter(connection)
         opening = self._openings[connection] = self._loop.create_task(self._open(sock, connection))
+        self._ebb.rise(self.open_connections * CONNECTION_BYTES)
         opening.add_done_callback(partial(self._opened, sock, connection))
 
     async def _open(self, sock: socket.socket, connection: Connection) -> None:
